@@ -1,0 +1,76 @@
+# One command each: `make` lists them.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/installed
+# The lock is made for Python 3.11; newer ones that its versions support work too.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+	done)
+CORES ?= all
+CONFORMANCE ?= ../shared/conformance
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python" >&2; \
+		exit 1; fi
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## create .venv from the lock
+
+.PHONY: reproduce
+reproduce: $(STAMP) ## run the laptop experiment to its report
+	$(BIN)/snakemake --cores $(CORES)
+
+.PHONY: test
+test: lint $(STAMP) ## run every check and test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: lint
+lint: $(STAMP) ## check style and workflow, and that generated files are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/python -m latent_reasoning.config_docs --check
+
+.PHONY: format
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+.PHONY: docs
+docs: $(STAMP) ## write the schema and config/README.md's tables from the typed configuration
+	$(BIN)/python -m latent_reasoning.config_docs
+
+.PHONY: conformance
+conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CONFORMANCE=folder
+	$(BIN)/python -m latent_reasoning.conformance $(CONFORMANCE)
+
+.PHONY: ui
+ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow.db}"
+
+.PHONY: lock
+lock: $(STAMP) ## write the environment's exact versions to requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel \
+		| sed 's/+cpu$$//; s/+cu[0-9]*$$//' | LC_ALL=C sort -f \
+		| sed '1i # Exact versions of everything, written by '"'make lock'"' from a tested environment.' \
+		> requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+.PHONY: clean
+clean: ## remove the environment and caches; results stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

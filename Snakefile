@@ -1,0 +1,55 @@
+# Adaptive latent reasoning: from raw rows to tables, figures and a page.
+#
+#   snakemake --cores all                                       the laptop experiment
+#   snakemake --cores all --configfile config/paper.yaml        another experiment
+#   snakemake -n                                                what would run, and what it costs
+#   snakemake --cores all results/laptop/models/latent-6/seed-0 one output by its path
+#
+# The configuration's keys are in config/README.md; what reruns when is in workflow/README.md.
+
+from snakemake.utils import min_version
+
+min_version("9.13")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/rl.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/analysis.smk"
+
+
+localrules:
+    all,
+    appendix,
+    tracking_store,
+    tables,
+    appendix_tables,
+    figures,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.output,
+        rules.figures.output,
+        rules.report.output,
+    message:
+        "{EXPERIMENT.experiment}: done, see {LAYOUT.report}"
+
+
+rule appendix:
+    input:
+        rules.appendix_tables.output,
+    message:
+        "{EXPERIMENT.experiment}: the appendix is done, see {LAYOUT.tables}"
+
+
+onstart:
+    write_config(EXPERIMENT, LAYOUT.config)

@@ -1,0 +1,188 @@
+"""The paper's claims, each with what is asked of an experiment and what it measured.
+
+Thresholds are the project's own, fixed before any run. A claim that the numbers do not bear out is
+reported as not reached; one that they cannot decide has no verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas
+
+from latent_reasoning.analysis.results import Pair, Results
+from latent_reasoning.analysis.tables import (
+    forced_table,
+    length_correlation,
+    main_table,
+    paired_table,
+)
+
+POINTS_ABOVE_NO_REASONING = 0.20
+SHORTENING = 0.50
+POINTS_LOST = 0.01
+CORRELATION = 0.8
+POINTS_BELOW_WITHOUT_STEPS = 0.20
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim about one model; `reached` is None where the data cannot decide."""
+
+    claim: str
+    model: str
+    asked: str
+    measured: str
+    reached: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "reached", False: "not reached", None: "cannot be decided"}[self.reached]
+
+
+def claims_of(results: Results) -> list[Claim]:
+    """Every claim that the experiment's models allow, on its first data set."""
+    evidence = _Evidence.of(results)
+    latent = [m for m in results.models if results.stage(m) in ("latent_sft", "rl")]
+    return [
+        *(_better_than_no_reasoning(evidence, pair) for pair in results.no_reasoning_pairs()),
+        *(_shorter(evidence, pair) for pair in results.rl_pairs()),
+        *(_as_accurate(evidence, pair) for pair in results.rl_pairs()),
+        *(_length_follows_steps(evidence, pair.model) for pair in results.rl_pairs()),
+        *(_steps_are_needed(evidence, model) for model in latent),
+    ]
+
+
+def claims_table(results: Results) -> pandas.DataFrame:
+    """`claims_of` as a table: claim, model, asked, measured, verdict."""
+    rows = [
+        {
+            "claim": claim.claim,
+            "model": claim.model,
+            "asked": claim.asked,
+            "measured": claim.measured,
+            "verdict": claim.verdict,
+        }
+        for claim in claims_of(results)
+    ]
+    return pandas.DataFrame(rows, columns=["claim", "model", "asked", "measured", "verdict"])
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The tables that the claims read, restricted to one data set."""
+
+    results: Results
+    dataset: str
+    main: pandas.DataFrame
+    paired: pandas.DataFrame
+    forced: pandas.DataFrame
+
+    @classmethod
+    def of(cls, results: Results) -> _Evidence:
+        dataset = results.datasets[0]
+        main, paired, forced = (
+            table[table["dataset"] == dataset]
+            for table in (main_table(results), paired_table(results), forced_table(results))
+        )
+        return cls(results, dataset, main.set_index("model"), paired, forced)
+
+    def accuracy(self, model: str) -> float:
+        return self.main.loc[model, "accuracy"]
+
+    def tokens(self, model: str) -> float:
+        return self.main.loc[model, "reasoning_tokens"]
+
+    def p_values(self, pair: Pair) -> str:
+        """McNemar's p, one a seed."""
+        rows = self.paired[
+            (self.paired["model"] == pair.model) & (self.paired["reference"] == pair.reference)
+        ]
+        return "McNemar " + ", ".join(p_text(p) for p in rows["p_mcnemar"])
+
+
+def _better_than_no_reasoning(evidence: _Evidence, pair: Pair) -> Claim:
+    ours, theirs = evidence.accuracy(pair.model), evidence.accuracy(pair.reference)
+    return Claim(
+        claim="Latent reasoning beats answering at once",
+        model=pair.model,
+        asked=f"at least {_points(POINTS_ABOVE_NO_REASONING)} above {pair.reference}",
+        measured=f"{_percent(ours)} against {_percent(theirs)}, {_points(ours - theirs, sign=True)}; "
+        + evidence.p_values(pair),
+        reached=_at_least(ours - theirs, POINTS_ABOVE_NO_REASONING),
+    )
+
+
+def _shorter(evidence: _Evidence, pair: Pair) -> Claim:
+    before, after = evidence.tokens(pair.reference), evidence.tokens(pair.model)
+    change = after / before - 1 if before else 0.0
+    return Claim(
+        claim="RL shortens the reasoning",
+        model=pair.model,
+        asked=f"at least {SHORTENING:.0%} fewer reasoning tokens than {pair.reference}",
+        measured=f"{before:.2f} to {after:.2f} tokens, {100 * change:+.1f} %",
+        reached=_at_least(-change, SHORTENING),
+    )
+
+
+def _as_accurate(evidence: _Evidence, pair: Pair) -> Claim:
+    before, after = evidence.accuracy(pair.reference), evidence.accuracy(pair.model)
+    return Claim(
+        claim="RL keeps the accuracy",
+        model=pair.model,
+        asked=f"at most {_points(POINTS_LOST)} below {pair.reference}",
+        measured=f"{_percent(before)} to {_percent(after)}, {_points(after - before, sign=True)}; "
+        + evidence.p_values(pair),
+        # A model that answers nothing has no accuracy to keep.
+        reached=_at_least(after - before, -POINTS_LOST) if before else None,
+    )
+
+
+def _length_follows_steps(evidence: _Evidence, model: str) -> Claim:
+    results = evidence.results
+    frames = [results.predictions(model, seed, evidence.dataset) for seed in results.seeds]
+    known = all(frame["gold_steps"].notna().any() for frame in frames)
+    # A length that never varies follows nothing: r = 0.
+    correlations = [length_correlation(frame) or 0.0 for frame in frames]
+    shown = ", ".join(f"{r:.3f}" for r in correlations)
+    mean = sum(correlations) / len(correlations)
+    return Claim(
+        claim="Longer problems get more thought",
+        model=model,
+        asked=f"Pearson's r of length and reasoning steps at least {CORRELATION}",
+        measured=f"r = {shown}" if known else "the rows have no reasoning steps",
+        reached=_at_least(mean, CORRELATION) if known else None,
+    )
+
+
+def _steps_are_needed(evidence: _Evidence, model: str) -> Claim:
+    own = evidence.accuracy(model)
+    forced = evidence.forced.set_index(["model", "latent_steps"])["accuracy"]
+    without = forced.loc[model, 0]
+    return Claim(
+        claim="The latent steps do the work",
+        model=model,
+        asked=f"made to answer after 0 steps, at least {_points(POINTS_BELOW_WITHOUT_STEPS)} worse",
+        measured=f"{_percent(without)} against {_percent(own)}, "
+        f"{_points(without - own, sign=True)}",
+        reached=_at_least(own - without, POINTS_BELOW_WITHOUT_STEPS),
+    )
+
+
+def _at_least(value: float, bound: float) -> bool:
+    """Whether a value reaches its bound, rounding of shares (0.98 - 0.97) aside."""
+    return bool(value >= bound - 1e-9)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _points(share: float, *, sign: bool = False) -> str:
+    number = f"{100 * share:+.2f}" if sign else f"{100 * share:.0f}"
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
+def p_text(p: float) -> str:
+    """A p-value as a reader wants it."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"

@@ -1,0 +1,421 @@
+"""The figures, each as .png and .svg: pure drawings of the files an experiment left behind.
+
+A model keeps its colour in every figure; an RL model has the colour of the model it started from,
+dashed and with a filled marker. Where there are several seeds, the mean stands out and each seed is
+a thin line or a small point. The colours are Okabe and Ito's, apart for the colour-blind too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from latent_reasoning.analysis.results import Results
+from latent_reasoning.analysis.tables import forced_table, main_table
+from latent_reasoning.files import atomic_file
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+BEFORE, AFTER = "#999999", "#0072B2"
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+WIDTH = 8.0
+"""Inches: the width of a page's column, so that text is drawn at the size it is read."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 160,
+    # Equal input gives equal bytes: element ids come from a fixed salt, not from a random one.
+    "svg.hashsalt": "latent-reasoning",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a model is drawn."""
+
+    colour: str
+    marker: str
+    trained_by_rl: bool
+
+    @property
+    def line(self) -> dict:
+        """Line properties."""
+        return {"color": self.colour, "linestyle": "--" if self.trained_by_rl else "-"}
+
+    @property
+    def point(self) -> dict:
+        """Marker properties: hollow before RL, filled after."""
+        face = self.colour if self.trained_by_rl else "white"
+        return {
+            "marker": self.marker,
+            "markerfacecolor": face,
+            "markeredgecolor": self.colour,
+            "markersize": 6,
+        }
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """A look for every model; those trained by RL share the colour of where they started."""
+    families: dict[str, int] = {}
+    chosen = {}
+    parents = {pair.model: pair.reference for pair in results.rl_pairs()}
+    for model in results.models:
+        root = model
+        while root in parents:
+            root = parents[root]
+        family = families.setdefault(root, len(families))
+        colour, marker = PALETTE[family % len(PALETTE)], MARKERS[family % len(MARKERS)]
+        chosen[model] = Look(colour, marker, trained_by_rl=root != model)
+    return chosen
+
+
+def write_figures(results: Results, folder: Path) -> None:
+    """Draw every figure as `folder/{name}.png` and `.svg`."""
+    with matplotlib.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            figure = draw(results)
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                with atomic_file(folder / f"{name}.{suffix}") as temporary:
+                    figure.savefig(temporary, metadata=metadata)
+
+
+def _grid(rows: int, columns: int, height: float, **keywords) -> tuple[Figure, numpy.ndarray]:
+    """A figure of the page's width, its height in inches, and a 2-D array of axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
+
+
+def _nothing_to_show(why: str) -> Figure:
+    """A figure that says why it is empty, so that every experiment has the same files."""
+    figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
+    figure.text(0.5, 0.5, why, ha="center", va="center", color="#555555")
+    return figure
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """One legend for all axes, with the entries of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _per_cent(axis: Axis, decimals: int | None = 0) -> None:
+    """Shares as per cent; `decimals=None`: as many as the range needs."""
+    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals, symbol=" %"))
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_ylim(-0.03, 1.05)
+    axes.yaxis.set_ticks(numpy.linspace(0, 1, 6))
+    _per_cent(axes.yaxis)
+
+
+# ------------------------------------------------------------------------ accuracy and length
+
+
+def accuracy_vs_tokens(results: Results) -> Figure:
+    """Accuracy against mean reasoning tokens, with intervals; arrows go from SFT to RL.
+
+    A row a data set: all models, and the latent ones alone, enlarged.
+    """
+    table = main_table(results)
+    latent = [m for m in results.models if results.stage(m) in ("latent_sft", "rl")]
+    views = [results.models, latent] if latent else [results.models]
+    figure, grid = _grid(len(results.datasets), len(views), 0.6 + 2.9 * len(results.datasets))
+    for axes_row, dataset in zip(grid, results.datasets, strict=True):
+        rows = table[table["dataset"] == dataset].set_index("model")
+        for axes, models in zip(axes_row, views, strict=True):
+            _accuracy_and_tokens(axes, results, dataset, rows.loc[models])
+            axes.set_xlabel("mean reasoning tokens")
+            axes.set_title(dataset if models is results.models else f"{dataset}: latent models")
+        axes_row[0].set_ylabel("accuracy")
+        axes_row[0].set_xlim(left=-0.04 * max(1.0, rows["reasoning_tokens"].max()))
+        _share_axis(axes_row[0])
+        _per_cent(axes_row[-1].yaxis, decimals=None)
+    _legend_below(figure, grid[0][0], columns=3)
+    return figure
+
+
+def _accuracy_and_tokens(
+    axes: Axes, results: Results, dataset: str, rows: pandas.DataFrame
+) -> None:
+    """The points of some models; `rows` are theirs of the main table, indexed by model."""
+    look = looks(results)
+    for model, row in rows.iterrows():
+        low, high = row["accuracy_ci95_low"], row["accuracy_ci95_high"]
+        axes.errorbar(
+            row["reasoning_tokens"],
+            row["accuracy"],
+            yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
+            ecolor=look[model].colour,
+            capsize=3,
+            linestyle="none",
+            label=model,
+            **look[model].point,
+        )
+        _seed_points(axes, results, model, dataset, look[model])
+    for pair in results.rl_pairs():
+        if {pair.model, pair.reference} <= set(rows.index):
+            _arrow(axes, rows.loc[pair.reference], rows.loc[pair.model], look[pair.model].colour)
+
+
+def _seed_points(axes: Axes, results: Results, model: str, dataset: str, look: Look) -> None:
+    """A small point a seed, where there are several."""
+    if len(results.seeds) < 2:
+        return
+    for seed in results.seeds:
+        summary = results.summary(model, seed, dataset)
+        axes.plot(
+            summary["reasoning_tokens_mean"],
+            summary["accuracy"],
+            marker=".",
+            markersize=4,
+            color=look.colour,
+            alpha=0.5,
+        )
+
+
+def _arrow(axes: Axes, start: pandas.Series, end: pandas.Series, colour: str) -> None:
+    where = ["reasoning_tokens", "accuracy"]
+    axes.annotate(
+        "",
+        xy=tuple(end[where]),
+        xytext=tuple(start[where]),
+        arrowprops={
+            "arrowstyle": "->",
+            "color": colour,
+            "alpha": 0.7,
+            "shrinkA": 6,
+            "shrinkB": 6,
+            "connectionstyle": "arc3,rad=0.15",
+        },
+    )
+
+
+def length_distribution(results: Results) -> Figure:
+    """Share of the answers at every length before and after RL, right and wrong answers apart."""
+    pairs = results.rl_pairs()
+    if not pairs:
+        return _nothing_to_show("No model of this experiment was trained by RL.")
+    dataset = results.datasets[0]
+    figure, grid = _grid(2, len(pairs), 4.4, sharex="col")
+    for column, pair in enumerate(pairs):
+        before = results.pooled_predictions(pair.reference, dataset)
+        after = results.pooled_predictions(pair.model, dataset)
+        lengths = pandas.concat([before, after])["reasoning_tokens"]
+        for axes, right in zip(grid[:, column], (True, False), strict=True):
+            sides = ((before, "before", BEFORE, -0.2), (after, "after", AFTER, 0.2))
+            for frame, when, colour, offset in sides:
+                chosen = frame.loc[frame["correct"] == right, "reasoning_tokens"]
+                shares = chosen.value_counts(normalize=True)
+                axes.bar(shares.index + offset, shares, width=0.4, color=colour, label=f"{when} RL")
+            counts = [int((frame["correct"] == right).sum()) for frame in (before, after)]
+            kind = "right" if right else "wrong"
+            axes.set_title(f"{pair.model}: {counts[0]:,} {kind} before, {counts[1]:,} after")
+            axes.set_xlim(lengths.min() - 0.7, lengths.max() + 0.7)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylim(0, 1.05)
+            _per_cent(axes.yaxis)
+        grid[1][column].set_xlabel("reasoning tokens")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("share of these answers")
+    _legend_below(figure, grid[0][0])
+    return figure
+
+
+def length_by_steps(results: Results) -> Figure:
+    """Mean length by number of gold steps, before and after RL."""
+    pairs, dataset = results.rl_pairs(), results.datasets[0]
+    if not pairs:
+        return _nothing_to_show("No model of this experiment was trained by RL.")
+    frames = {
+        model: results.pooled_predictions(model, dataset)
+        for pair in pairs
+        for model in (pair.reference, pair.model)
+    }
+    if all(frame["gold_steps"].isna().all() for frame in frames.values()):
+        return _nothing_to_show(f"The rows of {dataset} have no reasoning steps to count.")
+    figure, grid = _grid(1, len(pairs), 3.0, sharey=True)
+    for axes, pair in zip(grid[0], pairs, strict=True):
+        sides = ((pair.reference, "before RL", BEFORE, "-"), (pair.model, "after RL", AFTER, "--"))
+        for model, when, colour, style in sides:
+            steps = _mean_by_seed(frames[model], "gold_steps", "reasoning_tokens")
+            _mean_and_seeds(axes, steps, colour, style, label=when)
+        axes.set_title(f"{pair.reference} and {pair.model}")
+        axes.set_xlabel("reasoning steps of the solution")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # The axes share their y: its end is known only when all lines are drawn.
+    grid[0][0].set_ylim(bottom=0)
+    grid[0][0].set_ylabel("mean reasoning tokens")
+    _legend_below(figure, grid[0][0])
+    return figure
+
+
+def _mean_by_seed(frame: pandas.DataFrame, by: str, value: str) -> pandas.DataFrame:
+    """Means of `value`: a row a value of `by`, a column a seed."""
+    known = frame.dropna(subset=by)
+    return known.groupby([by, "seed"])[value].mean().unstack("seed")
+
+
+def _mean_and_seeds(
+    axes: Axes, table: pandas.DataFrame, colour: str, style: str, label: str
+) -> None:
+    """A line of the mean over the columns (seeds), and a thin one for each where several."""
+    x = table.index.to_numpy(dtype=float)
+    if table.shape[1] > 1:
+        for seed in table.columns:
+            y = table[seed].to_numpy(dtype=float)
+            axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
+    mean = table.mean(axis="columns").to_numpy(dtype=float)
+    axes.plot(x, mean, color=colour, linestyle=style, marker="o", markersize=4, label=label)
+
+
+def accuracy_forced(results: Results) -> Figure:
+    """Accuracy where every row is made to take n latent steps; a dotted line answers at once."""
+    dataset = results.datasets[0]
+    table = forced_table(results)
+    table = table[table["dataset"] == dataset]
+    counts = table.groupby("model")["latent_steps"].nunique()
+    latent = [model for model in results.models if counts[model] > 1]
+    if not latent:
+        return _nothing_to_show("No model of this experiment takes latent steps.")
+    look = looks(results)
+    figure, grid = _grid(1, 1, 3.4)
+    axes = grid[0][0]
+    for model in latent:
+        rows = table[table["model"] == model]
+        x = rows["latent_steps"]
+        band = (rows["accuracy_ci95_low"], rows["accuracy_ci95_high"])
+        axes.fill_between(x, *band, color=look[model].colour, alpha=0.12, linewidth=0)
+        axes.plot(x, rows["accuracy"], label=model, **look[model].line, **look[model].point)
+        if len(results.seeds) > 1:
+            for seed in results.seeds:
+                one = results.forced(model, seed, dataset)
+                thin = {"linewidth": 0.6, "alpha": 0.6}
+                axes.plot(one["latent_steps"], one["accuracy"], **look[model].line, **thin)
+    for model in results.no_reasoning_models():
+        accuracy = results.pooled_predictions(model, dataset)["correct"].mean()
+        axes.axhline(accuracy, color="#555555", linestyle=":", label=f"{model} (no steps)")
+    axes.set_xlabel("forced number of latent steps n (length n + 2)")
+    axes.set_ylabel(f"accuracy on {dataset}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _share_axis(axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A quantity of the training curves: the columns that show it and the stages that have it."""
+
+    title: str
+    stages: tuple[str, ...]
+    columns: tuple[str, ...]
+    scale: Literal["linear", "log", "share"] = "linear"
+
+
+PANELS = (
+    Panel("SFT: loss", ("sft", "latent_sft"), ("loss",), "log"),
+    Panel(
+        "latent SFT: parts of the loss",
+        ("latent_sft",),
+        ("teacher_loss", "student_loss", "codi_loss", "meaned_loss"),
+        "log",
+    ),
+    Panel("validation accuracy", ("sft", "latent_sft", "rl"), ("validation_accuracy",), "share"),
+    Panel("RL: mean length of rollouts", ("rl",), ("reasoning_tokens",)),
+    Panel("RL: KL to the start model", ("rl",), ("kl",)),
+    Panel("RL: share of all-correct groups", ("rl",), ("all_correct_share",), "share"),
+)
+PART_STYLES = ("-", "--", ":", "-.")
+
+
+def training_curves(results: Results) -> Figure:
+    """Loss and its parts, validation accuracy, and RL's length, KL and all-correct groups."""
+    look = looks(results)
+    figure, grid = _grid(2, 3, 5.0)
+    for axes, panel in zip(grid.flat, PANELS, strict=True):
+        for model, curves in _curves(results, panel.stages):
+            for column, style in zip(panel.columns, PART_STYLES, strict=False):
+                _curve(axes, curves, column, look[model], style if len(panel.columns) > 1 else None)
+        _dress(axes, panel)
+    trained = [model for model in results.models if results.stage(model) != "import"]
+    handles = [Line2D([], [], label=model, **look[model].line) for model in trained]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, max(1, len(handles))))
+    return figure
+
+
+def _curves(results: Results, stages: tuple[str, ...]) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """The training curves of the models of some stages, a seed at a time."""
+    for model in results.models:
+        if results.stage(model) in stages:
+            for seed in results.seeds:
+                yield model, results.training(model, seed)
+
+
+def _curve(
+    axes: Axes, curves: pandas.DataFrame, column: str, look: Look, part_style: str | None
+) -> None:
+    """One column of one training; a quantity of 0 throughout (a loss that is off) is left out."""
+    if column not in curves or not curves[column].fillna(0).any():
+        return
+    known = curves.dropna(subset=column)
+    line = look.line | ({"linestyle": part_style} if part_style else {})
+    axes.plot(known["step"], known[column], linewidth=1.1, label=column, **line)
+
+
+def _dress(axes: Axes, panel: Panel) -> None:
+    """Title, scale and, for several columns, what each line style means."""
+    axes.set_title(panel.title)
+    axes.set_xlabel("step")
+    if not axes.lines:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color="#555555")
+        return
+    if panel.scale == "log":
+        axes.set_yscale("log")
+    if panel.scale == "share":
+        _share_axis(axes)
+    drawn = {line.get_label() for line in axes.lines}
+    if len(panel.columns) > 1:
+        handles = [
+            Line2D([], [], color="#555555", linestyle=style, label=column.replace("_", " "))
+            for column, style in zip(panel.columns, PART_STYLES, strict=False)
+            if column in drawn
+        ]
+        axes.legend(handles=handles, loc="lower left", fontsize=7.5)
+
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "accuracy_vs_tokens": accuracy_vs_tokens,
+    "length_distribution": length_distribution,
+    "length_by_steps": length_by_steps,
+    "accuracy_forced": accuracy_forced,
+    "training_curves": training_curves,
+}
+"""Every figure by its file name; `workflow/report/{name}.rst` is its caption."""

@@ -1,0 +1,126 @@
+"""Reading what an experiment left under `results/`: evaluations and training curves.
+
+Tables, figures and the report read these files and nothing else. A missing one is a
+`MissingResultError` that says which it is and which command makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from latent_reasoning.config import Experiment
+from latent_reasoning.paths import Layout
+
+
+class MissingResultError(RuntimeError):
+    """A file that an earlier stage makes is not there."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and the one it is compared with, row by row."""
+
+    model: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The evaluated models of one experiment, in the order of the main table."""
+
+    experiment: Experiment
+    layout: Layout
+    models: list[str]
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, appendix: bool = False) -> Results:
+        """The main models of an experiment, or those of its appendix."""
+        report = experiment.report
+        models = report.main or [name for name in experiment.models if name not in report.appendix]
+        return cls(experiment, Layout.of(experiment), report.appendix if appendix else models)
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.experiment.seeds
+
+    @property
+    def datasets(self) -> list[str]:
+        return self.experiment.evaluation.datasets
+
+    def stage(self, model: str) -> str:
+        """The stage that makes a model: sft, latent_sft, rl or import."""
+        return self.experiment.models[model].stage
+
+    def parent(self, model: str) -> str:
+        """The model that training started from, or `base`."""
+        return self.experiment.models[model].start or "base"
+
+    def no_reasoning_models(self) -> list[str]:
+        """Models of the table that were trained to answer at once."""
+        entries = self.experiment.models
+        return [m for m in self.models if entries[m].stage == "sft" and entries[m].form == "no_cot"]
+
+    def rl_pairs(self) -> list[Pair]:
+        """RL models of the table with the model each started from."""
+        rl = [name for name in self.models if self.stage(name) == "rl"]
+        return [Pair(name, self.parent(name)) for name in rl if self.parent(name) in self.models]
+
+    def no_reasoning_pairs(self) -> list[Pair]:
+        """Latent SFT models of the table against those that answer at once."""
+        latent = [name for name in self.models if self.stage(name) == "latent_sft"]
+        return [
+            Pair(name, reference) for name in latent for reference in self.no_reasoning_models()
+        ]
+
+    # ------------------------------------------------------------------------------ files
+
+    def summary(self, model: str, seed: int, dataset: str) -> dict:
+        """`summary.json` of an evaluation."""
+        return json.loads(self._file(model, seed, dataset, "summary.json").read_text("utf-8"))
+
+    def predictions(self, model: str, seed: int, dataset: str) -> pandas.DataFrame:
+        """`predictions.parquet` of an evaluation, a row an example."""
+        return pandas.read_parquet(self._file(model, seed, dataset, "predictions.parquet"))
+
+    def pooled_predictions(self, model: str, dataset: str) -> pandas.DataFrame:
+        """The predictions of all seeds, with a column `seed`."""
+        frames = [self.predictions(model, s, dataset).assign(seed=s) for s in self.seeds]
+        return pandas.concat(frames, ignore_index=True)
+
+    def forced(self, model: str, seed: int, dataset: str) -> pandas.DataFrame:
+        """`forced.csv` of an evaluation: accuracy at every forced number of latent steps."""
+        return pandas.read_csv(self._file(model, seed, dataset, "forced.csv"))
+
+    def training(self, model: str, seed: int) -> pandas.DataFrame | None:
+        """`training.csv` of a model; None for a model that was not trained here."""
+        if self.stage(model) == "import":
+            return None
+        path = self.layout.model(model, seed) / "training.csv"
+        if not path.is_file():
+            raise MissingResultError(
+                f"no training curve of {model}, seed {seed} ({path}); the model is made by: "
+                f"snakemake {_shown(self.layout.model(model, seed))}"
+            )
+        return pandas.read_csv(path)
+
+    def _file(self, model: str, seed: int, dataset: str, name: str) -> Path:
+        folder = self.layout.evaluation(model, seed, dataset)
+        path = folder / name
+        if not path.is_file():
+            raise MissingResultError(
+                f"no evaluation of {model}, seed {seed}, on {dataset} ({path}); make it with: "
+                f"snakemake {_shown(folder)}"
+            )
+        return path
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it from the project root, where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,1 @@
+"""Generation: greedy ids, stop probabilities, lengths, verdicts and metrics (`generation/`, `bench/`)."""

@@ -1,0 +1,1 @@
+"""Rows: sources, filters and splits, the generator, sequence format and collation."""

@@ -1,0 +1,91 @@
+"""Batches: left-padded tensors, batches of like length, and the order in which rows are read.
+
+Padding is on the left: id `pad_id`, mask 0, label -100, maps False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_reasoning.data.sequences import IGNORED_LABEL, LatentExample, PlainExample
+
+
+def collate_plain(examples: Sequence[PlainExample], pad_id: int) -> dict[str, Tensor]:
+    """Left-padded batch, each tensor (B, T): `input_ids`, `attention_mask` and `labels` (int64),
+    `reasoning_map` and `target_token_map` (bool)."""
+    columns: dict[str, tuple[Callable[[Any], np.ndarray], type, int | bool]] = {
+        "input_ids": (lambda example: example.input_ids, np.int64, pad_id),
+        "attention_mask": (lambda example: np.ones(len(example), np.int64), np.int64, 0),
+        "labels": (lambda example: example.labels, np.int64, IGNORED_LABEL),
+        "reasoning_map": (lambda example: example.reasoning_map, np.bool_, False),
+        "target_token_map": (lambda example: example.target_token_map, np.bool_, False),
+    }
+    return {
+        name: _pad_left([values(example) for example in examples], dtype, fill)
+        for name, (values, dtype, fill) in columns.items()
+    }
+
+
+def collate_latent(examples: Sequence[LatentExample], pad_id: int) -> dict[str, Tensor]:
+    """The teacher's batch as in `collate_plain`, the student's under the same names with `latent_`
+    before them, and `latent_continue_map` (bool). The two differ in T."""
+    students = [example.student for example in examples]
+    student = collate_plain(students, pad_id)
+    student["continue_map"] = _pad_left([s.continue_map for s in students], np.bool_, False)
+    teacher = collate_plain([example.teacher for example in examples], pad_id)
+    return {**teacher, **{f"latent_{name}": values for name, values in student.items()}}
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Left-padded `input_ids` and `attention_mask` of prompts, int64 (B, T)."""
+    ids = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+    masks = [np.ones(len(prompt), dtype=np.int64) for prompt in prompts]
+    return _pad_left(ids, np.int64, pad_id), _pad_left(masks, np.int64, 0)
+
+
+def bucket_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions in batches of like length, longest first, so that little is padded.
+
+    The longest batch comes first: if memory does not suffice, it shows at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+class StepSampler:
+    """Which examples a training step reads: each epoch is a new permutation, without replacement.
+
+    `indices` is a pure function of the seed and the step, so a resumed run needs no state. A batch
+    that reaches the end of an epoch goes on in the next one.
+    """
+
+    def __init__(self, n_examples: int, batch_size: int, seed: int) -> None:
+        if n_examples < 1 or batch_size < 1:
+            raise ValueError(f"{n_examples} examples in batches of {batch_size}: nothing to sample")
+        self.n_examples = n_examples
+        self.batch_size = batch_size
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(n_examples)
+        )
+
+    def indices(self, step: int) -> list[int]:
+        """Positions of the examples of optimiser step `step` (from 0)."""
+        first = step * self.batch_size
+        return [
+            int(self._permutation(position // self.n_examples)[position % self.n_examples])
+            for position in range(first, first + self.batch_size)
+        ]
+
+
+def _pad_left(arrays: Sequence[np.ndarray], dtype: type, fill: int | bool) -> Tensor:
+    width = max(len(array) for array in arrays)
+    batch = np.full((len(arrays), width), fill, dtype=dtype)
+    for row, array in zip(batch, arrays, strict=True):
+        row[width - len(array) :] = array
+    return torch.from_numpy(batch)

@@ -1,0 +1,177 @@
+"""The stage prepare_data: from raw rows to `sft`, `rl`, `validation`, `test` and extra test sets.
+
+In this order: read and check; shuffle and cut train into SFT's and RL's part; in each part drop
+answers that are no plain number and questions that stand in validation or test; add perturbed
+copies. Validation and test are kept as they are. The summary says what was dropped, and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from latent_reasoning.config import Data
+from latent_reasoning.data.perturbation import perturbed_copies
+from latent_reasoning.data.rows import DataError, Row, normalise_question, row_lines
+from latent_reasoning.data.sources import Log, RawSplit, read_splits
+from latent_reasoning.data.splits import (
+    keep_numeric,
+    keep_unseen,
+    questions_of,
+    split_positions,
+)
+from latent_reasoning.files import atomic_file, write_json, write_text_atomically
+from latent_reasoning.paths import Layout
+
+BAD_ROW = "bad_row"
+WORDS_PER_BIN = 10
+CHARACTERS_PER_BIN = 50
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The splits that later stages read, and the summary of how they came about."""
+
+    splits: dict[str, list[Row]]
+    summary: dict[str, Any]
+
+
+def prepare(data: Data, log: Log) -> Prepared:
+    """Read, split, filter and augment as configured.
+
+    Raises:
+        DataError: rows that cannot be used, or a split that is empty in the end.
+    """
+    raw = read_splits(data, log)
+    train = raw.pop("train")
+    held_out = questions_of(raw["validation"].rows, raw["test"].rows)
+    splits: dict[str, list[Row]] = {}
+    summaries: dict[str, Any] = {"train": _counts(train.rows, _bad_rows(train))}
+    for name, positions in zip(
+        ("sft", "rl"), split_positions(len(train.rows), data.sft_share, data.split_seed), strict=True
+    ):
+        part = [train.rows[position] for position in positions]
+        splits[name], dropped = _filtered(part, held_out, data)
+        summaries[name] = _counts(splits[name], dropped)
+    _refuse_empty(splits, summaries, data)
+    if data.augmentation.method == "numeric_perturbation":
+        _augment(splits, summaries, held_out | questions_of(*splits.values()), data, log)
+    for name, split in raw.items():
+        splits[name] = split.rows
+        summaries[name] = _counts(split.rows, _bad_rows(split))
+        if name in data.extra_tests:
+            trained = questions_of(splits["sft"], splits["rl"])
+            summaries[name]["questions_also_in_train"] = sum(
+                normalise_question(row.question) in trained for row in split.rows
+            )
+    for name, rows in splits.items():
+        summaries[name].update(_histograms(rows))
+    return Prepared(splits, {**_source(data), "splits": summaries})
+
+
+def write(prepared: Prepared, layout: Layout) -> None:
+    """Write each split, its SHA-256 beside it, and last the summary; every file atomically."""
+    summary = prepared.summary
+    for name, rows in prepared.splits.items():
+        digest = hashlib.sha256()
+        with (
+            atomic_file(layout.data(name)) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            for line in row_lines(rows):
+                file.write(line)
+                digest.update(line.encode())
+        write_text_atomically(layout.data_digest(name), digest.hexdigest() + "\n")
+        summary["splits"][name]["sha256"] = digest.hexdigest()
+    write_json(layout.data_summary, summary)
+
+
+def _filtered(
+    rows: Sequence[Row], held_out: set[str], data: Data
+) -> tuple[list[Row], Counter[str]]:
+    numeric, not_numeric = keep_numeric(rows, drop_negative=False)
+    unseen, seen = keep_unseen(numeric, held_out)
+    if seen and data.source == "generated":
+        raise DataError(
+            f"{seen.total()} generated training questions also stand in validation or test: the "
+            "generator is broken"
+        )
+    return unseen, not_numeric + seen
+
+
+def _refuse_empty(
+    splits: dict[str, list[Row]], summaries: dict[str, Any], data: Data
+) -> None:
+    for name, rows in splits.items():
+        if not rows and not (name == "rl" and data.sft_share == 1.0):
+            raise DataError(
+                f"the split {name} has no rows left: dropped {summaries[name]['dropped']}; train has "
+                f"{summaries['train']['rows']} rows, of which sft gets data.sft_share = "
+                f"{data.sft_share:g}"
+            )
+
+
+def _augment(
+    splits: dict[str, list[Row]],
+    summaries: dict[str, Any],
+    questions: set[str],
+    data: Data,
+    log: Log,
+) -> None:
+    """Append perturbed copies to their own row's split, so that SFT and RL stay apart."""
+    settings = data.augmentation
+    for name in ("sft", "rl"):
+        copies = perturbed_copies(splits[name], settings.copies, settings.seed, questions)
+        parents = {copy.id.rsplit("-copy-", 1)[0] for copy in copies}
+        summaries[name]["perturbed_rows"] = len(parents)
+        summaries[name]["perturbed_copies"] = len(copies)
+        log(f"{name}: {len(copies)} perturbed copies of {len(parents)} of {len(splits[name])} rows")
+        splits[name] = splits[name] + copies
+        summaries[name]["rows"] = len(splits[name])
+
+
+def _bad_rows(split: RawSplit) -> Counter[str]:
+    return Counter({BAD_ROW: split.bad_rows} if split.bad_rows else {})
+
+
+def _counts(rows: Sequence[Row], dropped: Counter[str]) -> dict[str, Any]:
+    return {"rows": len(rows), "dropped": dict(sorted(dropped.items()))}
+
+
+def _source(data: Data) -> dict[str, Any]:
+    if data.source == "hub":
+        return {"source": "hub", "hub_id": data.hub_id, "revision": data.revision}
+    return {"source": data.source}
+
+
+def _histograms(rows: Sequence[Row]) -> dict[str, Any]:
+    """Lengths of the questions, and the numbers of steps (`unknown` where a row has none given)."""
+    steps = Counter("unknown" if row.steps is None else len(row.steps) for row in rows)
+    return {
+        "steps": {str(count): steps[count] for count in sorted(steps, key=lambda c: (str(c) == "unknown", c))},
+        "question_words": _distribution(
+            (len(row.question.split()) for row in rows), WORDS_PER_BIN
+        ),
+        "question_characters": _distribution(
+            (len(row.question) for row in rows), CHARACTERS_PER_BIN
+        ),
+    }
+
+
+def _distribution(values: Iterable[int], bin_width: int) -> dict[str, Any]:
+    """Least, mean and largest value, and the counts by the first value of each bin."""
+    values = list(values)
+    if not values:
+        return {"bin_width": bin_width, "histogram": {}}
+    bins = Counter(value // bin_width * bin_width for value in values)
+    return {
+        "min": min(values),
+        "mean": round(fmean(values), 2),
+        "max": max(values),
+        "bin_width": bin_width,
+        "histogram": {str(start): bins[start] for start in sorted(bins)},
+    }

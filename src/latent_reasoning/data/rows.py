@@ -1,0 +1,143 @@
+"""Rows: one question with its steps and its answer, read from JSON lines and checked one by one.
+
+A malformed row is a `DataError` that names the file, the line (from 1, as editors count) and the
+reason. A row's id is `{split}-{line from 0}` and stays with it through every later file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says which file and line (or row), and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example: `steps` is None where the source has none (then only the answer is known)."""
+
+    id: str
+    question: str
+    steps: tuple[str, ...] | None
+    answer: str
+
+
+def parse_row(record: Any, row_id: str, where: str) -> Row:
+    """Check one decoded record and make it a `Row`.
+
+    `where` names the file and line for the message. Answers may be numbers; other columns are
+    ignored. An empty answer is text like any other: the training filter drops it.
+
+    Raises:
+        DataError: no mapping, no question, no answer, or a column of the wrong type.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a row is a mapping, not {_type_name(record)}")
+    question = _text(record, "question", where)
+    if not question.strip():
+        raise DataError(f"{where}: the question is empty")
+    answer = record.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        record = {**record, "answer": str(answer)}
+    answer = _text(record, "answer", where)
+    steps = record.get("steps")
+    if steps is not None:
+        if not isinstance(steps, list | tuple) or not all(isinstance(s, str) for s in steps):
+            raise DataError(f"{where}: steps is a list of texts (or null), not {_type_name(steps)}")
+        for step in steps:
+            _check_unicode(step, "steps", where)
+        steps = tuple(steps)
+    return Row(row_id, question, steps, answer)
+
+
+def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The line number (from 0) and decoded record of each line that is not blank.
+
+    A line that cannot be decoded yields its `DataError` in the record's place, so that the caller
+    decides whether it stops or is counted.
+
+    Raises:
+        DataError: the file does not exist or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line.decode("utf-8-sig"))
+                except UnicodeDecodeError as error:
+                    yield number, DataError(f"{path}, line {number + 1}: not UTF-8: {error.reason}")
+                except json.JSONDecodeError as error:
+                    yield (
+                        number,
+                        DataError(
+                            f"{path}, line {number + 1}: not JSON: {error.msg} "
+                            f"(column {error.colno})"
+                        ),
+                    )
+                except RecursionError:
+                    yield number, DataError(f"{path}, line {number + 1}: nested too deeply")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a prepared file (`results/{experiment}/data/{split}.jsonl`), which carry their ids.
+
+    Raises:
+        DataError: a missing file, a malformed row, or no row at all.
+    """
+    rows = []
+    for number, record in json_line_records(path):
+        where = f"{path}, line {number + 1}"
+        if isinstance(record, DataError):
+            raise record
+        if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+            raise DataError(f"{where}: no id: not a file written by prepare_data")
+        rows.append(parse_row(record, record["id"], where))
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return rows
+
+
+def row_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """The JSON line of each row, as `read_rows` reads it."""
+    for row in rows:
+        record = {"id": row.id, "question": row.question, "steps": row.steps, "answer": row.answer}
+        yield json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def normalise_question(question: str) -> str:
+    """The text by which two questions are the same: runs of white space are one space."""
+    return " ".join(question.split())
+
+
+def _text(record: dict[str, Any], column: str, where: str) -> str:
+    if column not in record or record[column] is None:
+        raise DataError(f"{where}: no {column}")
+    value = record[column]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {column} is text, not {_type_name(value)}")
+    _check_unicode(value, column, where)
+    return value
+
+
+def _check_unicode(text: str, column: str, where: str) -> None:
+    """JSON can hold half of a surrogate pair, which no file and no tokenizer can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {column} is not valid Unicode: {error.reason}") from error
+
+
+def _type_name(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "null"}
+    return names.get(
+        type(value), "a number" if isinstance(value, int | float) else "something else"
+    )

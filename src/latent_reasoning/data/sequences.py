@@ -1,0 +1,521 @@
+"""The only place where rows become token sequences (method.md, section 2).
+
+A training example is five pieces, each tokenised apart so that no token crosses a border (note 2 of
+the conformance README):
+
+    {prefix}{question} | {reasoning} | ` The answer is` | `:` | ` {answer}`{eos}
+
+`reasoning` is the steps (`encode_plain`), or START, n CONTINUE, STOP (the student of
+`encode_latent`, whose teacher is the plain form of the same row). BOS stands where the tokenizer
+puts it by itself. An example keeps its ids once and computes labels and maps from four numbers: at
+385,620 rows that is the difference between 0.5 and 3 GB.
+
+Texts go to the tokenizer in batches, hence the forms for many rows; those for one row are the same
+code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import LatentSteps
+from latent_reasoning.data.rows import DataError, Row
+
+START = "<START>"
+END = "<END>"
+CONTINUE = "<|CONTINUE|>"
+STOP = "<|STOP|>"
+SPECIAL_TOKENS = (START, END, CONTINUE, STOP)
+
+ANSWER_WORDS = " The answer is"
+COLON = ":"
+ANSWER_PREFIX = ANSWER_WORDS + COLON
+
+IGNORED_LABEL = -100
+SEPARATORS = 4
+"""The public code tests the token limit while one separator stands between each two pieces."""
+
+ROWS_PER_CALL = 8192
+"""Rows tokenised at once: bounds the memory of the tokenizer's own output."""
+
+Form = Literal["cot", "no_cot"]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the four latent tokens; END is only read at STOP's place, never predicted."""
+
+    start: int
+    end: int
+    continue_: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlainExample:
+    """A sequence of text: question, reasoning, answer.
+
+    Attributes:
+        input_ids: ids of the whole sequence, BOS and EOS included, int32 (T,).
+        question_length: ids before the reasoning.
+        reasoning_length: ids of the reasoning, 0 where there is none.
+        first_label: position of the first id that is learned.
+        target_position: where hidden states are distilled (` The answer is:`, or one later).
+    """
+
+    input_ids: np.ndarray
+    question_length: int
+    reasoning_length: int
+    first_label: int
+    target_position: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The ids with -100 before `first_label`, int64 (T,); not shifted."""
+        labels = self.input_ids.astype(np.int64)
+        labels[: self.first_label] = IGNORED_LABEL
+        return labels
+
+    @property
+    def reasoning_map(self) -> np.ndarray:
+        """True at the reasoning, START and STOP included, bool (T,)."""
+        return self._map(self.question_length, self.question_length + self.reasoning_length)
+
+    @property
+    def target_token_map(self) -> np.ndarray:
+        """True at the target token alone, bool (T,)."""
+        return self._map(self.target_position, self.target_position + 1)
+
+    def _map(self, start: int, end: int) -> np.ndarray:
+        positions = np.zeros(len(self.input_ids), dtype=bool)
+        positions[start:end] = True
+        return positions
+
+
+@dataclass(frozen=True, slots=True)
+class StudentExample(PlainExample):
+    """A sequence that reasons in latent steps."""
+
+    @property
+    def continue_map(self) -> np.ndarray:
+        """True at the CONTINUE positions, bool (T,)."""
+        end = self.question_length + self.reasoning_length
+        return self._map(self.question_length + 1, end - 1)
+
+    @property
+    def latent_steps(self) -> int:
+        """n, the number of CONTINUE positions."""
+        return self.reasoning_length - 2
+
+
+Example = TypeVar("Example", bound=PlainExample)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentExample:
+    """One row as the teacher reads it and as the student does."""
+
+    teacher: PlainExample
+    student: StudentExample
+
+
+# ------------------------------------------------------------------------------------- tokenizer
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Ids of START, END, CONTINUE and STOP.
+
+    Raises:
+        DataError: the tokenizer lacks one of them.
+    """
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
+    missing = [
+        token
+        for token, index in zip(SPECIAL_TOKENS, ids, strict=True)
+        if index is None or index == tokenizer.unk_token_id
+    ]
+    if missing:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or ''!r} lacks the special tokens "
+            f"{', '.join(missing)}: it is not a latent model's; start latent_sft from this model, "
+            "which adds them"
+        )
+    return SpecialTokens(*ids)
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text by itself: BOS, or nothing (GPT-2)."""
+    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    for position in range(len(ids)):
+        if ids[position : position + len(probe)] == probe:
+            return ids[:position]
+    return []
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that the tokenizer reads as one special token, the four latent ones included."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*SPECIAL_TOKENS, *tokenizer.all_special_tokens, *added} - {""})
+
+
+def apply_special_token_policy(
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Literal["error", "skip", "escape", "keep"],
+) -> tuple[list[Row], int]:
+    """Deal with literal special-token text in rows, which a tokenizer would read as the token.
+
+    `error` refuses; `skip` leaves the row out; `escape` puts a space after the text's first
+    character (`< START>`); `keep` does nothing, as the public code.
+
+    Returns the rows and how many were left out.
+
+    Raises:
+        DataError: with policy `error`, naming the row and the text.
+    """
+    if policy == "keep":
+        return list(rows), 0
+    pattern = re.compile("|".join(map(re.escape, special_texts(tokenizer))))
+    kept, skipped = [], 0
+    for row in rows:
+        found = next(filter(None, map(pattern.search, _texts(row))), None)
+        if found is None:
+            kept.append(row)
+        elif policy == "error":
+            raise DataError(
+                f"row {row.id}: its text holds {found.group()!r}, which the tokenizer would read "
+                "as the special token; data.special_token_text may skip such rows, escape or "
+                "keep the text"
+            )
+        elif policy == "escape":
+            kept.append(_escape(row, pattern))
+        else:
+            skipped += 1
+    return kept, skipped
+
+
+def _texts(row: Row) -> tuple[str, ...]:
+    return (row.question, *(row.steps or ()), row.answer)
+
+
+def _escape(row: Row, pattern: re.Pattern[str]) -> Row:
+    def broken(text: str) -> str:
+        return pattern.sub(lambda match: f"{match.group()[0]} {match.group()[1:]}", text)
+
+    steps = None if row.steps is None else tuple(map(broken, row.steps))
+    return replace(row, question=broken(row.question), steps=steps, answer=broken(row.answer))
+
+
+# ---------------------------------------------------------------------------------------- pieces
+
+
+def reasoning_text(row: Row, *, natural_language: bool, drop_last_step: bool) -> str:
+    """The steps joined with nothing between them; each after a space where they are sentences.
+
+    Raises:
+        DataError: the row's steps are unknown.
+    """
+    if row.steps is None:
+        raise DataError(f"row {row.id} has no steps: only the form no_cot can use it")
+    steps = row.steps[:-1] if drop_last_step else row.steps
+    return "".join(f" {step}" for step in steps) if natural_language else "".join(steps)
+
+
+def latent_step_count(k: int, steps: LatentSteps) -> int:
+    """n = min(max, max(min, factor * k + bias)) latent steps for k reasoning steps, at least 0."""
+    count = steps.factor * k + steps.bias
+    if steps.min is not None:
+        count = max(steps.min, count)
+    if steps.max is not None:
+        count = min(steps.max, count)
+    return max(0, count)
+
+
+def reasoning_step_count(row: Row, *, drop_last_step: bool) -> int:
+    """k, all the steps. Where the last is removed, a row without any counts as one (note 6)."""
+    return max(len(row.steps or ()), 1 if drop_last_step else 0)
+
+
+def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:
+    """SFT's length limit, on both sequences of a latent example (note 5: 508 for 512)."""
+    if max_tokens is None:
+        return True
+    if isinstance(example, LatentExample):
+        length = max(len(example.teacher), len(example.student))
+    else:
+        length = len(example)
+    return length + SEPARATORS <= max_tokens
+
+
+# -------------------------------------------------------------------------------- training text
+
+
+def encode_plain(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    form: Form,
+    prefix: str,
+    natural_language: bool = False,
+    drop_last_step: bool = False,
+    shift_target: bool = False,
+    reasoning: str | None = None,
+) -> PlainExample:
+    """One row as text; see `encode_plain_rows`. `reasoning` replaces the text of the steps."""
+    (example,) = encode_plain_rows(
+        [row],
+        tokenizer,
+        form=form,
+        prefix=prefix,
+        natural_language=natural_language,
+        drop_last_step=drop_last_step,
+        shift_target=shift_target,
+        reasonings=None if reasoning is None else [reasoning],
+    )
+    return example
+
+
+def encode_plain_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    form: Form,
+    prefix: str,
+    natural_language: bool = False,
+    drop_last_step: bool = False,
+    shift_target: bool = False,
+    reasonings: Sequence[str] | None = None,
+) -> list[PlainExample]:
+    """Rows as text, with their steps (`cot`) or without (`no_cot`).
+
+    Args:
+        rows: the rows.
+        tokenizer: its EOS ends each example.
+        form: with the steps or without.
+        prefix: text before the question.
+        natural_language: steps are sentences: a space goes before each.
+        drop_last_step: leave the last step out (the teacher of CODI-type losses).
+        shift_target: the target token is the one after `:`, not `:`.
+        reasonings: texts in place of the steps, one a row, used as they are.
+
+    Raises:
+        DataError: a row without steps where they are needed, or a tokenizer without EOS.
+    """
+
+    def reasoning_of(row: Row) -> str:
+        if form == "no_cot":
+            return ""
+        return reasoning_text(row, natural_language=natural_language, drop_last_step=drop_last_step)
+
+    texts = [reasoning_of(row) for row in rows] if reasonings is None else reasonings
+    pieces = _Pieces.of(tokenizer)
+    return [
+        pieces.join(question, reasoning, answer, len(question), shift_target, PlainExample)
+        for question, reasoning, answer in pieces.encode(rows, prefix, texts)
+    ]
+
+
+def encode_latent(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n: int,
+    prefix: str,
+    natural_language: bool,
+    drop_last_step: bool,
+    shift_target: bool,
+    mask_latent_labels: bool,
+    learn_start: bool,
+    reasoning: str | None = None,
+) -> LatentExample:
+    """One row for teacher and student with `n` latent steps; see `encode_latent_rows`."""
+    (example,) = encode_latent_rows(
+        [row],
+        tokenizer,
+        steps=LatentSteps(factor=0, bias=n, min=None, max=None),
+        prefix=prefix,
+        natural_language=natural_language,
+        drop_last_step=drop_last_step,
+        shift_target=shift_target,
+        mask_latent_labels=mask_latent_labels,
+        learn_start=learn_start,
+        reasonings=None if reasoning is None else [reasoning],
+    )
+    return example
+
+
+def encode_latent_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: LatentSteps,
+    prefix: str,
+    natural_language: bool,
+    drop_last_step: bool,
+    shift_target: bool,
+    mask_latent_labels: bool,
+    learn_start: bool,
+    reasonings: Sequence[str] | None = None,
+) -> list[LatentExample]:
+    """Rows for teacher (text) and student (START, n CONTINUE, STOP).
+
+    Args:
+        rows: the rows.
+        tokenizer: has EOS and the four latent tokens.
+        steps: how many latent steps a row gets.
+        prefix: text before the question.
+        natural_language: steps are sentences: a space goes before each.
+        drop_last_step: the teacher's text leaves the last step out.
+        shift_target: the target token is the one after `:`, not `:`.
+        mask_latent_labels: the student learns only the answer.
+        learn_start: START is a label too, on the question's last token (note 7).
+        reasonings: texts in place of the teacher's steps, one a row, used as they are.
+
+    Raises:
+        DataError: a row without steps, or a tokenizer that lacks a token.
+    """
+    special = special_token_ids(tokenizer)
+    pieces = _Pieces.of(tokenizer)
+    if reasonings is None:
+        reasonings = [
+            reasoning_text(row, natural_language=natural_language, drop_last_step=drop_last_step)
+            for row in rows
+        ]
+    examples = []
+    for row, (question, reasoning, answer) in zip(
+        rows, pieces.encode(rows, prefix, reasonings), strict=True
+    ):
+        k = reasoning_step_count(row, drop_last_step=drop_last_step)
+        latent = latent_run(latent_step_count(k, steps), special)
+        unlearned = len(latent) if mask_latent_labels else (0 if learn_start else 1)
+        start = len(question)
+        teacher = pieces.join(question, reasoning, answer, start, shift_target, PlainExample)
+        student = pieces.join(
+            question, latent, answer, start + unlearned, shift_target, StudentExample
+        )
+        examples.append(LatentExample(teacher, student))
+    return examples
+
+
+def latent_run(n: int, special: SpecialTokens) -> list[int]:
+    """START, `n` CONTINUE, STOP."""
+    return [special.start, *[special.continue_] * n, special.stop]
+
+
+# --------------------------------------------------------------------------------------- prompts
+
+
+def encode_prompt(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    latent: bool,
+    forced_steps: int | None = None,
+) -> list[int]:
+    """One row's prompt; see `encode_prompts`."""
+    (prompt,) = encode_prompts(
+        [row], tokenizer, prefix=prefix, latent=latent, forced_steps=forced_steps
+    )
+    return prompt
+
+
+def encode_prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    latent: bool,
+    forced_steps: int | None = None,
+) -> list[list[int]]:
+    """Prompts of evaluation and RL: the question, and START for a latent model.
+
+    With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
+    answer is left to decode. A model that cannot think has only n = 0: question and
+    ` The answer is:`.
+
+    Raises:
+        DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
+    """
+    if forced_steps and not latent:
+        raise DataError(f"forced_steps is {forced_steps}, but a model that cannot think has only 0")
+    end: list[int] = []
+    if latent:
+        special = special_token_ids(tokenizer)
+        end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
+    if forced_steps is not None:
+        pieces = _Pieces.of(tokenizer)
+        end = [*end, *pieces.answer_words, *pieces.colon]
+    first = beginning(tokenizer)
+    questions = (prefix + row.question for row in rows)
+    return [[*first, *ids, *end] for ids in _tokenise(tokenizer, questions)]
+
+
+# -------------------------------------------------------------------------------------- internal
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The pieces that are the same in every row, and the tokenizer for the others."""
+
+    tokenizer: PreTrainedTokenizerBase
+    first: list[int]
+    answer_words: list[int]
+    colon: list[int]
+    eos: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> _Pieces:
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"the tokenizer {tokenizer.name_or_path or ''!r} has no EOS token")
+        words, colon = _tokenise(tokenizer, [ANSWER_WORDS, COLON])
+        return cls(tokenizer, beginning(tokenizer), words, colon, tokenizer.eos_token_id)
+
+    def encode(
+        self, rows: Iterable[Row], prefix: str, reasonings: Iterable[str]
+    ) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        """Ids of question (BOS before it), reasoning and answer (EOS after it) of each row."""
+        rows = list(rows)
+        questions = _tokenise(self.tokenizer, (prefix + row.question for row in rows))
+        texts = _tokenise(self.tokenizer, reasonings)
+        answers = _tokenise(self.tokenizer, (f" {row.answer}" for row in rows))
+        for question, reasoning, answer in zip(questions, texts, answers, strict=True):
+            yield self.first + question, reasoning, [*answer, self.eos]
+
+    def join(
+        self,
+        question: list[int],
+        reasoning: list[int],
+        answer: list[int],
+        first_label: int,
+        shift_target: bool,
+        kind: Callable[..., Example],
+    ) -> Example:
+        before_answer = question + reasoning + self.answer_words + self.colon
+        return kind(
+            input_ids=np.array(before_answer + answer, dtype=np.int32),
+            question_length=len(question),
+            reasoning_length=len(reasoning),
+            first_label=first_label,
+            target_position=len(before_answer) - (0 if shift_target else 1),
+        )
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+    texts = iter(texts)
+    while part := list(islice(texts, ROWS_PER_CALL)):
+        encoded = tokenizer(
+            part, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        yield from encoded["input_ids"]

@@ -1,0 +1,204 @@
+"""Where rows come from: made here (`generated`), a folder (`local`) or the hub (`hub`).
+
+Every source gives records; `read_split` checks each and makes it a `Row` with the id
+`{split}-{line from 0}`. A bad one stops the stage or is counted, as `data.on_bad_row` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latent_reasoning.config import Data, expand_path
+from latent_reasoning.data.answers import find_number, is_plain_number
+from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row
+
+SPLITS = ("train", "validation", "test")
+LOGGED_BAD_ROWS = 5
+"""Bad rows named in the log when they are skipped; all are counted."""
+
+RECORDS_PER_READ = 4096
+
+Log = Callable[[str], None]
+
+
+class Record(NamedTuple):
+    """One raw row: its line (from 0), where it stands, and its content or what is wrong with it."""
+
+    line: int
+    where: str
+    content: Any
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """The rows of one split, before any filter, and how many bad ones were skipped."""
+
+    rows: list[Row]
+    bad_rows: int
+
+
+def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
+    """Train, validation and test of the configured source, and the extra test sets by name.
+
+    Raises:
+        DataError: a source that cannot be read, a malformed row, or a split without rows.
+        ConfigError: a path with a variable that is not set.
+    """
+    if data.source == "generated":
+        sources = _generated(data)
+    elif data.source == "local":
+        sources = {split: _local(data, split) for split in SPLITS}
+    else:
+        sources = _hub(data)
+    limits = data.limits.model_dump()
+    splits = {
+        split: read_split(split, islice(records, limits[split]), data, log)
+        for split, records in sources.items()
+    }
+    for name, file in data.extra_tests.items():
+        records = file_records(_existing(expand_path(file), f"data.extra_tests.{name}"))
+        splits[name] = read_split(name, records, data, log)
+    return splits
+
+
+def read_split(split: str, records: Iterator[Record], data: Data, log: Log) -> RawSplit:
+    """Check the records of one split.
+
+    Raises:
+        DataError: a bad row where `on_bad_row` is `error`, or no row at all.
+    """
+    rows: list[Row] = []
+    bad_rows = 0
+    for record in records:
+        try:
+            rows.append(_checked(split, record))
+        except DataError as error:
+            if data.on_bad_row == "error":
+                raise DataError(f"{error}; data.on_bad_row: skip leaves such rows out") from error
+            bad_rows += 1
+            if bad_rows <= LOGGED_BAD_ROWS:
+                log(f"skipped: {error}")
+    if bad_rows:
+        log(f"{split}: {bad_rows} bad rows skipped, {len(rows)} read")
+    if not rows:
+        raise DataError(f"the split {split} has no rows ({bad_rows} bad ones skipped)")
+    return RawSplit(rows, bad_rows)
+
+
+def file_records(path: Path) -> Iterator[Record]:
+    """Records of one file of JSON lines or of a parquet file (by its suffix).
+
+    Raises:
+        DataError: a file that cannot be read, or of another kind.
+    """
+    if path.suffix == ".jsonl":
+        for line, content in json_line_records(path):
+            yield Record(line, f"{path}, line {line + 1}", content)
+    elif path.suffix == ".parquet":
+        for line, content in enumerate(_parquet_records(path)):
+            yield Record(line, f"{path}, row {line + 1}", content)
+    else:
+        raise DataError(f"{path}: rows are read from .jsonl and .parquet files")
+
+
+def _checked(split: str, record: Record) -> Row:
+    if isinstance(record.content, DataError):
+        raise record.content
+    row = parse_row(record.content, f"{split}-{record.line}", record.where)
+    # Of the training rows those whose answer is no plain number are left to the filter.
+    has_label = find_number(row.answer) is not None
+    if not has_label and (split != "train" or is_plain_number(row.answer)):
+        raise DataError(f"{record.where}: the answer {row.answer!r} holds no number")
+    return row
+
+
+def _generated(data: Data) -> dict[str, Iterator[Record]]:
+    settings = data.generated.model_dump()
+    sizes = [settings.pop(split) for split in SPLITS]
+    try:
+        splits = generate_splits(*sizes, **settings)
+    except ValueError as error:
+        raise DataError(f"data.generated: {error}") from error
+    return {
+        split: (
+            Record(line, f"generated {split} row {line + 1}", row)
+            for line, row in enumerate(splits[split])
+        )
+        for split in SPLITS
+    }
+
+
+def _local(data: Data, split: str) -> Iterator[Record]:
+    folder = _existing(expand_path(str(data.path)), "data.path")
+    files = [folder / f"{split}.jsonl", folder / f"{split}.parquet"]
+    found = [file for file in files if file.is_file()]
+    # The hub's own layout: `data/train-00000-of-00002.parquet`.
+    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    if not found and not shards:
+        raise DataError(f"data.path: {folder} has no {split}.jsonl and no {split}.parquet")
+    if len(found) + bool(shards) > 1:
+        names = ", ".join(file.name for file in (*found, *shards))
+        raise DataError(f"data.path: {folder} has {split} more than once: {names}")
+    return _renumbered(found or shards)
+
+
+def _renumbered(files: list[Path]) -> Iterator[Record]:
+    """Records of files one after the other; the lines of a later file go on counting."""
+    offset = 0
+    for file in files:
+        last = -1
+        for record in file_records(file):
+            last = record.line
+            yield record._replace(line=offset + record.line)
+        offset += last + 1
+
+
+def _existing(path: Path, key: str) -> Path:
+    if not path.exists():
+        raise DataError(f"{key}: {path} does not exist")
+    return path
+
+
+def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=RECORDS_PER_READ):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _hub(data: Data) -> dict[str, Iterator[Record]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "data.source: hub needs the package datasets; or use data.source: local"
+        ) from error
+    name = f"{data.hub_id!r} (revision {data.revision or 'not pinned'})"
+    try:
+        loaded = datasets.load_dataset(data.hub_id, revision=data.revision)
+    except Exception as error:  # the client raises errors of many kinds, by version and cause
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"data.hub_id: {name} could not be loaded from the hub: {reason}. With a local copy, "
+            "set data.source: local and data.path to its folder (train, validation and test as "
+            ".jsonl or .parquet)"
+        ) from error
+    missing = [split for split in SPLITS if split not in loaded]
+    if missing:
+        raise DataError(f"data.hub_id: {name} has no split {', '.join(missing)}")
+    return {split: _hub_records(data.hub_id, split, loaded[split]) for split in SPLITS}
+
+
+def _hub_records(hub_id: str | None, split: str, records: Any) -> Iterator[Record]:
+    for line, content in enumerate(records):
+        yield Record(line, f"{hub_id}, {split}, row {line + 1}", content)

@@ -1,0 +1,100 @@
+"""What an evaluation leaves behind: its rows, its points of forced length, and their files.
+
+A folder holds `summary.json`, `predictions.parquet` (a row an example), `forced.csv` (accuracy at
+every forced number of latent steps) and `by_steps.csv` (accuracy and length by difficulty).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from latent_reasoning.evaluation import metrics
+from latent_reasoning.files import atomic_directory, write_json
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluated example.
+
+    `completion` is the generated text, special tokens included; `extracted` the number read as
+    its answer, None where there is none. `reasoning_tokens` is n + 2 for a latent model that
+    stopped (START, n CONTINUE, STOP) and the tokens before ` The answer is:` for a plain one;
+    `latent_steps` is n, 0 for a plain model. `gold_steps` is the number of reasoning steps of the
+    data, None where the row has none.
+    """
+
+    id: str
+    question: str
+    answer: str
+    completion: str
+    extracted: str | None
+    correct: bool
+    well_formatted: bool
+    cut_off: bool
+    reasoning_tokens: int
+    latent_steps: int
+    gold_steps: int | None
+
+
+TYPES = {
+    "id": "str",
+    "question": "str",
+    "answer": "str",
+    "completion": "str",
+    "extracted": "str",
+    "correct": "bool",
+    "well_formatted": "bool",
+    "cut_off": "bool",
+    "reasoning_tokens": "int64",
+    "latent_steps": "int64",
+    "gold_steps": "Int64",
+}
+"""Column types of `predictions.parquet`, in order."""
+
+
+@dataclass(frozen=True)
+class ForcedPoint:
+    """Accuracy over `n` rows where every row is made to take `latent_steps` steps."""
+
+    latent_steps: int
+    n: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one data set; `seconds` is the wall time of the pass over all rows."""
+
+    predictions: list[Prediction]
+    forced: list[ForcedPoint]
+    seconds: float
+
+    def frame(self) -> pandas.DataFrame:
+        """The rows of `predictions.parquet`."""
+        rows = [dataclasses.asdict(prediction) for prediction in self.predictions]
+        return pandas.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
+
+    def forced_frame(self) -> pandas.DataFrame:
+        """The rows of `forced.csv`."""
+        rows = [dataclasses.asdict(point) | {"accuracy": point.accuracy} for point in self.forced]
+        return pandas.DataFrame(rows, columns=["latent_steps", "n", "correct", "accuracy"])
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> dict:
+    """Write the four files of an evaluation as one folder, atomically; returns the summary."""
+    predictions = evaluation.frame()
+    summary = metrics.summarise(predictions, evaluation.seconds)
+    with atomic_directory(folder) as temporary:
+        predictions.to_parquet(temporary / "predictions.parquet", index=False)
+        evaluation.forced_frame().to_csv(temporary / "forced.csv", index=False)
+        metrics.by_steps(predictions).to_csv(temporary / "by_steps.csv", index=False)
+        write_json(temporary / "summary.json", summary)
+    return summary

@@ -1,0 +1,83 @@
+"""The card of a saved model: where it comes from, for people (README.md) and programs (.json)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
+
+
+def model_card(
+    *,
+    experiment: str,
+    model: str,
+    stage: str,
+    seed: int,
+    parent: str | None,
+    config_digest: str,
+    data_digests: Mapping[str, str],
+    selection: str,
+    metrics: Mapping[str, float | int | None],
+    weights_licence: str | None,
+    data_licence: str | None,
+) -> dict[str, Any]:
+    """What `card.json` holds.
+
+    `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the rule
+    that chose the checkpoint, in words; `parent` the model it starts from.
+    """
+    return {
+        "experiment": experiment,
+        "model": model,
+        "stage": stage,
+        "seed": seed,
+        "parent": parent,
+        "config_digest": config_digest,
+        "data_digests": dict(data_digests),
+        "selection": selection,
+        "metrics": dict(metrics),
+        "licence": {"weights": weights_licence, "data": data_licence},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    """`README.md` of a model folder."""
+    licence = card.get("licence") or {}
+    facts = {
+        "Experiment": card.get("experiment"),
+        "Stage": card.get("stage"),
+        "Seed": card.get("seed"),
+        "Started from": card.get("parent") or "nothing",
+        "Checkpoint chosen": card.get("selection"),
+        "Configuration digest": card.get("config_digest"),
+        "Licence of the weights": licence.get("weights") or "not stated",
+        "Licence of the data": licence.get("data") or "not stated",
+    }
+    lines = [f"# {card.get('model')}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    sections = {
+        "Metrics": card.get("metrics"),
+        "Data (SHA-256)": card.get("data_digests"),
+        "Versions": card.get("versions"),
+    }
+    for title, values in sections.items():
+        if values:
+            lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+            lines += [f"| {name} | {_shown(value)} |" for name, value in values.items()]
+    lines += [
+        "",
+        "Load it with `latent_reasoning.model.load(folder)`. Without that package the folder is a "
+        "plain Hugging Face model, which does not reason in latent steps.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,109 @@
+"""Recurrent filters: what turns a hidden state into the input of the next latent step.
+
+Method.md, section 3. Every filter maps `(.., d)` to `(.., d)`; `SRE` also needs the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+RMS_NORM_EPS = 1e-6
+
+
+class MLP(nn.Module):
+    """Linear -> GELU -> Linear -> LayerNorm; Xavier-uniform weights, zero biases."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.input_layer = nn.Linear(hidden_size, hidden_size)
+        self.output_layer = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        for layer in (self.input_layer, self.output_layer):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.output_layer(nn.functional.gelu(self.input_layer(hidden))))
+
+
+class LinearRmsNorm(nn.Module):
+    """Linear -> RMSNorm -> + bias (`linear`, `linear_ECF`)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        nn.init.xavier_uniform_(self.layer.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.layer(hidden)) + self.bias
+
+
+class LinearLayerNorm(nn.Module):
+    """Linear -> LayerNorm (`linear_ln`)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        nn.init.xavier_uniform_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.layer(hidden))
+
+
+class SRE(nn.Module):
+    """Soft re-embedding: the softmax over the vocabulary, times the embedding matrix."""
+
+    def forward(
+        self,
+        hidden: Tensor,
+        vocabulary_logits: Callable[[Tensor], Tensor],
+        embedding_matrix: Tensor,
+    ) -> Tensor:
+        """`(.., d)` -> `(.., d)`, with unmasked logits `(.., V)` and a matrix `(V, d)`."""
+        return vocabulary_logits(hidden).softmax(-1) @ embedding_matrix
+
+
+def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
+    """`linear_ECF`: `linear` that starts at `E^T E / V`, normed to the mean embedding length.
+
+    `embeddings` is `E` `(V, d)`; the norm's weight is mean |E_v| / sqrt(d), since RMSNorm gives
+    vectors of length sqrt(d).
+    """
+    vocabulary_size, hidden_size = embeddings.shape
+    module = LinearRmsNorm(hidden_size)
+    with torch.no_grad():
+        module.layer.weight.copy_(embeddings.T @ embeddings / vocabulary_size)
+        module.norm.weight.fill_(embeddings.norm(dim=-1).mean() / math.sqrt(hidden_size))
+    return module
+
+
+def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
+    """A fresh filter for `base`, on its device and in its dtype.
+
+    `name` is a `model.recurrent_filter` of the configuration; raises `ValueError` for others.
+    """
+    embeddings = base.get_input_embeddings().weight.detach()
+    hidden_size = embeddings.shape[1]
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "MLP": lambda: MLP(hidden_size),
+        "linear": lambda: LinearRmsNorm(hidden_size),
+        "linear_ln": lambda: LinearLayerNorm(hidden_size),
+        "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
+        "SRE": SRE,
+    }
+    if name not in builders:
+        raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")
+    return builders[name]().to(device=embeddings.device, dtype=embeddings.dtype)

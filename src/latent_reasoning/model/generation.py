@@ -1,0 +1,157 @@
+"""Greedy generation, cached and batched, on the reasoner's own primitives.
+
+Always greedy, whatever a checkpoint's generation config says (conformance note 17). Prompts of like
+length share a batch; rows that are done leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.data.collation import bucket_by_length, pad_prompts
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reasoner import LatentReasoner
+
+COMPACT_BELOW = 0.75
+"""Rows that are done leave once at most this share still goes on: leaving copies the cache."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model wrote after one prompt.
+
+    `ids` ends with EOS unless `cut_off` says that the length ran out first. `stop_probabilities`
+    holds (p(continue), p(stop)) of each stop decision; `latent_steps` counts the CONTINUE written.
+    """
+
+    ids: list[int]
+    stop_probabilities: list[tuple[float, float]]
+    latent_steps: int
+    cut_off: bool
+
+
+@torch.no_grad()
+def generate(
+    model: LatentReasoner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    batch_size: int,
+    max_latent_steps: int | None = None,
+) -> list[Generation]:
+    """Greedy completions of prompts of token ids, in the prompts' order.
+
+    `max_latent_steps` forces STOP once a latent run has that many steps; null: bounded by
+    `max_new_tokens` alone. Model mode (eval) and autocast are the caller's.
+    """
+    results: dict[int, Generation] = {}
+    for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
+        ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
+        writer = _Writer(model, ids.to(model.device), mask.to(model.device), max_latent_steps)
+        tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        for position, row, decisions in zip(batch, tokens, probabilities, strict=True):
+            results[position] = _generation(model, row, decisions, eos_id)
+    return [results[position] for position in range(len(prompts))]
+
+
+def _generation(
+    model: LatentReasoner, ids: list[int], decisions: list[list[float]], eos_id: int
+) -> Generation:
+    """One row of the writer's output, without what stands after EOS."""
+    cut_off = eos_id not in ids
+    length = len(ids) if cut_off else ids.index(eos_id) + 1
+    ids = ids[:length]
+    made = [(go_on, stop) for go_on, stop in decisions[:length] if go_on + stop > 0]
+    steps = 0 if model.settings is None else ids.count(model.settings.continue_id)
+    return Generation(ids, made, steps, cut_off)
+
+
+class _Writer:
+    """One batch being written; R rows still go on, and `rows` says which of the B they are."""
+
+    def __init__(
+        self,
+        model: LatentReasoner,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_latent_steps: int | None,
+    ) -> None:
+        self.model = model
+        self.settings = model.settings
+        self.max_latent_steps = max_latent_steps
+        self.state = model.start(input_ids, attention_mask)
+        self.rows = torch.arange(len(input_ids), device=model.device)
+        self.kinds = torch.full_like(self.rows, Kind.TEXT)
+        self.run_steps = torch.zeros_like(self.rows)
+        for column in input_ids.T:
+            self._note(column)
+
+    def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:
+        """Ids (B, S) and stop probabilities (B, S, 2), zeros where nothing was decided."""
+        count = len(self.rows)
+        ids = torch.full((count, max_new_tokens), eos_id, device=self.rows.device)
+        probabilities = torch.zeros(count, max_new_tokens, 2, device=self.rows.device)
+        done = torch.zeros(count, dtype=torch.bool, device=self.rows.device)
+        for step in range(max_new_tokens):
+            tokens = self._choose(probabilities[:, step])
+            ids[self.rows, step] = torch.where(done, eos_id, tokens)
+            done |= tokens == eos_id
+            going = (~done).nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) <= COMPACT_BELOW * len(done):
+                self._keep(going)
+                done, tokens = done[going], tokens[going]
+            self._note(tokens)
+            if step + 1 < max_new_tokens:
+                self._advance(tokens)
+        return ids.tolist(), probabilities.tolist()
+
+    def _choose(self, probabilities: Tensor) -> Tensor:
+        """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""
+        hidden = self.state.last_hidden
+        tokens = torch.empty_like(self.rows)
+        text = (self.kinds != Kind.THINKING).nonzero()[:, 0]
+        thinking = (self.kinds == Kind.THINKING).nonzero()[:, 0]
+        if len(text):
+            tokens[text] = self.model.logits(hidden[text], self.kinds[text]).argmax(-1)
+        if len(thinking):
+            stop_logits = self.model.stop_logits(hidden[thinking]).float()
+            probabilities[self.rows[thinking]] = stop_logits.softmax(-1)
+            stops = stop_logits[:, 1] > stop_logits[:, 0]
+            if self.max_latent_steps is not None:
+                stops |= self.run_steps[thinking] >= self.max_latent_steps
+            tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
+        return tokens
+
+    def _note(self, tokens: Tensor) -> None:
+        """Bring `kinds` and `run_steps` up to date with one more token (R,) a row."""
+        if self.settings is None:
+            return
+        is_continue = tokens == self.settings.continue_id
+        is_thinking = is_continue | (tokens == self.settings.start_id)
+        was_thinking = self.kinds == Kind.THINKING
+        after = torch.where(was_thinking, int(Kind.ANSWER), self.kinds)
+        self.kinds = torch.where(is_thinking, int(Kind.THINKING), after)
+        self.run_steps = torch.where(is_continue, self.run_steps + 1, 0)
+
+    def _advance(self, tokens: Tensor) -> None:
+        """Read the tokens (R,) just written: a latent step's input is the filtered state."""
+        embeddings = self.model.embed(tokens)
+        if self.settings is not None:
+            is_latent = tokens == self.settings.continue_id
+            if is_latent.any():
+                latent = self.model.latent_input(self.state.last_hidden).to(embeddings.dtype)
+                embeddings = torch.where(is_latent.unsqueeze(-1), latent, embeddings)
+        self.model.advance(self.state, embeddings.unsqueeze(1))
+
+    def _keep(self, going: Tensor) -> None:
+        """Go on with some of the rows alone."""
+        self.state = self.state.select(going)
+        self.rows = self.rows[going]
+        self.kinds, self.run_steps = self.kinds[going], self.run_steps[going]

@@ -1,0 +1,175 @@
+"""How a batch of sequences is cut into passes through the base model.
+
+A sequence is an alternation of text runs and latent runs (method.md, section 3)::
+
+    question <START> | <CONTINUE> <CONTINUE> .. | <STOP> answer .. <START> | <CONTINUE> .. | ..
+    text run 0         latent run 0               text run 1                 latent run 1
+
+A text run is one pass; a latent run needs a pass for each step, because a step's input is the
+hidden state of the position before. `plan_passes` cuts all rows at once: their r-th text runs share
+a pass, aligned at their ends (where the hidden state that starts a latent run is), and their j-th
+latent steps share a pass, in which rows with fewer steps are masked. The last latent step also
+shares its pass with the text run after it, whose input needs no hidden state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """What a position is, as far as the next token is concerned."""
+
+    PADDING = 0
+    TEXT = 1
+    """Ordinary position before any latent step."""
+    THINKING = 2
+    """START or CONTINUE: the next token is CONTINUE or STOP."""
+    ANSWER = 3
+    """STOP, or an ordinary position after one."""
+
+
+class SpecialIds(Protocol):
+    """Ids of the four special tokens."""
+
+    start_id: int
+    end_id: int
+    continue_id: int
+    stop_id: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: at most one latent step, then `W` text tokens, for `R` rows.
+
+    `rows` are the rows of the pass before that go on (None: all of them); `latent` says whether the
+    first column is a latent step, fed by the last column of the pass before; `token_ids` is
+    `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column.
+    """
+
+    rows: Tensor | None
+    latent: bool
+    token_ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Pass:
+        """The same pass with its tensors on `device`."""
+        rows = None if self.rows is None else self.rows.to(device)
+        return Pass(rows, self.latent, self.token_ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All passes of a batch `(B, T)` and the way back to its layout.
+
+    `index` `(B, T)` points into the columns of all passes, each flattened row by row, one pass
+    after the other; None where a single pass has the layout of the batch itself. Padding points at
+    0. `kinds` `(B, T)` holds a `Kind` for each position.
+    """
+
+    passes: list[Pass]
+    index: Tensor | None
+    kinds: Tensor
+
+
+def plan_passes(
+    input_ids: Tensor, attention_mask: Tensor, special: SpecialIds | None, keep_rows: bool = False
+) -> Plan:
+    """Cut a batch `(B, T)` on the CPU into passes; `special` None means a plain language model.
+
+    Padding may stand on either side. `keep_rows` carries finished rows along, so that the state
+    after the last pass covers them all. Raises `ValueError` where a sequence is not legal: CONTINUE
+    or STOP without START, START or CONTINUE followed by anything else, END in the input, padding
+    between tokens (conformance note 11).
+    """
+    mask = attention_mask.bool()
+    begins = mask.clone()
+    begins[:, 1:] &= ~mask[:, :-1]
+    if (begins.sum(1) > 1).any():
+        raise ValueError("padding may not stand between the tokens of a row")
+    if special is None:
+        return Plan([Pass(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
+    is_continue = mask & (input_ids == special.continue_id)
+    is_stop = mask & (input_ids == special.stop_id)
+    thinking = is_continue | (mask & (input_ids == special.start_id))
+    _check_legal(input_ids, mask, thinking, is_continue | is_stop, special)
+    run = is_stop.cumsum(1)
+    kinds = torch.where(run > 0, int(Kind.ANSWER), int(Kind.TEXT))
+    kinds = torch.where(thinking, int(Kind.THINKING), kinds) * mask
+    if not is_continue.any() and not is_stop.any():
+        return Plan([Pass(None, False, input_ids, mask)], None, kinds)
+    passes, index = _cut(input_ids, mask, is_continue, run, keep_rows)
+    return Plan(passes, index, kinds)
+
+
+def _check_legal(
+    input_ids: Tensor, mask: Tensor, thinking: Tensor, decided: Tensor, special: SpecialIds
+) -> None:
+    """Raise `ValueError` at the first position that breaks the grammar of latent sequences."""
+    expected = torch.zeros_like(thinking)
+    expected[:, 1:] = thinking[:, :-1]
+    is_end = input_ids == special.end_id
+    illegal = (mask & ((decided != expected) | is_end)).nonzero()
+    if not len(illegal):
+        return
+    row, position = illegal[0].tolist()
+    if is_end[row, position]:
+        problem = "END is never part of a sequence"
+    elif decided[row, position]:
+        problem = "CONTINUE and STOP need START or CONTINUE before them"
+    else:
+        problem = "only CONTINUE or STOP may follow START and CONTINUE"
+    raise ValueError(
+        f"illegal latent sequence in row {row}, position {position}, "
+        f"token {int(input_ids[row, position])}: {problem}"
+    )
+
+
+def _cut(
+    input_ids: Tensor, mask: Tensor, is_continue: Tensor, run: Tensor, keep_rows: bool
+) -> tuple[list[Pass], Tensor]:
+    """Passes and index of a batch in which at least one row thinks."""
+    passes: list[Pass] = []
+    index = torch.zeros_like(input_ids)
+    columns_before = 0
+    rows = torch.arange(len(input_ids))
+    for r in range(int(run.max()) + 2):
+        text = mask & ~is_continue & (run == r)
+        latent = is_continue & (run == r - 1)
+        if not text.any() and not latent.any():
+            break
+        going_on = (text | latent)[rows].any(1)
+        kept = None
+        if not keep_rows and not going_on.all():
+            kept = going_on.nonzero()[:, 0]
+            rows = rows[kept]
+        text, latent, ids, at = text[rows], latent[rows], input_ids[rows], index[rows]
+        steps = latent.sum(1)
+        step_of, longest = latent.cumsum(1) - 1, int(steps.max())
+        lengths = text.sum(1)
+        width = int(lengths.max())
+        text_column = width - lengths[:, None] + text.cumsum(1) - 1
+        tokens = torch.zeros(len(rows), width, dtype=input_ids.dtype)
+        text_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        row_of, position = text.nonzero(as_tuple=True)
+        tokens[row_of, text_column[row_of, position]] = ids[row_of, position]
+        text_mask[row_of, text_column[row_of, position]] = True
+        count = torch.arange(len(rows))[:, None]
+        for step in range(longest - 1):
+            passes.append(Pass(kept, True, tokens[:, :0], (steps > step)[:, None]))
+            at = torch.where(latent & (step_of == step), columns_before + count, at)
+            columns_before += len(rows)
+            kept = None
+        has_latent = longest > 0
+        last_mask = torch.cat([(steps >= longest)[:, None], text_mask], 1)
+        passes.append(Pass(kept, has_latent, tokens, last_mask if has_latent else text_mask))
+        offset = columns_before + count * (width + has_latent)
+        at = torch.where(latent & (step_of == longest - 1), offset, at)
+        index[rows] = torch.where(text, offset + has_latent + text_column, at)
+        columns_before += len(rows) * (width + has_latent)
+    return passes, index

@@ -1,0 +1,380 @@
+"""The latent reasoner: one latent forward around any Hugging Face causal language model.
+
+Training, rollouts, evaluation and `ask` all go through `LatentReasoner.advance`: it runs some new
+columns through the base model's body on top of a growing key-value cache, through `inputs_embeds`,
+with positions that count real tokens only. `forward` is a plan of such passes (`passes.py`) with
+the states gathered back to the layout of the batch. Gradients run through the whole latent chain
+(conformance note 12).
+
+B rows, T positions, W new columns, K cached columns, d hidden size, V vocabulary, L blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+if TYPE_CHECKING:
+    from latent_reasoning.model.adapters import Adapter
+from latent_reasoning.model.filters import SRE, build_filter
+from latent_reasoning.model.passes import Kind, Plan, plan_passes
+from latent_reasoning.model.special_rows import (
+    SpecialRows,
+    extract_rows,
+    fold_rows,
+    is_tied,
+    token_id,
+)
+
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Configuration keys of models that change logits after the output embedding: not supported."""
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """What makes a language model a latent reasoner (method.md, section 3)."""
+
+    start_id: int
+    end_id: int
+    continue_id: int
+    stop_id: int
+    recurrent_filter: str = "MLP"
+    stop_head_temperature: float | None = None
+    detach_stop_head: bool = False
+    allow_rethinking: bool = False
+    special_rows: Literal["embedding", "modules"] = "embedding"
+
+
+@dataclass(frozen=True)
+class ReasonerOutput:
+    """States of a batch in its own layout; values at padding mean nothing.
+
+    `last_hidden` `(B, T, d)` is after the final norm; `hidden_states` are L + 1 tensors
+    `(B, T, d)`, embeddings first, the last one after the final norm, or `(M, d)` where only the M
+    positions of `hidden_at` were asked for (row by row); `kinds` `(B, T)` is a `Kind` each.
+    """
+
+    last_hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    kinds: Tensor
+
+
+@dataclass
+class ReasoningState:
+    """Rows being read or written: their cache and which of its columns hold a token.
+
+    `mask` is `(B, K)`; `last_hidden` `(B, d)` is the state of the last column, after the final
+    norm. `advance` moves a state on in place.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    last_hidden: Tensor | None = None
+
+    def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
+        """A new state of the given rows `(R,)`, which may repeat; this one stays as it is.
+
+        `mask` `(R, K)` hides columns from the new rows: a row that leaves a shared latent
+        trajectory early does not see the steps after.
+        """
+        cache = DynamicCache()
+        for layer, entry in enumerate(self.cache.layers):
+            cache.update(
+                entry.keys.index_select(0, rows), entry.values.index_select(0, rows), layer
+            )
+        last_hidden = None if self.last_hidden is None else self.last_hidden.index_select(0, rows)
+        return ReasoningState(
+            cache, self.mask.index_select(0, rows) if mask is None else mask, last_hidden
+        )
+
+
+class LatentReasoner(nn.Module):
+    """A causal language model that reasons in hidden states.
+
+    `settings` None is a plain language model: it reads and writes text and never thinks.
+    Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
+    modules, `special_rows.*`.
+    """
+
+    def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
+        super().__init__()
+        for key in LOGIT_CHANGES:
+            if getattr(base.config, key, None) not in (None, 1, 1.0):
+                raise ValueError(
+                    f"{type(base).__name__} changes its logits by {key}, which the stop head "
+                    "cannot follow; choose another base model"
+                )
+        self.base = base
+        self.settings = settings
+        self.recurrent_filter: nn.Module | None = None
+        self.special_rows: SpecialRows | None = None
+        self.adapter: Adapter | None = None
+        if settings is not None:
+            self.recurrent_filter = build_filter(settings.recurrent_filter, base)
+            if settings.special_rows == "modules":
+                weight = base.get_input_embeddings().weight
+                self.special_rows = SpecialRows(weight.shape[1], is_tied(base)).to(weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.get_input_embeddings().weight.device
+
+    # ------------------------------------------------------------------------------- the forward
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        output_hidden_states: bool = False,
+        hidden_at: Tensor | None = None,
+    ) -> ReasonerOutput:
+        """Hidden states of a batch `(B, T)`, latent steps included.
+
+        `attention_mask` is 1 at tokens, 0 at padding. `hidden_at` `(B, T)` restricts
+        `hidden_states` to some positions. Raises `ValueError` where a sequence is illegal.
+        """
+        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
+        state = self._empty_state(len(input_ids))
+        last, every = self._run(plan, state, output_hidden_states, cached=len(plan.passes) > 1)
+        shape = input_ids.shape
+        index = None if plan.index is None else plan.index.to(self.device)
+        last_hidden = _gather(last, None if index is None else index.flatten())
+        if hidden_at is not None:
+            hidden_at = hidden_at.to(self.device).flatten()
+            chosen = hidden_at.nonzero()[:, 0]
+            index = chosen if index is None else index.flatten()[chosen]
+        elif index is not None:
+            index = index.flatten()
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = tuple(_gather(layer, index) for layer in zip(*every, strict=True))
+            if hidden_at is None:
+                hidden_states = tuple(layer.view(*shape, -1) for layer in hidden_states)
+        return ReasonerOutput(
+            last_hidden.view(*shape, -1), hidden_states, plan.kinds.to(self.device)
+        )
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
+        """Read prompts `(B, T)`, which may hold latent steps, and be ready to go on from them."""
+        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
+        state = self._empty_state(len(input_ids))
+        last, _ = self._run(plan, state)
+        positions = torch.arange(input_ids.shape[1])
+        last_position = (attention_mask.cpu() * positions).argmax(1)
+        index = torch.arange(input_ids.numel()).view(input_ids.shape)
+        if plan.index is not None:
+            index = plan.index
+        index = index[torch.arange(len(input_ids)), last_position].to(self.device)
+        state.last_hidden = _gather(last, index)
+        return state
+
+    def advance(
+        self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Run new columns `(B, W, d)` and return their states `(B, W, d)`; `state` moves on.
+
+        `mask` `(B, W)` is False where a row has nothing in a column; None: nowhere.
+        """
+        return self._advance(state, inputs_embeds, mask)[0]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings `(.., d)` of tokens; STOP reads END's row."""
+        if self.settings is None:
+            return self.base.get_input_embeddings()(input_ids)
+        is_stop = input_ids == self.settings.stop_id
+        input_ids = torch.where(is_stop, self.settings.end_id, input_ids)
+        embeddings = self.base.get_input_embeddings()(input_ids)
+        if self.special_rows is not None:
+            for token in ("start", "end"):
+                is_token = (input_ids == token_id(self.settings, token)).unsqueeze(-1)
+                row = self.special_rows.input_row(token).to(embeddings.dtype)
+                embeddings = torch.where(is_token, row, embeddings)
+        return embeddings
+
+    def latent_input(self, hidden: Tensor) -> Tensor:
+        """The recurrent filter: state of one position -> input of the next, `(.., d)`."""
+        if isinstance(self.recurrent_filter, SRE):
+            return self.recurrent_filter(hidden, self._vocabulary_logits, self._embedding_matrix())
+        return self.recurrent_filter(hidden)
+
+    def _empty_state(self, rows: int) -> ReasoningState:
+        mask = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
+        return ReasoningState(DynamicCache(), mask)
+
+    def _run(
+        self,
+        plan: Plan,
+        state: ReasoningState,
+        output_hidden_states: bool = False,
+        cached: bool = True,
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """Do the passes of a plan; returns the last states and all states of each pass."""
+        last, every = [], []
+        for step in plan.passes:
+            step = step.to(self.device)
+            if step.rows is not None:
+                selected = state.select(step.rows)
+                state.cache, state.mask = selected.cache, selected.mask
+                state.last_hidden = selected.last_hidden
+            columns = []
+            if step.latent:
+                columns.append(self.latent_input(state.last_hidden).unsqueeze(1))
+            if step.token_ids.shape[1]:
+                columns.append(self.embed(step.token_ids))
+            inputs_embeds = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+            hidden, hidden_states = self._advance(
+                state, inputs_embeds, step.mask, output_hidden_states, cached
+            )
+            last.append(hidden)
+            if hidden_states is not None:
+                every.append(hidden_states)
+        return last, every
+
+    def _advance(
+        self,
+        state: ReasoningState,
+        inputs_embeds: Tensor,
+        mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        cached: bool = True,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """`advance`, with all hidden states if asked for; `cached` False leaves no cache behind."""
+        if mask is None:
+            mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
+        # Positions count real tokens: columns a row skips must not move it (absolute positions).
+        positions = state.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
+        state.mask = torch.cat([state.mask, mask], 1)
+        output = self.base.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=state.mask.long(),
+            position_ids=positions.clamp(min=0),
+            past_key_values=state.cache if cached else None,
+            use_cache=cached,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden = output.last_hidden_state
+        state.last_hidden = hidden[:, -1]
+        return hidden, output.hidden_states if output_hidden_states else None
+
+    # ---------------------------------------------------------------------------------- the heads
+
+    def stop_logits(self, hidden: Tensor) -> Tensor:
+        """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over the temperature."""
+        if self.settings.detach_stop_head:
+            hidden = hidden.detach()
+        if self.special_rows is not None:
+            rows = torch.stack([self.special_rows.output_row(t) for t in ("continue", "stop")])
+        else:
+            rows = self.base.get_output_embeddings().weight[self._stop_ids]
+        bias = getattr(self.base.get_output_embeddings(), "bias", None)
+        bias = None if bias is None else bias[self._stop_ids]
+        return functional.linear(hidden, rows, bias) / (self.settings.stop_head_temperature or 1.0)
+
+    def logits(self, hidden: Tensor, kinds: Tensor) -> Tensor:
+        """Next-token logits `(.., V)` of states `(.., d)` at positions of the given kinds `(..)`.
+
+        At THINKING positions all but CONTINUE and STOP are -inf; elsewhere those two and END are,
+        and START after a STOP unless rethinking is allowed (conformance note 10).
+        """
+        logits = self._vocabulary_logits(hidden)
+        if self.settings is None:
+            return logits
+        settings, minus_infinity = self.settings, float("-inf")
+        thinking = (kinds == Kind.THINKING).unsqueeze(-1)
+        logits = logits.masked_fill_(thinking, minus_infinity)
+        logits[..., settings.end_id] = minus_infinity
+        stop_logits = self.stop_logits(hidden).to(logits.dtype)
+        logits[..., self._stop_ids] = torch.where(thinking, stop_logits, minus_infinity)
+        if not settings.allow_rethinking:
+            is_answer = kinds == Kind.ANSWER
+            start = logits[..., settings.start_id].masked_fill(is_answer, minus_infinity)
+            logits[..., settings.start_id] = start
+        return logits
+
+    def full_logits(self, output: ReasonerOutput) -> Tensor:
+        """Logits `(B, T, V)` of every position."""
+        return self.logits(output.last_hidden, output.kinds)
+
+    def target_log_probabilities(
+        self, hidden: Tensor, kinds: Tensor, targets: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
+
+        The same as gathering from `logits(..) / temperature`, but stop decisions cost two logits
+        instead of V. In float32 at least.
+        """
+        result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
+        is_thinking = (
+            kinds == Kind.THINKING if self.settings is not None else torch.zeros_like(kinds).bool()
+        )
+        text = (~is_thinking).nonzero()[:, 0]
+        thinking = is_thinking.nonzero()[:, 0]
+        if len(text):
+            logits = self.logits(hidden[text], kinds[text]).to(result.dtype) / temperature
+            result = result.index_add(0, text, -_cross_entropy(logits, targets[text]))
+        if len(thinking):
+            logits = self.stop_logits(hidden[thinking]).to(result.dtype) / temperature
+            choice = (targets[thinking] == self.settings.stop_id).long()
+            result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
+        return result
+
+    @property
+    def _stop_ids(self) -> list[int]:
+        return [self.settings.continue_id, self.settings.stop_id]
+
+    def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Unmasked logits `(.., V)`, the special tokens' own rows included."""
+        logits = self.base.get_output_embeddings()(hidden)
+        if self.special_rows is None:
+            return logits
+        tokens = ["start", "continue", "stop"] + (["end"] if self.special_rows.tied else [])
+        rows = torch.stack([self.special_rows.output_row(token) for token in tokens])
+        special = functional.linear(hidden, rows)
+        logits[..., [token_id(self.settings, token) for token in tokens]] = special
+        return logits
+
+    def _embedding_matrix(self) -> Tensor:
+        """Input embeddings `(V, d)`, the special tokens' own rows included."""
+        matrix = self.base.get_input_embeddings().weight
+        if self.special_rows is None:
+            return matrix
+        tokens = ["start", "end"] + (["continue", "stop"] if self.special_rows.tied else [])
+        rows = torch.stack([self.special_rows.input_row(token) for token in tokens])
+        ids = torch.tensor([token_id(self.settings, token) for token in tokens]).to(matrix.device)
+        return matrix.index_copy(0, ids, rows)
+
+    # --------------------------------------------------------------------------- the special rows
+
+    def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
+        """Keep the special tokens' rows in the matrices or in modules of their own."""
+        if self.settings.special_rows == to:
+            return
+        if to == "modules":
+            self.special_rows = extract_rows(self.base, self.settings)
+        else:
+            fold_rows(self.base, self.settings, self.special_rows)
+            self.special_rows = None
+        self.settings = dataclasses.replace(self.settings, special_rows=to)
+
+
+def _gather(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:
+    """States of all passes, `(R, W, d)` each, flattened and picked by `index`: `(N, d)`."""
+    flat = [states.reshape(-1, states.shape[-1]) for states in passes]
+    joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return joined if index is None else joined.index_select(0, index)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, targets, reduction="none")

@@ -1,0 +1,70 @@
+"""Special tokens' rows in modules of their own, beside frozen embedding matrices.
+
+With LoRA the embeddings stay frozen, yet the special tokens' rows must learn (method.md, section 3,
+`lora_mode`). Tied matrices share one module a token; untied ones have input rows for START and END
+and output rows for START, CONTINUE and STOP. The rows of the matrices themselves are then zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from latent_reasoning.model.passes import SpecialIds
+
+TIED_NAMES = ("start", "end", "continue", "stop")
+UNTIED_NAMES = ("start_in", "end_in", "start_out", "continue_out", "stop_out")
+
+
+def is_tied(base: PreTrainedModel) -> bool:
+    """Whether the input and output embeddings are one matrix."""
+    return base.get_output_embeddings().weight is base.get_input_embeddings().weight
+
+
+class SpecialRows(nn.Module):
+    """One `(1, d)` embedding a row; parameters are named `special_rows.{name}.weight`."""
+
+    def __init__(self, hidden_size: int, tied: bool) -> None:
+        super().__init__()
+        self.tied = tied
+        for name in TIED_NAMES if tied else UNTIED_NAMES:
+            self.add_module(name, nn.Embedding(1, hidden_size))
+
+    def input_row(self, token: str) -> Tensor:
+        """`(d,)` row of the input matrix: `token` is start or end."""
+        return self.get_submodule(token if self.tied else f"{token}_in").weight[0]
+
+    def output_row(self, token: str) -> Tensor:
+        """`(d,)` row of the output matrix: `token` is start, continue or stop."""
+        return self.get_submodule(token if self.tied else f"{token}_out").weight[0]
+
+
+def token_id(special: SpecialIds, token: str) -> int:
+    """Id of `token`: start, end, continue or stop."""
+    return getattr(special, f"{token}_id")
+
+
+def extract_rows(base: PreTrainedModel, special: SpecialIds) -> SpecialRows:
+    """Move the special rows of the matrices into a `SpecialRows`; they become zero in place."""
+    matrix_in = base.get_input_embeddings().weight
+    matrix_out = base.get_output_embeddings().weight
+    rows = SpecialRows(matrix_in.shape[1], is_tied(base)).to(matrix_in)
+    with torch.no_grad():
+        for name, module in rows.named_children():
+            matrix = matrix_out if name.endswith("_out") else matrix_in
+            module.weight[0] = matrix[token_id(special, name.split("_")[0])]
+        for token in TIED_NAMES:
+            matrix_in[token_id(special, token)] = 0
+            matrix_out[token_id(special, token)] = 0
+    return rows
+
+
+def fold_rows(base: PreTrainedModel, special: SpecialIds, rows: SpecialRows) -> None:
+    """Write `rows` back into the matrices of `base`."""
+    matrix_in = base.get_input_embeddings().weight
+    matrix_out = base.get_output_embeddings().weight
+    with torch.no_grad():
+        for name, module in rows.named_children():
+            matrix = matrix_out if name.endswith("_out") else matrix_in
+            matrix[token_id(special, name.split("_")[0])] = module.weight[0]

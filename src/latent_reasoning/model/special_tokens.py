@@ -1,0 +1,69 @@
+"""From a language model to a latent reasoner: the four special tokens (method.md, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import AddedToken
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_reasoning.config import Model
+from latent_reasoning.data.sequences import SPECIAL_TOKENS, SpecialTokens, special_token_ids
+from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+
+VOCABULARY_MULTIPLE = 128
+"""The embedding matrices are padded to a multiple of this many rows."""
+
+
+def add_special_tokens(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    start_token_from: str | None = None,
+) -> SpecialTokens:
+    """Add START, END, CONTINUE and STOP to tokenizer and matrices, in place; returns their ids.
+
+    Every new row, padding rows included, is the mean of the rows of the tokens there were
+    (conformance note 13). `start_token_from` copies the row of a text's first token to START.
+    Tokens that are there already keep their rows.
+    """
+    before = len(tokenizer)
+    tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
+    added = tokenizer.add_tokens(tokens, special_tokens=True)
+    ids = special_token_ids(tokenizer)
+    if not added:
+        return ids
+    rows = max(len(tokenizer), base.get_input_embeddings().weight.shape[0])
+    rows = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    base.resize_token_embeddings(rows, mean_resizing=False)
+    output = base.get_output_embeddings()
+    for parameter in (base.get_input_embeddings().weight, output.weight, output.bias):
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            parameter[before:] = parameter[:before].mean(0)
+            if start_token_from is not None:
+                copied = tokenizer(start_token_from, add_special_tokens=False)["input_ids"][0]
+                parameter[ids.start] = parameter[copied]
+    return ids
+
+
+def make_latent(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Model
+) -> LatentReasoner:
+    """A latent reasoner around `base` as the section `model` of the configuration describes it.
+
+    `base` and `tokenizer` get the special tokens in place.
+    """
+    ids = add_special_tokens(base, tokenizer, settings.start_token_from)
+    return LatentReasoner(
+        base,
+        LatentSettings(
+            start_id=ids.start,
+            end_id=ids.end,
+            continue_id=ids.continue_,
+            stop_id=ids.stop,
+            recurrent_filter=settings.recurrent_filter,
+            stop_head_temperature=settings.stop_head_temperature,
+            detach_stop_head=settings.detach_stop_head,
+            allow_rethinking=settings.allow_rethinking,
+        ),
+    )

@@ -1,0 +1,80 @@
+"""Where everything of an experiment lies under `results/`: the DAG's file names, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from latent_reasoning.config import PROJECT_ROOT, Experiment
+
+
+def results_root() -> Path:
+    """`results/` of the project; the environment's LATENT_REASONING_RESULTS goes first."""
+    override = os.environ.get("LATENT_REASONING_RESULTS")
+    return Path(override).resolve() if override else PROJECT_ROOT / "results"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders and files of one experiment."""
+
+    folder: Path
+    base_has_seeds: bool
+
+    @classmethod
+    def of(cls, experiment: Experiment, root: Path | None = None) -> Layout:
+        """The layout of an experiment under `root` (default: `results_root()`)."""
+        scratch = experiment.base.source == "scratch"
+        return cls((root or results_root()) / experiment.experiment, base_has_seeds=scratch)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def data(self, split: str) -> Path:
+        """Rows of a split (sft, rl, validation, test or an extra test set), as JSON lines."""
+        return self.folder / "data" / f"{split}.jsonl"
+
+    def data_digest(self, split: str) -> Path:
+        """A small file with the SHA-256 of the split's rows: what the DAG compares."""
+        return self.folder / "data" / f"{split}.sha256"
+
+    @property
+    def data_summary(self) -> Path:
+        return self.folder / "data" / "summary.json"
+
+    def base(self, seed: int) -> Path:
+        """The base model: one a seed where it is trained from scratch."""
+        base = self.folder / "base"
+        return base / f"seed-{seed}" if self.base_has_seeds else base
+
+    def model(self, model: str, seed: int) -> Path:
+        """A trained model; `base` names the base model."""
+        if model == "base":
+            return self.base(seed)
+        return self.folder / "models" / model / f"seed-{seed}"
+
+    def checkpoints(self, model: str, seed: int) -> Path:
+        """Resumable state of a training, outside every declared output."""
+        return self.folder / "checkpoints" / model / f"seed-{seed}"
+
+    def evaluation(self, model: str, seed: int, dataset: str) -> Path:
+        return self.folder / "evaluations" / model / f"seed-{seed}" / dataset
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Snakemake's wall time and memory of each job."""
+        return self.folder / "benchmarks"

@@ -1,0 +1,88 @@
+"""What the workflow asks before anything runs: the resolved configuration, raw files' content.
+
+Paths are not science. Raw rows, base weights and imported models therefore count by a fingerprint
+of their content: moving a folder reruns nothing, changing a row reruns what was made from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from latent_reasoning.config import (
+    ConfigError,
+    Experiment,
+    digest,
+    dump_yaml,
+    expand_path,
+)
+from latent_reasoning.files import sha256_of, write_text_atomically
+
+WHOLE_FILE_LIMIT = 256 * 1024**2
+"""Larger files (weights) count by their size and both ends, so that planning stays quick."""
+END_BYTES = 1024**2
+
+
+def write_config(experiment: Experiment, path: Path) -> None:
+    """Write the full configuration where it differs from what is there, atomically."""
+    text = dump_yaml(experiment)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text_atomically(path, text)
+
+
+def content_of_rows(experiment: Experiment) -> str:
+    """Digest of the local raw rows of the training, validation and test splits."""
+    if experiment.data.source != "local":
+        return ""
+    return fingerprint(experiment.data.path, "data.path")
+
+
+def content_of_test_set(experiment: Experiment, dataset: str) -> str:
+    """Digest of the rows of an extra test set."""
+    return fingerprint(experiment.data.extra_tests[dataset], f"data.extra_tests.{dataset}")
+
+
+def content_of_base(experiment: Experiment) -> str:
+    """Digest of the base model's file or folder, where it is a local one."""
+    if experiment.base.source not in ("local", "gguf"):
+        return ""
+    return fingerprint(experiment.base.path, "base.path")
+
+
+def content_of_model(experiment: Experiment, model: str) -> str:
+    """Digest of what a model takes from outside: imported weights, or base weights it starts from.
+
+    A base trained by the workflow counts by its folder instead, and a hub id by its name.
+    """
+    entry = experiment.models[model]
+    if entry.start == "base":
+        return content_of_base(experiment)
+    if entry.stage == "import" and expand_path(entry.path).exists():
+        return fingerprint(entry.path, f"models.{model}.path")
+    return ""
+
+
+def fingerprint(path: str, key: str) -> str:
+    """Digest of a file's content, or of the names and content of a folder's files.
+
+    Raises `ConfigError` naming the configuration's key where there is no such file.
+    """
+    location = expand_path(path)
+    try:
+        if not location.is_dir():
+            return _content(location)[:16]
+        files = sorted(file for file in location.iterdir() if file.is_file())
+        return digest([[file.name, _content(file)] for file in files])
+    except OSError as error:
+        raise ConfigError(f"{key}: {location}: {error.strerror or error}") from None
+
+
+def _content(file: Path) -> str:
+    size = file.stat().st_size
+    if size <= WHOLE_FILE_LIMIT:
+        return sha256_of(file)
+    with file.open("rb") as stream:
+        ends = hashlib.sha256(str(size).encode() + stream.read(END_BYTES))
+        stream.seek(size - END_BYTES)
+        ends.update(stream.read())
+    return ends.hexdigest()

@@ -1,0 +1,223 @@
+"""Sampling completions: stop decisions along the shared trajectory, then the answers.
+
+Each sample draws its own stop decisions and answer tokens, but nothing is computed twice: samples
+that have agreed so far share one row of the model, and a row is split only where they differ. With
+a confident model the 16 samples of a prompt are a few rows. A sample that emits START after STOP
+(`allow_rethinking`) goes on through the same loop, its latent steps its own.
+
+Randomness is drawn beforehand: one uniform number for each prompt, sample and token, inverted
+through the token's distribution. What is sampled thus depends neither on how prompts are batched nor
+on which samples share a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+from latent_reasoning.rl.trajectory import Trajectory
+
+CONTINUES, STOPS = 0, 1
+"""Order of the two decisions in the stop head's logits."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How completions are sampled, and so how they are scored."""
+
+    temperature: float
+    max_new_tokens: int
+    eos_id: int
+    max_latent_steps: int | None = None
+    """After so many steps in a row STOP is forced: probability 1, outside the loss."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A distinct completion of one prompt of a batch: the tokens after its START.
+
+    It ends in EOS, or was cut off. `count` samples of the group came out like this.
+    """
+
+    prompt: int
+    ids: tuple[int, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The samples of P prompts, G each, as distinct completions.
+
+    `sample_completion` (P, G) points into `completions`.
+    """
+
+    prompts: list[list[int]]
+    completions: list[Completion]
+    sample_completion: Tensor
+
+
+def draw_uniforms(prompts: int, group_size: int, max_new_tokens: int, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 (P, G, `max_new_tokens`), the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(prompts, group_size, max_new_tokens, generator=generator)
+
+
+def sample(
+    model: LatentReasoner,
+    prompts: Sequence[list[int]],
+    uniforms: Tensor,
+    settings: SamplingSettings,
+) -> tuple[Rollout, Trajectory]:
+    """Sample G completions of each of P prompts from `uniforms` (P, G, `max_new_tokens`).
+
+    The trajectory carries its graph where gradients are enabled, so that the same one can be used
+    in the update; everything else is computed without.
+    """
+    uniforms = uniforms.to(model.device)
+    trajectory = Trajectory.begin(model, prompts)
+    steps, stopped = _sample_stops(model, trajectory, uniforms, settings)
+    with torch.no_grad():
+        ids, lengths = _sample_answers(model, trajectory, steps, stopped, uniforms, settings)
+    return collect(prompts, ids.cpu(), lengths.cpu()), trajectory
+
+
+def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollout:
+    """Group equal completions: `ids` (P, G, T) with `lengths` (P, G) tokens each."""
+    counts: dict[tuple[int, tuple[int, ...]], int] = {}
+    for prompt, (rows, row_lengths) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True)):
+        for row, length in zip(rows, row_lengths, strict=True):
+            key = (prompt, tuple(row[:length]))
+            counts[key] = counts.get(key, 0) + 1
+    position = {key: index for index, key in enumerate(counts)}
+    sample_completion = torch.tensor(
+        [
+            [position[prompt, tuple(row[:length])] for row, length in zip(*group, strict=True)]
+            for prompt, group in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True))
+        ]
+    )
+    completions = [Completion(*key, count) for key, count in counts.items()]
+    return Rollout([list(prompt) for prompt in prompts], completions, sample_completion)
+
+
+def _sample_stops(
+    model: LatentReasoner, trajectory: Trajectory, uniforms: Tensor, settings: SamplingSettings
+) -> tuple[Tensor, Tensor]:
+    """Latent steps (P, G) of each sample, and whether it stopped rather than ran out of tokens.
+
+    Extends the trajectory as far as the longest sample needs.
+    """
+    steps = torch.zeros(uniforms.shape[:2], dtype=torch.long, device=uniforms.device)
+    thinking = torch.ones_like(steps, dtype=torch.bool)
+    for step in range(settings.max_new_tokens):
+        trajectory.extend(model, step)
+        if step == settings.max_latent_steps:
+            thinking = torch.zeros_like(thinking)
+            break
+        with torch.no_grad():
+            logits = model.stop_logits(trajectory.hidden[step]).double() / settings.temperature
+            continues = logits.softmax(-1)[:, CONTINUES, None]
+        thinking = thinking & (uniforms[:, :, step] < continues)
+        steps += thinking
+        if not thinking.any():
+            break
+    return steps, ~thinking
+
+
+@dataclass
+class _Rows:
+    """Completions being sampled, those that agree so far in one row; R rows.
+
+    `prompt` (R,); `length` (R,): tokens so far; `token` (R,): the last of them, not yet read;
+    `thinking` (R,): latent steps since START where the row is thinking again, else -1.
+    """
+
+    prompt: Tensor
+    length: Tensor
+    token: Tensor
+    thinking: Tensor
+
+
+def _sample_answers(
+    model: LatentReasoner,
+    trajectory: Trajectory,
+    steps: Tensor,
+    stopped: Tensor,
+    uniforms: Tensor,
+    settings: SamplingSettings,
+) -> tuple[Tensor, Tensor]:
+    """Complete the samples: ids (P, G, `max_new_tokens`) and lengths (P, G)."""
+    special = model.settings
+    ids = torch.full(uniforms.shape, special.continue_id, device=uniforms.device)
+    ids[stopped] = torch.where(
+        torch.arange(uniforms.shape[2], device=ids.device) < steps[stopped][:, None],
+        special.continue_id,
+        special.stop_id,
+    )
+    lengths = steps + stopped
+    prompt, member = (stopped & (lengths < settings.max_new_tokens)).nonzero(as_tuple=True)
+    if not len(prompt):
+        return ids, lengths
+    leaves, row = torch.stack([prompt, steps[prompt, member]]).unique(dim=1, return_inverse=True)
+    rows = _Rows(
+        prompt=leaves[0],
+        length=leaves[1] + 1,
+        token=torch.full_like(leaves[0], special.stop_id),
+        thinking=torch.full_like(leaves[0], -1),
+    )
+    state = trajectory.leave(leaves[0], leaves[1])
+    while True:
+        tokens = _next_tokens(model, state, rows, uniforms, settings)[row, member]
+        position = rows.length[row]
+        ids[prompt, member, position] = tokens
+        lengths[prompt, member] = position + 1
+        going_on = (tokens != settings.eos_id) & (position + 1 < settings.max_new_tokens)
+        if not going_on.any():
+            return ids, lengths
+        prompt, member, row = prompt[going_on], member[going_on], row[going_on]
+        rows, state, row = _split(model, state, rows, row, tokens[going_on])
+
+
+def _next_tokens(
+    model: LatentReasoner,
+    state: ReasoningState,
+    rows: _Rows,
+    uniforms: Tensor,
+    settings: SamplingSettings,
+) -> Tensor:
+    """Read each row's last token and draw the next one for all G samples, (R, G)."""
+    special = model.settings
+    inputs = model.embed(rows.token)
+    is_step = rows.token == special.continue_id
+    if is_step.any():
+        inputs = torch.where(is_step[:, None], model.latent_input(state.last_hidden), inputs)
+    hidden = model.advance(state, inputs.unsqueeze(1))[:, -1]
+    kinds = torch.where(rows.thinking >= 0, int(Kind.THINKING), int(Kind.ANSWER))
+    logits = model.logits(hidden, kinds).double() / settings.temperature
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # The first token whose cumulative probability exceeds the draw: never one of probability 0.
+    draws = uniforms[rows.prompt, :, rows.length] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, draws, right=True)
+    if settings.max_latent_steps is not None:
+        forced = rows.thinking >= settings.max_latent_steps
+        tokens = torch.where(forced[:, None], special.stop_id, tokens)
+    return tokens
+
+
+def _split(
+    model: LatentReasoner, state: ReasoningState, rows: _Rows, row: Tensor, tokens: Tensor
+) -> tuple[_Rows, ReasoningState, Tensor]:
+    """A row for each distinct (row, token) of the samples that go on; `row` (S,) is theirs."""
+    special = model.settings
+    children, row = torch.stack([row, tokens]).unique(dim=1, return_inverse=True)
+    parent, token = children
+    thinking = rows.thinking[parent]
+    thinking = torch.where(token == special.continue_id, thinking + 1, -1)
+    thinking = torch.where(token == special.start_id, 0, thinking)
+    split = _Rows(rows.prompt[parent], rows.length[parent] + 1, token, thinking)
+    unchanged = torch.equal(parent, torch.arange(len(rows.prompt), device=parent.device))
+    return split, state if unchanged else state.select(parent), row

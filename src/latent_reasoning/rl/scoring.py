@@ -1,0 +1,195 @@
+"""Log-probabilities of sampled completions, all samples of a prompt in one pass.
+
+The shared trajectory is read once, with gradient through the whole latent chain; the answers follow
+as one pass over the distinct (latent steps, answer) pairs, on top of the trajectory's cache. A
+completion that thinks again after STOP leaves the trajectory and is scored by a forward of its own.
+The result equals scoring every sample on its own (`tests/rl/test_scoring.py`).
+
+U distinct completions, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.rl.rollouts import CONTINUES, STOPS, Completion, SamplingSettings
+from latent_reasoning.rl.trajectory import Trajectory
+
+
+def loss_mask(
+    completions: Sequence[Completion], special: LatentSettings, settings: SamplingSettings
+) -> Tensor:
+    """True (U, T) at the tokens that were sampled: all but a STOP that was forced."""
+    width = max(len(completion.ids) for completion in completions)
+    mask = torch.zeros(len(completions), width, dtype=torch.bool)
+    for row, completion in zip(mask, completions, strict=True):
+        row[: len(completion.ids)] = True
+        steps = 0
+        for position, token in enumerate(completion.ids):
+            if token == special.continue_id:
+                steps += 1
+                continue
+            if token == special.stop_id and steps == settings.max_latent_steps:
+                row[position] = False
+            steps = 0
+    return mask
+
+
+def score(
+    model: LatentReasoner,
+    prompts: Sequence[list[int]],
+    completions: Sequence[Completion],
+    settings: SamplingSettings,
+    trajectory: Trajectory | None = None,
+) -> Tensor:
+    """Log-probability of each token of each completion, (U, T), 0 after a completion's end.
+
+    `trajectory` is that of `prompts` under the same weights, where it is at hand. In float32 at
+    least.
+    """
+    scores = _Scores(width=max(len(completion.ids) for completion in completions))
+    special = model.settings
+    thinks_again = [special.start_id in completion.ids for completion in completions]
+    shared = [i for i, again in enumerate(thinks_again) if not again]
+    alone = [i for i, again in enumerate(thinks_again) if again]
+    if shared:
+        trajectory = trajectory or Trajectory.begin(model, prompts)
+        rows = [_Path.of(index, completions[index], special) for index in shared]
+        trajectory.extend(model, max(row.decisions for row in rows) - 1)
+        _score_decisions(model, trajectory, rows, settings, scores)
+        _score_answers(model, trajectory, rows, settings, scores)
+    if alone:
+        _score_alone(model, prompts, completions, alone, settings, scores)
+    return scores.assemble(len(completions))
+
+
+@dataclass
+class _Scores:
+    """Log-probabilities as they come, with the places (row, token) they belong to."""
+
+    width: int
+    values: list[Tensor] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+
+    def add(self, values: Tensor, rows: list[int], positions: list[int]) -> None:
+        """`values` (M,) belong at `positions` of completions `rows`."""
+        places = torch.tensor(rows) * self.width + torch.tensor(positions)
+        self.values.append(values)
+        self.places.append(places.to(values.device))
+
+    def assemble(self, completions: int) -> Tensor:
+        values = torch.cat(self.values)
+        flat = values.new_zeros(completions * self.width)
+        return flat.index_put((torch.cat(self.places),), values).view(completions, self.width)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A completion on the shared trajectory: `steps` times CONTINUE, then STOP and an answer.
+
+    `stopped` is False where it was cut off while thinking; `answer` are the tokens after STOP.
+    """
+
+    index: int
+    prompt: int
+    steps: int
+    stopped: bool
+    answer: tuple[int, ...]
+
+    @classmethod
+    def of(cls, index: int, completion: Completion, special: LatentSettings) -> _Path:
+        stopped = special.stop_id in completion.ids
+        steps = completion.ids.index(special.stop_id) if stopped else len(completion.ids)
+        return cls(index, completion.prompt, steps, stopped, completion.ids[steps + 1 :])
+
+    @property
+    def decisions(self) -> int:
+        """Stop decisions taken, the last one to STOP unless cut off; each reads one state."""
+        return self.steps + self.stopped
+
+
+def _score_decisions(
+    model: LatentReasoner,
+    trajectory: Trajectory,
+    rows: list[_Path],
+    settings: SamplingSettings,
+    scores: _Scores,
+) -> None:
+    """Log-probabilities of continuing and stopping along the trajectory."""
+    log_probs = trajectory.decision_log_probs(model, settings.temperature)
+    taken = [(row, step) for row in rows for step in range(row.decisions)]
+    index = torch.tensor(
+        [(row.prompt, step, STOPS if step == row.steps else CONTINUES) for row, step in taken],
+        device=log_probs.device,
+    )
+    scores.add(
+        log_probs[tuple(index.T)],
+        [row.index for row, _ in taken],
+        [step for _, step in taken],
+    )
+
+
+def _score_answers(
+    model: LatentReasoner,
+    trajectory: Trajectory,
+    rows: list[_Path],
+    settings: SamplingSettings,
+    scores: _Scores,
+) -> None:
+    """Log-probabilities of the answers: one pass over their tokens, from the trajectory's cache."""
+    rows = [row for row in rows if row.answer]
+    if not rows:
+        return
+    device, stop_id = model.device, model.settings.stop_id
+    state = trajectory.leave(
+        torch.tensor([row.prompt for row in rows], device=device),
+        torch.tensor([row.steps for row in rows], device=device),
+    )
+    lengths = torch.tensor([len(row.answer) for row in rows])
+    # Padding stands on the right here: no token of a row comes after it, so none sees it.
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    inputs = torch.full(mask.shape, stop_id)
+    inputs[mask] = torch.tensor([token for row in rows for token in (stop_id, *row.answer[:-1])])
+    mask = mask.to(device)
+    hidden = model.advance(state, model.embed(inputs.to(device)), mask)[mask]
+    targets = torch.tensor([token for row in rows for token in row.answer], device=device)
+    log_probs = model.target_log_probabilities(
+        hidden, torch.full_like(targets, int(Kind.ANSWER)), targets, settings.temperature
+    )
+    scores.add(
+        log_probs,
+        [row.index for row in rows for _ in row.answer],
+        [row.decisions + position for row in rows for position in range(len(row.answer))],
+    )
+
+
+def _score_alone(
+    model: LatentReasoner,
+    prompts: Sequence[list[int]],
+    completions: Sequence[Completion],
+    indices: list[int],
+    settings: SamplingSettings,
+    scores: _Scores,
+) -> None:
+    """Completions off the shared trajectory: each a whole sequence of its own, in one forward."""
+    chosen = [completions[index] for index in indices]
+    # The last token is never read: nothing was sampled after it.
+    sequences = [[*prompts[c.prompt], *c.ids[:-1]] for c in chosen]
+    input_ids, attention_mask = pad_prompts(sequences, pad_id=0)
+    output = model(input_ids.to(model.device), attention_mask.to(model.device))
+    width = input_ids.shape[1]
+    row = [i for i, c in enumerate(chosen) for _ in c.ids]
+    column = [width - len(c.ids) + position for c in chosen for position in range(len(c.ids))]
+    targets = torch.tensor([token for c in chosen for token in c.ids], device=model.device)
+    log_probs = model.target_log_probabilities(
+        output.last_hidden[row, column], output.kinds[row, column], targets, settings.temperature
+    )
+    positions = [position for c in chosen for position in range(len(c.ids))]
+    scores.add(log_probs, [indices[i] for i in row], positions)

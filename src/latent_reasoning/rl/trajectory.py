@@ -1,0 +1,67 @@
+"""The latent trajectory that all samples of a prompt share (method.md, section 5, "Structure").
+
+Given the question, the latent states are deterministic: only stop decisions and answer tokens are
+random. The samples of a prompt therefore lie on one trajectory and differ only in where they leave
+it and in what they answer. It is computed once, with its graph where gradients are enabled, and
+serves sampling and the update alike.
+
+P prompts, N latent steps so far, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+
+
+@dataclass
+class Trajectory:
+    """States along the latent steps of P prompts, each ending in START.
+
+    `hidden[j]` `(P, d)` is the state after j latent steps, where the j-th decision (continue or
+    stop) is made; `state` has read the prompts and all steps so far.
+    """
+
+    state: ReasoningState
+    hidden: list[Tensor]
+    prompt_columns: int
+
+    @classmethod
+    def begin(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Trajectory:
+        """Read the prompts, before any latent step."""
+        # Padding is masked everywhere: any id of the vocabulary will do.
+        input_ids, attention_mask = pad_prompts(prompts, pad_id=0)
+        state = model.start(input_ids.to(model.device), attention_mask.to(model.device))
+        return cls(state, [state.last_hidden], input_ids.shape[1])
+
+    @property
+    def steps(self) -> int:
+        """N, the latent steps taken so far."""
+        return len(self.hidden) - 1
+
+    def extend(self, model: LatentReasoner, steps: int) -> None:
+        """Take latent steps, all prompts together, until there are `steps` of them."""
+        while self.steps < steps:
+            inputs = model.latent_input(self.hidden[-1]).unsqueeze(1)
+            self.hidden.append(model.advance(self.state, inputs)[:, -1])
+
+    def leave(self, prompts: Tensor, steps: Tensor) -> ReasoningState:
+        """A state for each sample that leaves prompt `prompts[i]` after `steps[i]` latent steps.
+
+        Both are (R,). The new rows see the prompt and their own steps, none of those after.
+        """
+        columns = torch.arange(self.state.mask.shape[1], device=prompts.device)
+        own = columns < self.prompt_columns + steps[:, None]
+        return self.state.select(prompts, self.state.mask[prompts] & own)
+
+    def decision_log_probs(self, model: LatentReasoner, temperature: float) -> Tensor:
+        """Log-probabilities of CONTINUE and STOP at each decision, (P, N + 1, 2)."""
+        logits = model.stop_logits(torch.stack(self.hidden, dim=1))
+        at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+        return torch.log_softmax(logits.to(at_least_float32) / temperature, dim=-1)

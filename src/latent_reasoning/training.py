@@ -1,0 +1,403 @@
+"""The one training loop that every stage shares.
+
+A stage describes what is trained as a `Task`: the micro-batches of a step, their loss, and the
+greedy validation. The loop owns the rest: AdamW with decay groups, schedule, accumulation,
+clipping, validation with selection of the best weights, early stop, checkpoints, metrics and
+progress lines.
+
+Everything random in step `s` is a function of (seed, s): a task draws its data that way, and
+torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed and
+goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one never
+killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from latent_reasoning.config import Runtime, Training
+from latent_reasoning.device import autocast, resolve_precision, seed_for
+from latent_reasoning.files import atomic_file, write_json_lines
+from latent_reasoning.tracking import Tracker
+from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+PROGRESS_SECONDS = 10.0
+
+
+class DivergenceError(RuntimeError):
+    """Training cannot go on: the loss or its gradient is no longer a number."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Loss of one micro-batch.
+
+    `loss` is a mean and `weight` what it counts for in the step, whose loss is the weighted mean
+    over its micro-batches; `metrics` (numbers or scalar tensors) are averaged in the same way.
+    """
+
+    loss: Tensor
+    weight: float
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """What a stage trains: its data, loss and validation."""
+
+    name: str
+
+    def micro_batches(self, step: int) -> Sequence[Any]:
+        """The micro-batches of optimiser step `step` (from 0); a function of `step` alone."""
+
+    def loss(self, micro_batch: Any) -> LossOutput:
+        """Loss of one micro-batch, with its graph."""
+
+    def validate(self) -> dict[str, float]:
+        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to; the model holds the weights of `step`."""
+
+    step: int
+    steps_run: int
+    validation_accuracy: float | None
+    validation_reasoning_tokens: float | None
+    metrics: Path
+    selection: str
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    *,
+    runtime: Runtime,
+    checkpoint_folder: Path,
+    digest: str,
+    seed: int,
+    tracker: Tracker,
+    log_every: int = 10,
+    log: Log | None = None,
+) -> TrainResult:
+    """Train `model` in place, or go on where a killed training of the same `digest` stopped.
+
+    Returns with the selected weights in the model. Raises `DivergenceError` at a loss or gradient
+    that is not finite.
+    """
+    log = log or print_to_stderr
+    store = CheckpointStore(checkpoint_folder, digest, log)
+    optimizer = build_optimizer(model, training)
+    progress = store.resume(model, optimizer)
+    if progress.step:
+        log(f"{task.name}: goes on after step {progress.step}")
+    metrics = MetricsLog(store.folder / "metrics.jsonl", progress, tracker)
+    lines = ProgressLines(task.name, training.steps, progress.step, log)
+    rate = learning_rate(training)
+    precision = resolve_precision(runtime.precision, _device(model))
+    progress.finished = progress.finished or training.steps == 0
+    while not progress.finished:
+        torch.manual_seed(seed_for(seed, f"{task.name} step {progress.step}"))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(progress.step)
+        model.train()
+        optimizer.zero_grad()
+        with autocast(_device(model), precision):
+            values = accumulate_gradients(model, task, progress.step)
+        values["gradient_norm"] = _clip(model, training.max_grad_norm)
+        _check_finite(values, task.name, progress.step)
+        optimizer.step()
+        values["learning_rate"] = rate(progress.step)
+        progress.step += 1
+        metrics.add(values)
+        if progress.step % log_every == 0 or progress.step == training.steps:
+            lines.loss(progress.step, metrics.flush())
+        improved = False
+        if progress.step % training.validate_every == 0 or progress.step == training.steps:
+            improved = _validate(model, task, training, progress, metrics, lines, precision)
+        if improved or progress.finished or progress.step % runtime.checkpoint_every == 0:
+            store.save(model, optimizer, progress)
+    metrics.close()
+    return _select(model, store, training, progress, metrics.path)
+
+
+def print_to_stderr(line: str) -> None:
+    """Print a line where logs go, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------ one step's parts
+
+
+def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
+    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics."""
+    outputs = []
+    micro_batches = task.micro_batches(step)
+    for micro_batch in micro_batches:
+        output = task.loss(micro_batch)
+        # The total weight may only be known at the end: the gradient is divided by it there.
+        (output.loss if len(micro_batches) == 1 else output.loss * output.weight).backward()
+        outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
+    total = sum(weight for weight, _ in outputs)
+    if len(outputs) > 1:
+        gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
+        torch._foreach_div_(gradients, total)
+    names = dict.fromkeys(name for _, values in outputs for name in values)
+    share = {name: [(w, v[name]) for w, v in outputs if name in v] for name in names}
+    return {
+        name: sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
+        for name, pairs in share.items()
+    }
+
+
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, with weight decay on those of `decay_groups` alone."""
+    names = {name: parameter for parameter, name in parameter_names(model).items()}
+    decayed, undecayed = decay_groups(model)
+    groups = [
+        {"params": [names[name] for name in decayed], "weight_decay": training.weight_decay},
+        {"params": [names[name] for name in undecayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
+        fused=True,
+    )
+
+
+def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the trained parameters with and without weight decay.
+
+    Matrices are decayed, embeddings among them; biases and norms, which are vectors, are not, nor
+    are the special tokens' own modules (conformance note 15).
+    """
+    decayed, undecayed = [], []
+    for parameter, name in parameter_names(model).items():
+        exempt = parameter.ndim < 2 or "special_rows." in name
+        (undecayed if exempt else decayed).append(name)
+    return decayed, undecayed
+
+
+def learning_rate(training: Training) -> Callable[[int], float]:
+    """The learning rate of update `step` (from 0): transformers' schedules, as a function."""
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    schedule = get_scheduler(
+        SCHEDULES[training.schedule],
+        unused,
+        num_warmup_steps=training.warmup_steps,
+        num_training_steps=training.steps,
+    )
+    factor = schedule.lr_lambdas[0]
+    return lambda step: training.learning_rate * factor(step)
+
+
+def _clip(model: nn.Module, max_norm: float) -> float:
+    """Clip the gradient to a global norm; returns the norm before."""
+    return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
+
+
+def _check_finite(values: dict[str, float], name: str, step: int) -> None:
+    for key in ("loss", "gradient_norm"):
+        if not math.isfinite(values[key]):
+            raise DivergenceError(
+                f"{name}: {key} is {values[key]} at step {step + 1}: the training diverged. Start "
+                "it again from its last checkpoint, with a lower learning rate or another seed"
+            )
+
+
+def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
+    """Scalars as plain floats, with one transfer from the device."""
+    tensors = [value.detach().float() for value in values.values() if isinstance(value, Tensor)]
+    from_tensors = iter(torch.stack(tensors).tolist() if tensors else [])
+    return {
+        name: next(from_tensors) if isinstance(value, Tensor) else float(value)
+        for name, value in values.items()
+    }
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# -------------------------------------------------------------------------- validation, selection
+
+
+def _validate(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    progress: Progress,
+    metrics: MetricsLog,
+    lines: ProgressLines,
+    precision: torch.dtype,
+) -> bool:
+    """Validate, note whether training is over, and say whether these weights are the best."""
+    model.eval()
+    with torch.no_grad(), autocast(_device(model), precision):
+        values = task.validate()
+    metrics.write(values)
+    lines.validation(progress.step, values)
+    progress.finished = progress.step >= training.steps
+    accuracy = values.get("validation_accuracy")
+    if accuracy is None:
+        return False
+    enough = training.stop_at_accuracy is not None and accuracy >= training.stop_at_accuracy
+    progress.finished = progress.finished or enough
+    length = values.get("validation_reasoning_tokens")
+    improved = progress.best_step is None or _rank(accuracy, length) > _rank(
+        progress.best_accuracy, progress.best_length
+    )
+    if improved or training.select == "last":
+        progress.best_step, progress.best_accuracy = progress.step, accuracy
+        progress.best_length = length
+    return improved and training.select == "best"
+
+
+def _rank(accuracy: float, length: float | None) -> tuple[float, float]:
+    """Higher accuracy first; among equals the shorter reasoning, then the earlier step."""
+    return accuracy, -(length or 0.0)
+
+
+def _select(
+    model: nn.Module, store: CheckpointStore, training: Training, progress: Progress, metrics: Path
+) -> TrainResult:
+    """Put the selected weights into the model."""
+    if training.select == "last" or progress.best_step is None:
+        selection = f"the last step ({progress.step})"
+    else:
+        store.load_weights(progress.best_step, model)
+        selection = (
+            f"step {progress.best_step} of {progress.step}: highest greedy accuracy on the "
+            "validation rows; among equals the shortest reasoning, then the earliest step"
+        )
+    model.eval()
+    return TrainResult(
+        step=progress.best_step if progress.best_step is not None else progress.step,
+        steps_run=progress.step,
+        validation_accuracy=progress.best_accuracy,
+        validation_reasoning_tokens=progress.best_length,
+        metrics=metrics,
+        selection=selection,
+    )
+
+
+# ------------------------------------------------------------------------------ metrics, progress
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
+
+    On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
+    left out: equal trainings give equal files.
+    """
+
+    def __init__(self, path: Path, progress: Progress, tracker: Tracker) -> None:
+        self.path = path
+        self.progress = progress
+        self.tracker = tracker
+        kept = [row for row in read_metrics(path) if row["step"] <= progress.step]
+        write_json_lines(path, kept)
+        self.stream = path.open("a", encoding="utf-8")
+
+    def add(self, values: dict[str, float]) -> None:
+        """Count one step's values for the next mean."""
+        window = self.progress.window
+        for name, value in values.items():
+            window[name] = window.get(name, 0.0) + value
+        self.progress.window_steps += 1
+
+    def flush(self) -> dict[str, float]:
+        """Log the means over the steps since the last time; returns them."""
+        count = self.progress.window_steps
+        means = {name: total / count for name, total in self.progress.window.items()}
+        self.progress.window, self.progress.window_steps = {}, 0
+        self.write(means)
+        return means
+
+    def write(self, values: dict[str, float]) -> None:
+        """Log values of the current step."""
+        if values:
+            self.stream.write(json.dumps({"step": self.progress.step, **values}) + "\n")
+            self.stream.flush()
+            self.tracker.log_metrics(values, self.progress.step)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; a line that a kill left unfinished ends it."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def write_training_csv(metrics: Path, path: Path) -> None:
+    """`metrics.jsonl` as a table: a row a step, a column a metric, empty where not measured."""
+    by_step: dict[float, dict[str, float]] = {}
+    for row in read_metrics(metrics):
+        by_step.setdefault(row["step"], {}).update(row)
+    columns = dict.fromkeys(["step", *(name for row in by_step.values() for name in row)])
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(by_step.values())
+
+
+class ProgressLines:
+    """Plain lines on how a training goes, readable in a terminal and in a log file."""
+
+    def __init__(self, name: str, steps: int, first_step: int, log: Log) -> None:
+        self.name, self.steps, self.first_step, self.log = name, steps, first_step, log
+        self.started = time.monotonic()
+        self.printed = -math.inf
+        self.means: dict[str, float] = {}
+
+    def loss(self, step: int, means: dict[str, float]) -> None:
+        """A line with the loss and its parts, unless the last one was printed just now."""
+        self.means = means
+        if time.monotonic() - self.printed >= PROGRESS_SECONDS:
+            self._print(step, means)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """A line with loss, accuracy and length, always."""
+        self._print(step, {"loss": self.means.get("loss", math.nan), **values})
+
+    def _print(self, step: int, values: dict[str, float]) -> None:
+        self.printed = time.monotonic()
+        elapsed = self.printed - self.started
+        left = elapsed / max(1, step - self.first_step) * (self.steps - step)
+        text = "  ".join(_readable(name, value) for name, value in values.items())
+        self.log(f"{self.name}  step {step}/{self.steps}  {text}  {_clock(left)} left")
+
+
+def _readable(name: str, value: float) -> str:
+    name = name.removeprefix("validation_").replace("_", " ")
+    return f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

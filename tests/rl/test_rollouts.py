@@ -1,0 +1,142 @@
+"""Shared sampling draws exactly what each sample would draw on its own: the naive oracle."""
+
+import pytest
+import torch
+
+from latent_reasoning.rl.rollouts import SamplingSettings, collect, draw_uniforms, sample
+from latent_reasoning.rl.scoring import score
+
+EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
+PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+
+
+def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> tuple[int, ...]:
+    """One completion, each token from a full forward of the whole sequence."""
+    ids: list[int] = []
+    steps = 0
+    for uniform in uniforms:
+        if (prompt + ids)[-1] in (START, CONTINUE) and steps == settings.max_latent_steps:
+            token = STOP
+        else:
+            sequence = torch.tensor([prompt + ids])
+            output = model(sequence, torch.ones_like(sequence))
+            logits = model.full_logits(output)[0, -1].double() / settings.temperature
+            if logits[STOP].isfinite():
+                token = CONTINUE if uniform < logits.softmax(0)[CONTINUE] else STOP
+            else:
+                cumulative = logits.softmax(0).cumsum(0)
+                token = int((cumulative <= uniform * cumulative[-1]).sum())
+        steps = steps + 1 if token == CONTINUE else 0
+        ids.append(token)
+        if token == EOS:
+            break
+    return tuple(ids)
+
+
+@pytest.mark.parametrize(
+    ("max_latent_steps", "allow_rethinking", "architecture"),
+    [(2, False, "llama"), (None, False, "gpt2"), (2, True, "llama"), (None, True, "gpt2")],
+)
+def test_samples_equal_those_drawn_alone(
+    reasoner, max_latent_steps, allow_rethinking, architecture
+):
+    model = reasoner(architecture=architecture, allow_rethinking=allow_rethinking)
+    settings = SamplingSettings(1.0, 9, EOS, max_latent_steps)
+    uniforms = draw_uniforms(3, 24, 9, seed=5)
+    rollout, _ = sample(model, PROMPTS, uniforms, settings)
+    with torch.no_grad():
+        for prompt, group in enumerate(rollout.sample_completion.tolist()):
+            for member, index in enumerate(group):
+                completion = rollout.completions[index]
+                assert completion.prompt == prompt
+                draws = uniforms[prompt, member].tolist()
+                assert completion.ids == naive_sample(model, PROMPTS[prompt], draws, settings)
+    ids = [completion.ids for completion in rollout.completions]
+    assert any(START in sample_ids for sample_ids in ids) == allow_rethinking
+    assert any(sample_ids[-1] != EOS for sample_ids in ids)
+    assert sum(completion.count for completion in rollout.completions) == 72
+
+
+def test_sampling_does_not_depend_on_how_prompts_are_batched(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(1.0, 9, EOS, 3)
+    uniforms = draw_uniforms(3, 16, 9, seed=1)
+
+    def ids(rollout, prompt: int) -> list[tuple[int, ...]]:
+        return [rollout.completions[i].ids for i in rollout.sample_completion[prompt].tolist()]
+
+    together, _ = sample(model, PROMPTS, uniforms, settings)
+    for prompt in range(3):
+        alone, _ = sample(model, PROMPTS[prompt : prompt + 1], uniforms[prompt : prompt + 1], settings)
+        assert ids(together, prompt) == ids(alone, 0)
+
+
+def test_frequencies_match_the_scored_probabilities(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(0.7, 5, EOS, 3)
+    samples = 20_000
+    rollout, _ = sample(model, PROMPTS[:1], draw_uniforms(1, samples, 5, seed=2), settings)
+    log_probs = score(model, PROMPTS, rollout.completions, settings)
+    forced = [c.ids[:4] == (CONTINUE,) * 3 + (STOP,) for c in rollout.completions]
+    log_probs[forced, 3] = 0
+    expected = log_probs.sum(1).exp() * samples
+    counts = torch.tensor([completion.count for completion in rollout.completions])
+    often = expected > 50
+    assert int(often.sum()) >= 20
+    deviation = (counts - expected)[often] / expected[often].sqrt()
+    assert deviation.abs().max().item() < 5
+
+
+def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(1.0, 9, EOS, 3)
+    rows = []
+    model.base.base_model.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: rows.append(keywords["inputs_embeds"].shape[:2]),
+        with_kwargs=True,
+    )
+    rollout, trajectory = sample(model, PROMPTS, draw_uniforms(3, 16, 9, seed=1), settings)
+    longest_answer = max(len(c.ids) - c.ids.index(STOP) - 1 for c in rollout.completions)
+    assert trajectory.steps == max(c.ids.index(STOP) for c in rollout.completions) == 3
+    assert rows[:4] == [(3, 5), (3, 1), (3, 1), (3, 1)]
+    assert len(rows) == 1 + trajectory.steps + longest_answer
+    assert rows[4] == (len({c.ids[: c.ids.index(STOP)] + (c.prompt,) for c in rollout.completions}), 1)
+
+
+def test_a_trajectory_goes_no_further_than_the_longest_sample(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(1.0, 9, EOS)
+    stop_at_once = torch.full((3, 4, 9), 1 - 2**-24)
+    rollout, trajectory = sample(model, PROMPTS, stop_at_once, settings)
+    assert trajectory.steps == 0
+    assert all(completion.ids[0] == STOP for completion in rollout.completions)
+
+
+def test_a_sample_that_never_stops_is_cut_off_without_a_stop(reasoner):
+    model = reasoner()
+    rollout, trajectory = sample(
+        model, PROMPTS, torch.zeros(3, 2, 4), SamplingSettings(1.0, 4, EOS)
+    )
+    assert [completion.ids for completion in rollout.completions] == [(CONTINUE,) * 4] * 3
+    assert trajectory.steps == 3
+
+
+def test_equal_seeds_draw_equal_numbers_below_one():
+    draws = draw_uniforms(4, 8, 16, seed=3)
+    assert torch.equal(draws, draw_uniforms(4, 8, 16, seed=3))
+    assert not torch.equal(draws, draw_uniforms(4, 8, 16, seed=4))
+    assert 0 <= draws.min().item()
+    assert draws.max().item() < 1
+
+
+def test_equal_completions_of_a_prompt_are_one_with_a_count():
+    ids = torch.tensor([[[7, 1, 0], [7, 1, 5], [7, 7, 7]], [[7, 1, 0], [2, 1, 0], [2, 1, 9]]])
+    lengths = torch.tensor([[2, 2, 3], [2, 2, 2]])
+    rollout = collect([[4], [5]], ids, lengths)
+    assert [(c.prompt, c.ids, c.count) for c in rollout.completions] == [
+        (0, (7, 1), 2),
+        (0, (7, 7, 7), 1),
+        (1, (7, 1), 1),
+        (1, (2, 1), 2),
+    ]
+    assert rollout.sample_completion.tolist() == [[0, 0, 1], [2, 3, 3]]

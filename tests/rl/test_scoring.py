@@ -1,0 +1,152 @@
+"""All samples of a prompt in one pass equal each sample scored on its own: the naive oracle."""
+
+import pytest
+import torch
+
+from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_uniforms, sample
+from latent_reasoning.rl.scoring import loss_mask, score
+
+EOS, START, CONTINUE, STOP = 1, 8, 10, 11
+PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=9, eos_id=EOS, max_latent_steps=3)
+
+# Two samples that are equal; answers cut off; stopping at once; cut off while thinking; STOP
+# forced after three steps; one that thinks again, twice.
+ON_TRAJECTORY = [
+    Completion(0, (CONTINUE, STOP, 3, EOS), count=2),
+    Completion(0, (CONTINUE, CONTINUE, STOP, 3, 4, 2, 2, 5, 6)),
+    Completion(0, (CONTINUE, CONTINUE, CONTINUE, STOP, 3, EOS)),
+    Completion(1, (STOP, EOS)),
+    Completion(2, (STOP, 4, 4, EOS), count=3),
+    Completion(2, (CONTINUE, STOP)),
+    Completion(2, (CONTINUE, CONTINUE)),
+]
+THINKS_AGAIN = [
+    Completion(1, (CONTINUE, STOP, 4, START, CONTINUE, STOP, 5, EOS)),
+    Completion(1, (STOP, START, STOP, START, CONTINUE, CONTINUE)),
+    Completion(2, (CONTINUE, CONTINUE, CONTINUE, STOP, START)),
+]
+
+
+def naive_scores(model, completion: Completion) -> torch.Tensor:
+    """Log-probabilities (T,) of one completion by a full forward and full logits."""
+    ids = torch.tensor([[*PROMPTS[completion.prompt], *completion.ids]])
+    output = model(ids, torch.ones_like(ids))
+    log_probs = (model.full_logits(output) / SETTINGS.temperature).log_softmax(-1)[0]
+    length = len(completion.ids)
+    return log_probs[-length - 1 : -1].gather(1, ids[0, -length:, None])[:, 0]
+
+
+def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"tied": False, "recurrent_filter": "none", "stop_head_temperature": 1.7},
+        {"recurrent_filter": "SRE", "modules": True},
+        {"architecture": "gpt2", "detach_stop_head": True},
+    ],
+    ids=["tied MLP", "untied, no filter", "SRE, rows as modules", "gpt2, detached stop head"],
+)
+@pytest.mark.parametrize("allow_rethinking", [False, True])
+@pytest.mark.parametrize("kind", ["bnpo", "grpo", "dr_grpo"])
+def test_loss_and_every_gradient_equal_scoring_each_sample_alone(
+    reasoner, variant, allow_rethinking, kind
+):
+    model = reasoner(allow_rethinking=allow_rethinking, **variant)
+    completions = ON_TRAJECTORY + (THINKS_AGAIN if allow_rethinking else [])
+    mask = loss_mask(completions, model.settings, SETTINGS)
+    advantages = torch.linspace(-1, 1, len(completions), dtype=torch.float64)
+    weights = torch.tensor([completion.count for completion in completions])
+    noise = torch.Generator().manual_seed(1)
+    reference, old = (
+        -torch.rand(mask.shape, generator=noise, dtype=torch.float64) for _ in range(2)
+    )
+    settings = {"kind": kind, "epsilon": 0.2, "kl_weight": 0.3, "max_completion_length": 9}
+
+    fast = policy_loss(
+        score(model, PROMPTS, completions, SETTINGS),
+        advantages,
+        mask,
+        weights=weights,
+        old_log_probs=old,
+        reference=reference,
+        **settings,
+    )
+    fast_gradients = gradients(model, fast.loss)
+
+    each = [i for i, completion in enumerate(completions) for _ in range(completion.count)]
+    rows = [naive_scores(model, completions[i]) for i in each]
+    naive = policy_loss(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        advantages[each],
+        mask[each],
+        old_log_probs=old[each],
+        reference=reference[each],
+        **settings,
+    )
+    naive_gradients = gradients(model, naive.loss)
+
+    assert fast.loss.item() == pytest.approx(naive.loss.item(), rel=1e-9)
+    assert fast.tokens == naive.tokens
+    assert fast_gradients.keys() == naive_gradients.keys()
+    for name, gradient in naive_gradients.items():
+        error = (fast_gradients[name] - gradient).norm()
+        assert error <= 1e-9 * max(1.0, gradient.norm().item()), name
+
+
+def test_the_trajectory_of_sampling_serves_the_update(reasoner):
+    model = reasoner()
+    uniforms = draw_uniforms(3, 16, SETTINGS.max_new_tokens, seed=0)
+    rollout, trajectory = sample(model, PROMPTS, uniforms, SETTINGS)
+    forwards = []
+    model.base.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    reused = score(model, PROMPTS, rollout.completions, SETTINGS, trajectory)
+    assert len(forwards) == 1
+    afresh = score(model, PROMPTS, rollout.completions, SETTINGS)
+    assert torch.equal(reused, afresh)
+    weights = torch.rand(afresh.shape, generator=torch.Generator().manual_seed(0)).double()
+    ours, theirs = (gradients(model, (weights * values).sum()) for values in (reused, afresh))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_probabilities_of_all_completions_sum_to_one(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(1.0, max_new_tokens=4, eos_id=EOS, max_latent_steps=2)
+    words = [token for token in range(8) if token != EOS]
+
+    def answers(tokens: int) -> list[tuple[int, ...]]:
+        """Every answer of at most `tokens` tokens: it ends in EOS, or is cut off."""
+        if tokens == 0:
+            return [()]
+        return [(EOS,), *((word, *rest) for word in words for rest in answers(tokens - 1))]
+
+    completions = [
+        Completion(0, (*[CONTINUE] * steps, STOP, *answer))
+        for steps in range(3)
+        for answer in answers(4 - steps - 1)
+    ]
+    log_probs = score(model, PROMPTS, completions, settings)
+    mask = loss_mask(completions, model.settings, settings)
+    total = (log_probs * mask).sum(1).exp().sum().item()
+    assert total == pytest.approx(1.0, abs=1e-9)
+
+
+def test_mask_covers_eos_and_cut_off_tokens_but_no_forced_stop(reasoner):
+    special = reasoner().settings
+    completions = [
+        Completion(0, (CONTINUE, CONTINUE, CONTINUE, STOP, 3, EOS)),
+        Completion(0, (CONTINUE, CONTINUE, STOP, 3, 4, 5, 6)),
+        Completion(0, (STOP, START, CONTINUE, CONTINUE, CONTINUE, STOP)),
+    ]
+    assert loss_mask(completions, special, SETTINGS).int().tolist() == [
+        [1, 1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 0, 0],
+    ]

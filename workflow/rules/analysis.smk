@@ -1,0 +1,138 @@
+# Evaluations -> tables -> figures -> the page. These rules are quick and read only results/.
+
+
+rule tables:
+    input:
+        evaluations=evaluations(MAIN),
+        code=code("analysis/tables.py", "analysis/results.py", "evaluation/metrics.py"),
+    output:
+        main=[
+            report(
+                LAYOUT.tables / "main.csv",
+                caption="../report/main_table.rst",
+                category="Tables",
+            ),
+            LAYOUT.tables / "main.md",
+            LAYOUT.tables / "main.tex",
+        ],
+        others=[
+            report(
+                LAYOUT.tables / f"{name}.csv",
+                caption=f"../report/{name}_table.rst",
+                category="Tables",
+            )
+            for name in TABLES
+        ],
+    log:
+        log_file("tables"),
+    benchmark:
+        benchmark_file("tables")
+    params:
+        config=CONFIG,
+        report=report_digest("main", "published"),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../environment.yml"
+    message:
+        "Writing the tables"
+    shell:
+        "python -m latent_reasoning.analysis tables --config {params.config} > {log} 2>&1"
+
+
+rule appendix_tables:
+    input:
+        evaluations=evaluations(APPENDIX),
+        code=code("analysis/tables.py", "analysis/results.py", "evaluation/metrics.py"),
+    output:
+        report(
+            LAYOUT.tables / "appendix.csv",
+            caption="../report/appendix_table.rst",
+            category="Tables",
+        ),
+        LAYOUT.tables / "appendix.md",
+        LAYOUT.tables / "appendix.tex",
+    log:
+        log_file("appendix_tables"),
+    benchmark:
+        benchmark_file("appendix_tables")
+    params:
+        config=CONFIG,
+        report=report_digest("appendix", "published"),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../environment.yml"
+    message:
+        "Writing the appendix's table"
+    shell:
+        "python -m latent_reasoning.analysis appendix --config {params.config} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        evaluations=evaluations(MAIN),
+        models=trained(MAIN),
+        code=code("analysis/figures.py", "analysis/tables.py", "analysis/results.py"),
+    output:
+        svg=[
+            report(
+                LAYOUT.figures / f"{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+            )
+            for name in FIGURES
+        ],
+        png=[LAYOUT.figures / f"{name}.png" for name in FIGURES],
+    log:
+        log_file("figures"),
+    benchmark:
+        benchmark_file("figures")
+    params:
+        config=CONFIG,
+        report=report_digest("main"),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../environment.yml"
+    message:
+        "Drawing the figures"
+    shell:
+        "python -m latent_reasoning.analysis figures --config {params.config} > {log} 2>&1"
+
+
+rule report:
+    input:
+        tables=rules.tables.output,
+        figures=rules.figures.output,
+        data=LAYOUT.data_summary,
+        code=code("analysis/report.py"),
+    output:
+        LAYOUT.report,
+    log:
+        log_file("report"),
+    benchmark:
+        benchmark_file("report")
+    params:
+        config=CONFIG,
+        report=report_digest("title", "notes", "main", "published"),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../environment.yml"
+    message:
+        "Writing the page {output}"
+    shell:
+        "python -m latent_reasoning.analysis report --config {params.config} > {log} 2>&1"

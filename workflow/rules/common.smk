@@ -1,0 +1,172 @@
+# What the rules share: the configuration, the names of files, tracked params and resources.
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from latent_reasoning import planning
+from latent_reasoning.config import (
+    ConfigError,
+    digest,
+    merge,
+    read,
+    resolve,
+    science_digest,
+)
+from latent_reasoning.cost import describe, estimate
+from latent_reasoning.paths import Layout, results_root
+
+
+def load_experiment():
+    """The configuration files of the command line (default: laptop), then `--config` values."""
+    default = Path(workflow.basedir) / "config" / "laptop.yaml"
+    files = [os.path.relpath(file) for file in workflow.overwrite_configfiles or [default]]
+    overrides = dict(workflow.config_settings.config)
+    raw = merge(read(files), overrides)
+    return resolve(raw, ", ".join([*files, *(["--config"] if overrides else [])]))
+
+
+def shown(path):
+    """A path relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def models_of(*stages):
+    """Regular expression of the models that one of the stages makes; matches nothing for none."""
+    names = [name for name, entry in EXPERIMENT.models.items() if entry.stage in stages]
+    return "|".join(names) or "(?!)"
+
+
+def science(stage):
+    """The digest of the keys that a stage's result depends on, as a function of wildcards."""
+    return lambda wildcards: science_digest(
+        EXPERIMENT, stage, getattr(wildcards, "model", None)
+    )
+
+
+def report_digest(*keys):
+    """The digest of the keys of the section `report` that a table, figure or page shows."""
+    section = EXPERIMENT.report.model_dump(mode="json")
+    return digest([section[key] for key in keys])
+
+
+def content(function, *names):
+    """The digest of raw files from outside, as a function of wildcards; see planning.py."""
+
+    def of(wildcards):
+        try:
+            return function(EXPERIMENT, *(getattr(wildcards, name) for name in names))
+        except ConfigError as error:
+            raise WorkflowError(str(error)) from None
+
+    return of
+
+
+def rows(*splits):
+    """Rows as an input: their digest counts, not the time stamp of the large file."""
+    digests = [str(LAYOUT.data_digest(split)) for split in splits]
+    return digests + [ancient(str(LAYOUT.data(split))) for split in splits]
+
+
+def model_input(name, seed):
+    """A model's folder as an input; a base that was not trained here counts by its content."""
+    folder = str(LAYOUT.model(name, seed))
+    fixed = name == "base" and not LAYOUT.base_has_seeds
+    return ancient(folder) if fixed else folder
+
+
+def parents(wildcards):
+    """Folders of the models that a stage reads: where it starts, and its frozen teacher."""
+    entry = EXPERIMENT.models[wildcards.model]
+    names = [entry.start] if entry.start else []
+    if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
+        names.append(entry.distillation.teacher)
+    return [model_input(name, wildcards.seed) for name in names]
+
+
+def trained(models):
+    """Folders of the models, with every seed."""
+    return [LAYOUT.model(model, seed) for model in models for seed in EXPERIMENT.seeds]
+
+
+def evaluations(models):
+    """Files of the evaluations of the models, on every data set and with every seed."""
+    return [
+        LAYOUT.evaluation(model, seed, dataset) / file
+        for model in models
+        for seed in EXPERIMENT.seeds
+        for dataset in EXPERIMENT.evaluation.datasets
+        for file in EVALUATION_FILES
+    ]
+
+
+def code(*patterns):
+    """Source files as inputs of a cheap rule: an edited figure is drawn again."""
+    package = Path(workflow.basedir) / "src" / "latent_reasoning"
+    return sorted(shown(file) for pattern in patterns for file in package.glob(pattern))
+
+
+def log_file(*parts):
+    return LAYOUT.folder.joinpath("logs", *parts).with_suffix(".log")
+
+
+def benchmark_file(*parts):
+    return LAYOUT.benchmarks.joinpath(*parts).with_suffix(".tsv")
+
+
+def plan():
+    """Write the resolved configuration and say what a costly experiment costs."""
+    # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
+    if not any(Path(".snakemake/locks").glob("*")):
+        planning.write_config(EXPERIMENT, LAYOUT.config)
+    cost = estimate(EXPERIMENT)
+    if cost.hours > 1:
+        print(describe(cost), file=sys.stderr)
+
+
+try:
+    EXPERIMENT = load_experiment()
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+LAYOUT = Layout.of(EXPERIMENT, shown(results_root()))
+CONFIG = str(LAYOUT.config)
+BASE = LAYOUT.base("{seed}")
+MODEL = LAYOUT.model("{model}", "{seed}")
+EVALUATION = LAYOUT.evaluation("{model}", "{seed}", "{dataset}")
+TRACKING_STORE = str(LAYOUT.folder / "tracking.ready")
+EVALUATION_FILES = ["summary.json", "predictions.parquet", "forced.csv", "by_steps.csv"]
+APPENDIX = EXPERIMENT.report.appendix
+MAIN = EXPERIMENT.report.main or [
+    model for model in EXPERIMENT.models if model not in APPENDIX
+]
+TABLES = ["paired", "length", "by_steps", "by_tokens", "forced"]
+FIGURES = [
+    "accuracy_vs_tokens",
+    "length_distribution",
+    "length_by_steps",
+    "accuracy_forced",
+    "training_curves",
+]
+SPLITS = ["sft", "rl", "validation", "test"]
+RUNTIME = EXPERIMENT.runtime
+GPU = 0 if RUNTIME.device == "cpu" else 1
+
+# The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
+shell.prefix(
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:\"$PATH\" "
+    f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))}; "
+)
+
+
+wildcard_constraints:
+    model=models_of("sft", "latent_sft", "rl", "import"),
+    seed=r"\d+",
+    dataset=r"[a-z0-9_-]+",
+
+
+if workflow.is_main_process:
+    plan()

@@ -1,0 +1,79 @@
+# Raw rows -> filtered, split rows, each split with a digest that the later rules compare.
+
+
+rule prepare_data:
+    output:
+        rows=[LAYOUT.data(split) for split in SPLITS],
+        digests=[LAYOUT.data_digest(split) for split in SPLITS],
+        summary=LAYOUT.data_summary,
+    log:
+        log_file("prepare_data"),
+    benchmark:
+        benchmark_file("prepare_data")
+    params:
+        config=CONFIG,
+        digest=science("data"),
+        content=content(planning.content_of_rows),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=60,
+    retries: 3 if EXPERIMENT.data.source == "hub" else 0
+    conda:
+        "../../environment.yml"
+    message:
+        "Preparing the rows of {EXPERIMENT.experiment}"
+    shell:
+        "python -m latent_reasoning.data --config {params.config} --digest {params.digest} "
+        "> {log} 2>&1"
+
+
+rule prepare_test_set:
+    output:
+        rows=LAYOUT.data("{dataset}"),
+        digest=LAYOUT.data_digest("{dataset}"),
+    log:
+        log_file("prepare_test_set", "{dataset}"),
+    benchmark:
+        benchmark_file("prepare_test_set", "{dataset}")
+    wildcard_constraints:
+        dataset="|".join(EXPERIMENT.data.extra_tests) or "(?!)",
+    params:
+        config=CONFIG,
+        digest=science("test_set"),
+        content=content(planning.content_of_test_set, "dataset"),
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=60,
+    conda:
+        "../../environment.yml"
+    message:
+        "Preparing the test set {wildcards.dataset}"
+    shell:
+        "python -m latent_reasoning.data --config {params.config} --digest {params.digest} "
+        "--dataset {wildcards.dataset} > {log} 2>&1"
+
+
+rule tracking_store:
+    output:
+        touch(TRACKING_STORE),
+    log:
+        log_file("tracking_store"),
+    benchmark:
+        benchmark_file("tracking_store")
+    params:
+        config=CONFIG,
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=10,
+    conda:
+        "../../environment.yml"
+    message:
+        "Creating the tracking store, so that parallel trainings find it"
+    shell:
+        "python -m latent_reasoning.tracking --config {params.config} > {log} 2>&1"

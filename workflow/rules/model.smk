@@ -1,0 +1,61 @@
+# The model everything starts from, and models that were trained elsewhere.
+
+
+rule base_model:
+    input:
+        tracking=ancient(TRACKING_STORE) if LAYOUT.base_has_seeds else [],
+        rows=rows("sft", "validation") if LAYOUT.base_has_seeds else [],
+    output:
+        directory(BASE),
+    log:
+        log_file("base_model", BASE.name),
+    benchmark:
+        benchmark_file("base_model", BASE.name)
+    params:
+        config=CONFIG,
+        digest=science("base"),
+        content=content(planning.content_of_base),
+        seed="{seed}" if LAYOUT.base_has_seeds else 0,
+    threads: RUNTIME.threads
+    resources:
+        gpu=GPU if LAYOUT.base_has_seeds else 0,
+        mem_mb=RUNTIME.memory_mb,
+        runtime=RUNTIME.runtime_minutes,
+    retries: 3 if EXPERIMENT.base.source == "hub" else 0
+    conda:
+        "../../environment.yml"
+    message:
+        "Making the base model ({EXPERIMENT.base.source}): {output}"
+    shell:
+        "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
+        "--seed {params.seed} > {log} 2>&1"
+
+
+rule import_model:
+    input:
+        parents=parents,
+    output:
+        directory(MODEL),
+    log:
+        log_file("import_model", "{model}", "seed-{seed}"),
+    benchmark:
+        benchmark_file("import_model", "{model}", "seed-{seed}")
+    wildcard_constraints:
+        model=models_of("import"),
+    params:
+        config=CONFIG,
+        digest=science("model"),
+        content=content(planning.content_of_model, "model"),
+    threads: RUNTIME.threads
+    resources:
+        gpu=0,
+        mem_mb=RUNTIME.memory_mb,
+        runtime=RUNTIME.runtime_minutes,
+    retries: 3
+    conda:
+        "../../environment.yml"
+    message:
+        "Bringing in {wildcards.model}"
+    shell:
+        "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"

@@ -1,0 +1,31 @@
+# Reinforcement learning of when to stop.
+
+
+rule rl:
+    input:
+        tracking=ancient(TRACKING_STORE),
+        rows=rows("rl", "validation"),
+        parents=parents,
+    output:
+        directory(MODEL),
+    log:
+        log_file("rl", "{model}", "seed-{seed}"),
+    benchmark:
+        benchmark_file("rl", "{model}", "seed-{seed}")
+    wildcard_constraints:
+        model=models_of("rl"),
+    params:
+        config=CONFIG,
+        digest=science("model"),
+    threads: RUNTIME.threads
+    resources:
+        gpu=GPU,
+        mem_mb=RUNTIME.memory_mb,
+        runtime=RUNTIME.runtime_minutes,
+    conda:
+        "../../environment.yml"
+    message:
+        "RL: {wildcards.model}, seed {wildcards.seed}"
+    shell:
+        "python -m latent_reasoning.rl --config {params.config} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"

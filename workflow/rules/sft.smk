@@ -1,0 +1,43 @@
+# Supervised fine-tuning. Checkpoints lie outside the declared outputs: a killed job goes on from them.
+
+
+rule sft:
+    input:
+        tracking=ancient(TRACKING_STORE),
+        rows=rows("sft", "validation"),
+        parents=parents,
+    output:
+        directory(MODEL),
+    log:
+        log_file("sft", "{model}", "seed-{seed}"),
+    benchmark:
+        benchmark_file("sft", "{model}", "seed-{seed}")
+    wildcard_constraints:
+        model=models_of("sft"),
+    params:
+        config=CONFIG,
+        digest=science("model"),
+        content=content(planning.content_of_model, "model"),
+    threads: RUNTIME.threads
+    resources:
+        gpu=GPU,
+        mem_mb=RUNTIME.memory_mb,
+        runtime=RUNTIME.runtime_minutes,
+    conda:
+        "../../environment.yml"
+    message:
+        "Token SFT: {wildcards.model}, seed {wildcards.seed}"
+    shell:
+        "python -m latent_reasoning.sft --config {params.config} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
+
+
+use rule sft as latent_sft with:
+    log:
+        log_file("latent_sft", "{model}", "seed-{seed}"),
+    benchmark:
+        benchmark_file("latent_sft", "{model}", "seed-{seed}")
+    wildcard_constraints:
+        model=models_of("latent_sft"),
+    message:
+        "Latent SFT: {wildcards.model}, seed {wildcards.seed}"
