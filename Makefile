@@ -63,12 +63,12 @@ ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow.db}"
 
 .PHONY: lock
-lock: $(STAMP) ## write the environment's exact versions to requirements.lock
+lock: $(STAMP) ## write the environment's exact versions to requirements.lock and environment.yml
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel \
-		| sed 's/+cpu$$//; s/+cu[0-9]*$$//' | LC_ALL=C sort -f \
-		| sed '1i # Exact versions of everything, written by '"'make lock'"' from a tested environment.' \
-		> requirements.lock.new
-	mv requirements.lock.new requirements.lock
+		| sed 's/+c[pu].*$$//' | LC_ALL=C sort -f > pins
+	{ sed '/^[^#]/d' requirements.lock; cat pins; } > requirements.lock.new
+	{ sed '/^      - /d' environment.yml; sed 's/^/      - /' pins; } > environment.yml.new
+	rm pins; mv requirements.lock.new requirements.lock; mv environment.yml.new environment.yml
 
 .PHONY: clean
 clean: ## remove the environment and caches; results stay

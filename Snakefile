@@ -52,4 +52,4 @@ rule appendix:
 
 
 onstart:
-    write_config(EXPERIMENT, LAYOUT.config)
+    planning.write_config(EXPERIMENT, LAYOUT.config)

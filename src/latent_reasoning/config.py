@@ -48,10 +48,9 @@ def _with_exponent(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_with_exponent)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_with_exponent)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
+NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
 
 
 class ConfigError(ValueError):
@@ -107,7 +106,7 @@ class Augmentation(Section):
 
 
 class Prompt(Section):
-    """What stands before the question (method.md, section 2; conformance note 1)."""
+    """What stands before the question."""
 
     training: str = Field("Question: ", description="Prefix of the question in training text.")
     evaluation: str = Field(
@@ -125,7 +124,7 @@ class RowLimits(Section):
 
 
 class Data(Section):
-    """Raw rows, their filter, split and form (method.md, section 2)."""
+    """Raw rows, their filter, split and form."""
 
     source: Literal["generated", "local", "hub"] = Field(
         "generated",
@@ -146,7 +145,7 @@ class Data(Section):
         False, description="Steps are sentences: a space goes before each (GSM8K-Aug-NL)."
     )
     prompt: Prompt = Field(default_factory=Prompt, description="Prefixes of the question.")
-    sft_share: Annotated[Number, Field(gt=0, le=1)] = Field(
+    sft_share: Annotated[Share, Field(gt=0)] = Field(
         0.85, description="Share of the shuffled train rows given to SFT; the rest is RL's."
     )
     split_seed: Count = Field(42, description="Seed of that shuffle.")
@@ -196,7 +195,7 @@ class Data(Section):
 
 
 class Training(Section):
-    """One optimisation run (method.md, sections 4 and 5)."""
+    """One optimisation run."""
 
     steps: Count = Field(..., description="Optimiser steps.")
     batch_size: PositiveInt = Field(
@@ -255,6 +254,8 @@ class Architecture(Section):
     num_key_value_heads: PositiveInt = Field(4, description="Key-value heads.")
     max_position_embeddings: PositiveInt = Field(512, description="Longest sequence.")
     tie_word_embeddings: bool = Field(True, description="One matrix for input and output.")
+    rope_theta: Positive = Field(10000.0, description="Base of the rotary position embedding.")
+    initializer_range: Positive = Field(0.02, description="Std of the random initial weights.")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Architecture:
@@ -278,10 +279,12 @@ class ReasoningMix(Section):
     results_only: NonNegative = Field(0.0, description="`Results:` and the intermediate values.")
     drop_last: NonNegative = Field(0.0, description="All steps but the last.")
     truncated: NonNegative = Field(0.0, description="A random number of first steps.")
+    results_only_drop_last: NonNegative = Field(0.0, description="`drop_last`, results alone.")
+    results_only_truncated: NonNegative = Field(0.0, description="`truncated`, results alone.")
 
     @model_validator(mode="after")
     def _not_empty(self) -> ReasoningMix:
-        if self.full + self.results_only + self.drop_last + self.truncated <= 0:
+        if sum(self.model_dump().values()) <= 0:
             raise ValueError("all shares are 0: at least one style of text is needed")
         return self
 
@@ -329,7 +332,7 @@ class Base(Section):
 
 
 class Model(Section):
-    """The latent reasoner around the base model (method.md, section 3)."""
+    """The latent reasoner around the base model."""
 
     recurrent_filter: Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"] = Field(
         "MLP", description="What turns a hidden state into the next input embedding."
@@ -355,8 +358,8 @@ class Model(Section):
 class LatentSteps(Section):
     """n = min(max, max(min, factor * k + bias)) latent steps for k reasoning steps."""
 
-    factor: int = Field(0, description="c of method.md.")
-    bias: int = Field(0, description="b of method.md.")
+    factor: int = Field(0, description="c: latent steps for each reasoning step.")
+    bias: int = Field(0, description="b: latent steps beside those.")
     min: Count | None = Field(6, description="Least n; null: no bound.")
     max: Count | None = Field(6, description="Largest n; null: no bound.")
 
@@ -368,7 +371,7 @@ class LatentSteps(Section):
 
 
 class Distillation(Section):
-    """Distances between teacher and student states (method.md, section 4)."""
+    """Distances between teacher and student states."""
 
     codi_weight: NonNegative = Field(20.0, description="Weight at the target token; 0: off.")
     meaned_weight: NonNegative = Field(
@@ -400,6 +403,9 @@ class SftModel(Section):
 
     stage: Literal["sft"] = Field("sft", description="Token SFT.")
     start: str = Field("base", alias="from", description="`base` or the name of another model.")
+    rows: Literal["sft", "all"] = Field(
+        "sft", description="SFT's share of the train rows, or all of them (the appendix)."
+    )
     form: Literal["cot", "no_cot"] = Field("cot", description="With or without the steps.")
     training: Training = Field(..., description="Optimisation.")
     lora: Lora | None = Field(None, description="null: full fine-tuning.")
@@ -413,6 +419,9 @@ class LatentSftModel(Section):
 
     stage: Literal["latent_sft"] = Field("latent_sft", description="Latent SFT.")
     start: str = Field("base", alias="from", description="`base` or the name of another model.")
+    rows: Literal["sft", "all"] = Field(
+        "sft", description="SFT's share of the train rows, or all of them (the appendix)."
+    )
     model: Model = Field(default_factory=Model, description="Overrides the section `model`.")
     latent_steps: LatentSteps = Field(
         default_factory=LatentSteps, description="Latent steps of a training example."
@@ -424,7 +433,7 @@ class LatentSftModel(Section):
     shift_target: bool = Field(True, description="Target token: the one after `:`, not `:`.")
     mask_latent_labels: bool = Field(False, description="The student learns only the answer.")
     learn_start: bool = Field(
-        False, description="START is a label too (the public code; conformance note 7)."
+        False, description="START is a label too (the public code)."
     )
     stop_label_smoothing: Share = Field(
         0.0, description="Mass moved to the other of the two stop decisions."
@@ -443,7 +452,7 @@ class LatentSftModel(Section):
 
 
 class Reward(Section):
-    """Reward of a sample (method.md, section 5)."""
+    """Reward of a sample."""
 
     penalty: NonNegative = Field(
         1e-4, description="Size of the length penalty where the group meets the requirement."
@@ -515,7 +524,7 @@ ModelEntry = Annotated[
 
 
 class Evaluation(Section):
-    """Greedy evaluation of whole splits (method.md, section 6)."""
+    """Greedy evaluation of whole splits."""
 
     datasets: list[DatasetName] = Field(
         ["test"], description="`test`, `validation` and names of `data.extra_tests`."
@@ -578,7 +587,8 @@ class Report(Section):
         default_factory=list, description="Models trained by the target `appendix` only."
     )
     published: dict[Name, Published] = Field(
-        default_factory=dict, description="Published figures by model name."
+        default_factory=dict,
+        description="Published `accuracy` (a share) and `tokens` by model name.",
     )
 
 

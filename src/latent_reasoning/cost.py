@@ -39,46 +39,61 @@ VALIDATION_ROWS = 500
 TEST_ROWS = 1319
 UNKNOWN_WEIGHTS = 1e9
 """Assumed size of a model whose name does not tell it."""
+CHECKPOINTS = 3
+"""The last two and the best."""
 ADAM_BYTES = 12
 """Bytes a trained weight in a checkpoint: float32 weight and two moments."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours on one device and bytes on disk of an experiment's main models and appendix."""
+    """Hours on one device and bytes on disk; finished results are not subtracted."""
 
-    experiment: str
-    device: str
     hours: float
     bytes: float
-    weights: float
 
 
-def estimate(experiment: Experiment) -> Cost:
-    """The cost of every model and seed of an experiment; finished ones are not subtracted."""
-    weights = base_weights(experiment)
-    seeds = len(experiment.seeds)
-    on_gpu = experiment.runtime.device != "cpu" and experiment.base.source != "scratch"
-    rate = GPU_RATE if on_gpu else THREAD_RATE * experiment.runtime.threads
-    seconds, size = 0.0, 4 * weights
-    if experiment.base.source == "scratch":
-        seconds += seeds * _sft_operations(experiment.base.training, 6 * weights, weights) / rate
-        size += seeds * 3 * ADAM_BYTES * weights
-    for entry in experiment.models.values():
-        seconds += seeds * _training_operations(entry, weights) / rate
-        seconds += seeds * _evaluation_operations(experiment, weights) / rate
-        size += seeds * (4 * weights + _checkpoint_bytes(entry, weights))
-    device = "one GPU like an A100" if on_gpu else f"{experiment.runtime.threads} CPU thread(s)"
-    return Cost(experiment.experiment, device, seconds / 3600, size, weights)
-
-
-def describe(cost: Cost) -> str:
-    """One line for the terminal."""
-    return (
-        f"{cost.experiment}: all of it takes roughly {cost.hours:,.0f} hours on {cost.device} and "
-        f"{cost.bytes / 1e9:,.1f} GB of disk, for a model of {cost.weights:.2g} weights "
-        "(assumptions: src/latent_reasoning/cost.py)."
+def describe(experiment: Experiment, main: list[str]) -> str:
+    """One line on the cost of the models `main`, and of all; empty where it is below an hour."""
+    part, whole = estimate(experiment, main), estimate(experiment, list(experiment.models))
+    if whole.hours < 1:
+        return ""
+    appendix = (
+        "" if len(main) == len(experiment.models) else f" (with the appendix: {_readable(whole)})"
     )
+    device = "one A100" if _on_gpu(experiment) else f"{experiment.runtime.threads} CPU thread(s)"
+    return (
+        f"{experiment.experiment}: from nothing, roughly {_readable(part)}{appendix} on {device}, "
+        f"for a model of {base_weights(experiment):.2g} weights and {len(experiment.seeds)} "
+        "seed(s); the assumptions stand in src/latent_reasoning/cost.py"
+    )
+
+
+def estimate(experiment: Experiment, models: list[str]) -> Cost:
+    """The cost of the base model and of some models, their evaluations included, for all seeds."""
+    weights = base_weights(experiment)
+    scratch = experiment.base.source == "scratch"
+    operations = 0.0
+    size = 4 * weights
+    if scratch:
+        operations += _sft_operations(experiment.base.training, 6 * weights, weights)
+        size += CHECKPOINTS * ADAM_BYTES * weights
+    for name in models:
+        entry = experiment.models[name]
+        operations += _training_operations(entry, weights)
+        operations += _evaluation_operations(experiment, weights)
+        size += 4 * weights + _checkpoint_bytes(entry, weights)
+    rate = GPU_RATE if _on_gpu(experiment) else THREAD_RATE * experiment.runtime.threads
+    seeds = len(experiment.seeds)
+    return Cost(hours=seeds * operations / rate / 3600, bytes=seeds * size)
+
+
+def _on_gpu(experiment: Experiment) -> bool:
+    return experiment.runtime.device != "cpu"
+
+
+def _readable(cost: Cost) -> str:
+    return f"{cost.hours:,.0f} hours and {cost.bytes / 1e9:,.0f} GB"
 
 
 def base_weights(experiment: Experiment) -> float:
@@ -164,10 +179,9 @@ def _decoding_operations(weights: float) -> float:
 
 
 def _checkpoint_bytes(entry: ModelEntry, weights: float) -> float:
-    """The last two checkpoints and the best."""
     if entry.stage == "import":
         return 0.0
-    return 3 * ADAM_BYTES * _trained_weights(entry.lora, weights)
+    return CHECKPOINTS * ADAM_BYTES * _trained_weights(entry.lora, weights)
 
 
 def _trained_weights(lora: Lora | None, weights: float) -> float:

@@ -44,6 +44,10 @@ class Layout:
     def data_summary(self) -> Path:
         return self.folder / "data" / "summary.json"
 
+    def test_set_summary(self, name: str) -> Path:
+        """Rows and dropped rows of an extra test set."""
+        return self.folder / "data" / f"{name}.summary.json"
+
     def base(self, seed: int) -> Path:
         """The base model: one a seed where it is trained from scratch."""
         base = self.folder / "base"

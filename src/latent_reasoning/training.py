@@ -159,7 +159,7 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
     names = dict.fromkeys(name for _, values in outputs for name in values)
     share = {name: [(w, v[name]) for w, v in outputs if name in v] for name in names}
     return {
-        name: sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
+        name: sum(w * v for w, v in pairs) / (sum(w for w, _ in pairs) or 1.0)
         for name, pairs in share.items()
     }
 

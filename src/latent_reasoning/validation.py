@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.data.answers import judge
+from latent_reasoning.data.answers import CONTINUE, START, STOP, judge, split_completion
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import ANSWER_WORDS, COLON, encode_prompts
-from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
 
 
@@ -18,45 +18,59 @@ def greedy_validation(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     *,
-    prefix: str,
+    prompt_prefix: str,
     max_new_tokens: int,
     batch_size: int,
     forced_steps: int | None = None,
+    beginnings: Sequence[list[int]] | None = None,
 ) -> dict[str, float]:
-    """Decode every row greedily; `prefix` stands before the question in the prompt.
+    """Decode every row greedily; `prompt_prefix` stands before the question in the prompt.
 
-    Returns `validation_accuracy`, `validation_reasoning_tokens` (mean) and
-    `validation_badly_formatted` (share). A latent model thinks, `forced_steps` steps where given.
+    A latent model thinks, `forced_steps` steps where given. `beginnings` are ids after each prompt
+    that the completion has to start with; they count in no length. Returns `validation_accuracy`,
+    `validation_reasoning_tokens` (mean) and `validation_badly_formatted` (share).
     """
     latent = model.settings is not None
     prompts = encode_prompts(
-        rows, tokenizer, prefix=prefix, latent=latent, forced_steps=forced_steps
+        rows, tokenizer, prefix=prompt_prefix, latent=latent, forced_steps=forced_steps
     )
+    if beginnings is not None:
+        prompts = [prompt + first for prompt, first in zip(prompts, beginnings, strict=True)]
     generations = generate(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
         eos_id=tokenizer.eos_token_id,
         batch_size=batch_size,
-        forced=forced_steps is not None,
     )
-    thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
-    verdicts = [
-        judge(row.answer, tokenizer.decode(generation.ids), thinking)
-        for row, generation in zip(rows, generations, strict=True)
-    ]
-    prefix_ids = tokenizer(ANSWER_WORDS + COLON, add_special_tokens=False)["input_ids"]
-    lengths = [
-        forced_steps + 2
-        if forced_steps is not None
-        else generation.latent_steps + 2
-        if latent
-        else _text_reasoning_tokens(generation, prefix_ids)
+    texts = [
+        tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
         for generation in generations
     ]
-    count = len(rows)
+    thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
+    verdicts = [judge(row.answer, text, thinking) for row, text in zip(rows, texts, strict=True)]
+    lengths = [reasoning_length(text, tokenizer, latent, forced_steps)[0] for text in texts]
     return {
-        "validation_accuracy": sum(v.correct for v in verdicts) / count,
-        "validation_reasoning_tokens": sum(lengths) / count,
-        "validation_badly_formatted": sum(not v.well_formatted for v in verdicts) / count,
+        "validation_accuracy": sum(verdict.correct for verdict in verdicts) / len(rows),
+        "validation_reasoning_tokens": sum(lengths) / len(rows),
+        "validation_badly_formatted": sum(not v.well_formatted for v in verdicts) / len(rows),
     }
+
+
+def reasoning_length(
+    text: str, tokenizer: PreTrainedTokenizerBase, latent: bool, forced_steps: int | None
+) -> tuple[int, int]:
+    """Reasoning tokens and latent steps of a completion; all of it counts where no answer comes.
+
+    A latent model's reasoning is START, CONTINUE and STOP (conformance note 16: n + 2), of which
+    the first START stands in the prompt; a plain model's is the tokens of the text before
+    ` The answer is:`.
+    """
+    if forced_steps is not None:
+        return (forced_steps + 2 if latent else 0), forced_steps
+    parts = split_completion(text)
+    reasoning = text if parts is None else parts[0]
+    if not latent:
+        return len(tokenizer(reasoning, add_special_tokens=False)["input_ids"]), 0
+    steps = reasoning.count(CONTINUE)
+    return 1 + reasoning.count(START) + steps + reasoning.count(STOP), steps

@@ -115,13 +115,13 @@ def test_equations_are_true_and_lead_to_the_answer(modulus):
 def test_question_tells_the_steps_in_order_and_the_start_value_last(rows):
     words = {"+": "plus", "-": "minus", "*": "times"}
     for row in rows:
-        first, *sentences, start, _ = row["question"].removesuffix("?").split(". ")
-        assert first.endswith(f" runs 0 to {MODULUS - 1}")
-        told = [sentence.split() for sentence in sentences]
+        *sentences, start, _ = row["question"].split(". ")
         expected = [
-            [day, words[step[4]], step[5]] for day, step in zip(DAYS, row["steps"], strict=False)
+            f"{day} {words[step[4]]} {step[5]}"
+            for day, step in zip(DAYS, row["steps"], strict=False)
         ]
-        assert told == expected
+        assert sentences == expected
+        assert start.split()[2:4] == ["of", str(MODULUS)]
         assert start.split()[-1] == row["steps"][0][3]
 
 
@@ -228,7 +228,7 @@ def test_tokenizer_is_deterministic_and_survives_saving(tokenizer, tmp_path):
     assert build_tokenizer(reversed(generated_texts(MODULUS))).get_vocab() == tokenizer.get_vocab()
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
-    text = "Question: Fay's dial runs 0 to 6.<<(6+6)%7=5>> The answer is: 5"
+    text = "Question: Monday plus 6. Fay's dial of 7 starts at 6.<<(6+6)%7=5>> The answer is: 5"
     assert loaded(text).input_ids == tokenizer(text).input_ids
     assert loaded.decode(loaded(text).input_ids) == text
     assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (

@@ -42,7 +42,7 @@ def test_samples_equal_those_drawn_alone(
 ):
     model = reasoner(architecture=architecture, allow_rethinking=allow_rethinking)
     settings = SamplingSettings(1.0, 9, EOS, max_latent_steps)
-    uniforms = draw_uniforms(3, 24, 9, seed=5)
+    uniforms = draw_uniforms(3, 10, 9, seed=5)
     rollout, _ = sample(model, PROMPTS, uniforms, settings)
     with torch.no_grad():
         for prompt, group in enumerate(rollout.sample_completion.tolist()):
@@ -54,7 +54,7 @@ def test_samples_equal_those_drawn_alone(
     ids = [completion.ids for completion in rollout.completions]
     assert any(START in sample_ids for sample_ids in ids) == allow_rethinking
     assert any(sample_ids[-1] != EOS for sample_ids in ids)
-    assert sum(completion.count for completion in rollout.completions) == 72
+    assert sum(completion.count for completion in rollout.completions) == 30
 
 
 def test_sampling_does_not_depend_on_how_prompts_are_batched(reasoner):
@@ -67,7 +67,9 @@ def test_sampling_does_not_depend_on_how_prompts_are_batched(reasoner):
 
     together, _ = sample(model, PROMPTS, uniforms, settings)
     for prompt in range(3):
-        alone, _ = sample(model, PROMPTS[prompt : prompt + 1], uniforms[prompt : prompt + 1], settings)
+        alone, _ = sample(
+            model, PROMPTS[prompt : prompt + 1], uniforms[prompt : prompt + 1], settings
+        )
         assert ids(together, prompt) == ids(alone, 0)
 
 
@@ -100,7 +102,8 @@ def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
     assert trajectory.steps == max(c.ids.index(STOP) for c in rollout.completions) == 3
     assert rows[:4] == [(3, 5), (3, 1), (3, 1), (3, 1)]
     assert len(rows) == 1 + trajectory.steps + longest_answer
-    assert rows[4] == (len({c.ids[: c.ids.index(STOP)] + (c.prompt,) for c in rollout.completions}), 1)
+    leaving = {(c.prompt, c.ids.index(STOP)) for c in rollout.completions}
+    assert rows[4] == (len(leaving), 1)
 
 
 def test_a_trajectory_goes_no_further_than_the_longest_sample(reasoner):
@@ -125,7 +128,7 @@ def test_equal_seeds_draw_equal_numbers_below_one():
     draws = draw_uniforms(4, 8, 16, seed=3)
     assert torch.equal(draws, draw_uniforms(4, 8, 16, seed=3))
     assert not torch.equal(draws, draw_uniforms(4, 8, 16, seed=4))
-    assert 0 <= draws.min().item()
+    assert draws.min().item() >= 0
     assert draws.max().item() < 1
 
 

@@ -4,7 +4,7 @@
 rule tables:
     input:
         evaluations=evaluations(MAIN),
-        code=code("analysis/tables.py", "analysis/results.py", "evaluation/metrics.py"),
+        code=ANALYSIS_CODE,
     output:
         main=[
             report(
@@ -27,16 +27,16 @@ rule tables:
         log_file("tables"),
     benchmark:
         benchmark_file("tables")
-    params:
-        config=CONFIG,
-        report=report_digest("main", "published"),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        report=report_digest("main", "published"),
     message:
         "Writing the tables"
     shell:
@@ -46,7 +46,7 @@ rule tables:
 rule appendix_tables:
     input:
         evaluations=evaluations(APPENDIX),
-        code=code("analysis/tables.py", "analysis/results.py", "evaluation/metrics.py"),
+        code=ANALYSIS_CODE,
     output:
         report(
             LAYOUT.tables / "appendix.csv",
@@ -59,27 +59,28 @@ rule appendix_tables:
         log_file("appendix_tables"),
     benchmark:
         benchmark_file("appendix_tables")
-    params:
-        config=CONFIG,
-        report=report_digest("appendix", "published"),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        report=report_digest("appendix", "published"),
     message:
         "Writing the appendix's table"
     shell:
-        "python -m latent_reasoning.analysis appendix --config {params.config} > {log} 2>&1"
+        "python -m latent_reasoning.analysis tables --appendix --config {params.config} "
+        "> {log} 2>&1"
 
 
 rule figures:
     input:
         evaluations=evaluations(MAIN),
         models=trained(MAIN),
-        code=code("analysis/figures.py", "analysis/tables.py", "analysis/results.py"),
+        code=ANALYSIS_CODE,
     output:
         svg=[
             report(
@@ -94,16 +95,16 @@ rule figures:
         log_file("figures"),
     benchmark:
         benchmark_file("figures")
-    params:
-        config=CONFIG,
-        report=report_digest("main"),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        report=report_digest("main"),
     message:
         "Drawing the figures"
     shell:
@@ -115,23 +116,23 @@ rule report:
         tables=rules.tables.output,
         figures=rules.figures.output,
         data=LAYOUT.data_summary,
-        code=code("analysis/report.py"),
+        code=ANALYSIS_CODE,
     output:
-        LAYOUT.report,
+        report(LAYOUT.report, caption="../report/report.rst", category="Page"),
     log:
         log_file("report"),
     benchmark:
         benchmark_file("report")
-    params:
-        config=CONFIG,
-        report=report_digest("title", "notes", "main", "published"),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        report=report_digest("title", "notes", "main", "published"),
     message:
         "Writing the page {output}"
     shell:

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from latent_reasoning import planning
 from latent_reasoning.config import (
+    PROJECT_ROOT,
     ConfigError,
     digest,
     merge,
@@ -16,13 +17,13 @@ from latent_reasoning.config import (
     resolve,
     science_digest,
 )
-from latent_reasoning.cost import describe, estimate
+from latent_reasoning.cost import describe
 from latent_reasoning.paths import Layout, results_root
 
 
 def load_experiment():
     """The configuration files of the command line (default: laptop), then `--config` values."""
-    default = Path(workflow.basedir) / "config" / "laptop.yaml"
+    default = PROJECT_ROOT / "config" / "laptop.yaml"
     files = [os.path.relpath(file) for file in workflow.overwrite_configfiles or [default]]
     overrides = dict(workflow.config_settings.config)
     raw = merge(read(files), overrides)
@@ -42,9 +43,7 @@ def models_of(*stages):
 
 def science(stage):
     """The digest of the keys that a stage's result depends on, as a function of wildcards."""
-    return lambda wildcards: science_digest(
-        EXPERIMENT, stage, getattr(wildcards, "model", None)
-    )
+    return lambda wildcards: science_digest(EXPERIMENT, stage, getattr(wildcards, "model", None))
 
 
 def report_digest(*keys):
@@ -69,6 +68,12 @@ def rows(*splits):
     """Rows as an input: their digest counts, not the time stamp of the large file."""
     digests = [str(LAYOUT.data_digest(split)) for split in splits]
     return digests + [ancient(str(LAYOUT.data(split))) for split in splits]
+
+
+def training_rows(wildcards):
+    """Rows that a supervised training reads: SFT's share or all, and those it is selected by."""
+    everything = EXPERIMENT.models[wildcards.model].rows == "all"
+    return rows("sft", *(["rl"] if everything else []), "validation")
 
 
 def model_input(name, seed):
@@ -103,12 +108,6 @@ def evaluations(models):
     ]
 
 
-def code(*patterns):
-    """Source files as inputs of a cheap rule: an edited figure is drawn again."""
-    package = Path(workflow.basedir) / "src" / "latent_reasoning"
-    return sorted(shown(file) for pattern in patterns for file in package.glob(pattern))
-
-
 def log_file(*parts):
     return LAYOUT.folder.joinpath("logs", *parts).with_suffix(".log")
 
@@ -118,13 +117,13 @@ def benchmark_file(*parts):
 
 
 def plan():
-    """Write the resolved configuration and say what a costly experiment costs."""
+    """Write the resolved configuration, and say what a costly experiment costs."""
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
     if not any(Path(".snakemake/locks").glob("*")):
         planning.write_config(EXPERIMENT, LAYOUT.config)
-    cost = estimate(EXPERIMENT)
-    if cost.hours > 1:
-        print(describe(cost), file=sys.stderr)
+    cost = describe(EXPERIMENT, MAIN)
+    if cost:
+        print(cost, file=sys.stderr)
 
 
 try:
@@ -140,10 +139,8 @@ EVALUATION = LAYOUT.evaluation("{model}", "{seed}", "{dataset}")
 TRACKING_STORE = str(LAYOUT.folder / "tracking.ready")
 EVALUATION_FILES = ["summary.json", "predictions.parquet", "forced.csv", "by_steps.csv"]
 APPENDIX = EXPERIMENT.report.appendix
-MAIN = EXPERIMENT.report.main or [
-    model for model in EXPERIMENT.models if model not in APPENDIX
-]
-TABLES = ["paired", "length", "by_steps", "by_tokens", "forced"]
+MAIN = EXPERIMENT.report.main or [model for model in EXPERIMENT.models if model not in APPENDIX]
+TABLES = ["claims", "paired", "length", "by_steps", "by_tokens", "forced"]
 FIGURES = [
     "accuracy_vs_tokens",
     "length_distribution",
@@ -151,13 +148,17 @@ FIGURES = [
     "accuracy_forced",
     "training_curves",
 ]
+# The quick rules take their code as an input: an edited figure is drawn again.
+ANALYSIS_CODE = sorted(
+    shown(file) for file in PROJECT_ROOT.glob("src/latent_reasoning/analysis/*.py")
+)
 SPLITS = ["sft", "rl", "validation", "test"]
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
 
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
 shell.prefix(
-    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:\"$PATH\" "
+    f'set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
     f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))}; "
 )
 

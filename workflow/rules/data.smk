@@ -10,18 +10,18 @@ rule prepare_data:
         log_file("prepare_data"),
     benchmark:
         benchmark_file("prepare_data")
-    params:
-        config=CONFIG,
-        digest=science("data"),
-        content=content(planning.content_of_rows),
+    retries: 3 if EXPERIMENT.data.source == "hub" else 0
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=4000,
         runtime=60,
-    retries: 3 if EXPERIMENT.data.source == "hub" else 0
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("data"),
+        content=content(planning.content_of_rows),
     message:
         "Preparing the rows of {EXPERIMENT.experiment}"
     shell:
@@ -30,26 +30,29 @@ rule prepare_data:
 
 
 rule prepare_test_set:
+    input:
+        rows("sft", "rl"),  # to count the questions that stand there too
     output:
         rows=LAYOUT.data("{dataset}"),
         digest=LAYOUT.data_digest("{dataset}"),
+        summary=LAYOUT.test_set_summary("{dataset}"),
     log:
         log_file("prepare_test_set", "{dataset}"),
     benchmark:
         benchmark_file("prepare_test_set", "{dataset}")
     wildcard_constraints:
         dataset="|".join(EXPERIMENT.data.extra_tests) or "(?!)",
-    params:
-        config=CONFIG,
-        digest=science("test_set"),
-        content=content(planning.content_of_test_set, "dataset"),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=4000,
         runtime=60,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("test_set"),
+        content=content(planning.content_of_test_set, "dataset"),
     message:
         "Preparing the test set {wildcards.dataset}"
     shell:
@@ -64,15 +67,15 @@ rule tracking_store:
         log_file("tracking_store"),
     benchmark:
         benchmark_file("tracking_store")
-    params:
-        config=CONFIG,
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         gpu=0,
         mem_mb=2000,
         runtime=10,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
     message:
         "Creating the tracking store, so that parallel trainings find it"
     shell:

@@ -11,16 +11,16 @@ rule evaluate:
         log_file("evaluate", "{model}", "seed-{seed}", "{dataset}"),
     benchmark:
         benchmark_file("evaluate", "{model}", "seed-{seed}", "{dataset}")
-    params:
-        config=CONFIG,
-        digest=science("evaluation"),
+    conda:
+        "../../environment.yml"
     threads: RUNTIME.threads
     resources:
         gpu=GPU,
         mem_mb=RUNTIME.memory_mb,
         runtime=RUNTIME.runtime_minutes,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("evaluation"),
     message:
         "Evaluating {wildcards.model}, seed {wildcards.seed}, on {wildcards.dataset}"
     shell:

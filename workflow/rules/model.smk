@@ -11,19 +11,19 @@ rule base_model:
         log_file("base_model", BASE.name),
     benchmark:
         benchmark_file("base_model", BASE.name)
-    params:
-        config=CONFIG,
-        digest=science("base"),
-        content=content(planning.content_of_base),
-        seed="{seed}" if LAYOUT.base_has_seeds else 0,
+    retries: 3 if EXPERIMENT.base.source == "hub" else 0
+    conda:
+        "../../environment.yml"
     threads: RUNTIME.threads
     resources:
         gpu=GPU if LAYOUT.base_has_seeds else 0,
         mem_mb=RUNTIME.memory_mb,
         runtime=RUNTIME.runtime_minutes,
-    retries: 3 if EXPERIMENT.base.source == "hub" else 0
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("base"),
+        content=content(planning.content_of_base),
+        seed="{seed}" if LAYOUT.base_has_seeds else 0,
     message:
         "Making the base model ({EXPERIMENT.base.source}): {output}"
     shell:
@@ -42,18 +42,18 @@ rule import_model:
         benchmark_file("import_model", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("import"),
-    params:
-        config=CONFIG,
-        digest=science("model"),
-        content=content(planning.content_of_model, "model"),
+    retries: 3
+    conda:
+        "../../environment.yml"
     threads: RUNTIME.threads
     resources:
         gpu=0,
         mem_mb=RUNTIME.memory_mb,
         runtime=RUNTIME.runtime_minutes,
-    retries: 3
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("model"),
+        content=content(planning.content_of_model, "model"),
     message:
         "Bringing in {wildcards.model}"
     shell:

@@ -14,16 +14,16 @@ rule rl:
         benchmark_file("rl", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("rl"),
-    params:
-        config=CONFIG,
-        digest=science("model"),
+    conda:
+        "../../environment.yml"
     threads: RUNTIME.threads
     resources:
         gpu=GPU,
         mem_mb=RUNTIME.memory_mb,
         runtime=RUNTIME.runtime_minutes,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("model"),
     message:
         "RL: {wildcards.model}, seed {wildcards.seed}"
     shell:

@@ -4,7 +4,7 @@
 rule sft:
     input:
         tracking=ancient(TRACKING_STORE),
-        rows=rows("sft", "validation"),
+        rows=training_rows,
         parents=parents,
     output:
         directory(MODEL),
@@ -14,17 +14,17 @@ rule sft:
         benchmark_file("sft", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("sft"),
-    params:
-        config=CONFIG,
-        digest=science("model"),
-        content=content(planning.content_of_model, "model"),
+    conda:
+        "../../environment.yml"
     threads: RUNTIME.threads
     resources:
         gpu=GPU,
         mem_mb=RUNTIME.memory_mb,
         runtime=RUNTIME.runtime_minutes,
-    conda:
-        "../../environment.yml"
+    params:
+        config=CONFIG,
+        digest=science("model"),
+        content=content(planning.content_of_model, "model"),
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:

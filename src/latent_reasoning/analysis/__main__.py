@@ -1,20 +1,25 @@
 """Tables, figures and the report of an experiment, from the files under `results/`.
 
-python -m latent_reasoning.analysis tables --config config/laptop.yaml [--appendix]
-python -m latent_reasoning.analysis figures --config config/laptop.yaml
-python -m latent_reasoning.analysis report --config config/laptop.yaml
+    python -m latent_reasoning.analysis {tables|appendix|figures|report} --config config/laptop.yaml
+
+`tables` and `appendix` write the tables of the main models and of `report.appendix`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
 from latent_reasoning.analysis.claims import claims_table
 from latent_reasoning.analysis.figures import write_figures
 from latent_reasoning.analysis.report import write_report
 from latent_reasoning.analysis.results import Results
-from latent_reasoning.analysis.tables import main_table, markdown, write_csv, write_tables
+from latent_reasoning.analysis.tables import (
+    main_table,
+    markdown,
+    write_csv,
+    write_main_table,
+    write_tables,
+)
 from latent_reasoning.command import run_stage
 from latent_reasoning.config import load
 
@@ -22,32 +27,47 @@ from latent_reasoning.config import load
 def main(argv: list[str] | None = None) -> None:
     """Make what the first argument names."""
     options = _options(argv)
-    experiment = load(options.config)
-    results = Results.of(experiment, appendix=options.what == "tables" and options.appendix)
-    layout = results.layout
-    if options.what == "tables":
-        write_tables(results, layout.tables, "appendix" if options.appendix else "main")
-        if not options.appendix:
-            write_csv(claims_table(results), layout.tables / "claims.csv")
-        print(markdown(main_table(results)), file=sys.stderr)
-    elif options.what == "figures":
-        write_figures(results, layout.figures)
-    else:
-        write_report(results, layout.figures, layout.report)
+    results = Results.of(load(options.config), appendix=options.what == "appendix")
+    MAKERS[options.what](results)
+
+
+def make_tables(results: Results) -> None:
+    """Every table of the main models; the main one is printed too."""
+    write_tables(results, results.layout.tables)
+    write_csv(claims_table(results), results.layout.tables / "claims.csv")
+    print(markdown(main_table(results)))
+
+
+def make_appendix(results: Results) -> None:
+    """The main table of the appendix's models."""
+    write_main_table(results, results.layout.tables, "appendix")
+    print(markdown(main_table(results)))
+
+
+def make_figures(results: Results) -> None:
+    """Every figure."""
+    write_figures(results, results.layout.figures)
+
+
+def make_report(results: Results) -> None:
+    """The page; it shows the figures that are there."""
+    write_report(results, results.layout.figures, results.layout.report)
+
+
+MAKERS = {
+    "tables": make_tables,
+    "appendix": make_appendix,
+    "figures": make_figures,
+    "report": make_report,
+}
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = arguments.add_subparsers(dest="what", required=True)
-    for name in ("tables", "figures", "report"):
-        command = commands.add_parser(name)
-        command.add_argument("--config", nargs="+", required=True, metavar="FILE")
-        if name == "tables":
-            command.add_argument(
-                "--appendix", action="store_true", help="the models of report.appendix"
-            )
+    arguments.add_argument("what", choices=MAKERS, help="what to make")
+    arguments.add_argument("--config", nargs="+", required=True, metavar="FILE")
     return arguments.parse_args(argv)
 
 

@@ -107,8 +107,8 @@ def _better_than_no_reasoning(evidence: _Evidence, pair: Pair) -> Claim:
         claim="Latent reasoning beats answering at once",
         model=pair.model,
         asked=f"at least {_points(POINTS_ABOVE_NO_REASONING)} above {pair.reference}",
-        measured=f"{_percent(ours)} against {_percent(theirs)}, {_points(ours - theirs, sign=True)}; "
-        + evidence.p_values(pair),
+        measured=f"{_percent(ours)} against {_percent(theirs)}, "
+        f"{_points(ours - theirs, sign=True)}; {evidence.p_values(pair)}",
         reached=_at_least(ours - theirs, POINTS_ABOVE_NO_REASONING),
     )
 
@@ -119,7 +119,7 @@ def _shorter(evidence: _Evidence, pair: Pair) -> Claim:
     return Claim(
         claim="RL shortens the reasoning",
         model=pair.model,
-        asked=f"at least {SHORTENING:.0%} fewer reasoning tokens than {pair.reference}",
+        asked=f"at least {100 * SHORTENING:.0f} % fewer reasoning tokens than {pair.reference}",
         measured=f"{before:.2f} to {after:.2f} tokens, {100 * change:+.1f} %",
         reached=_at_least(-change, SHORTENING),
     )
@@ -131,8 +131,8 @@ def _as_accurate(evidence: _Evidence, pair: Pair) -> Claim:
         claim="RL keeps the accuracy",
         model=pair.model,
         asked=f"at most {_points(POINTS_LOST)} below {pair.reference}",
-        measured=f"{_percent(before)} to {_percent(after)}, {_points(after - before, sign=True)}; "
-        + evidence.p_values(pair),
+        measured=f"{_percent(before)} to {_percent(after)}, "
+        f"{_points(after - before, sign=True)}; {evidence.p_values(pair)}",
         # A model that answers nothing has no accuracy to keep.
         reached=_at_least(after - before, -POINTS_LOST) if before else None,
     )

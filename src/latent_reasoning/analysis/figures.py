@@ -7,7 +7,7 @@ a thin line or a small point. The colours are Okabe and Ito's, apart for the col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -92,14 +92,20 @@ def looks(results: Results) -> dict[str, Look]:
     return chosen
 
 
-def write_figures(results: Results, folder: Path) -> None:
-    """Draw every figure as `folder/{name}.png` and `.svg`."""
-    with matplotlib.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            figure = draw(results)
+def write_figures(results: Results, folder: Path, names: Iterable[str] | None = None) -> None:
+    """Draw figures (None: all) as `folder/{name}.png` and `.svg`."""
+    for name in names or FIGURES:
+        figure = draw(name, results)
+        with matplotlib.rc_context(STYLE):
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 with atomic_file(folder / f"{name}.{suffix}") as temporary:
                     figure.savefig(temporary, metadata=metadata)
+
+
+def draw(name: str, results: Results) -> Figure:
+    """One figure, in the style of all."""
+    with matplotlib.rc_context(STYLE):
+        return FIGURES[name](results)
 
 
 def _grid(rows: int, columns: int, height: float, **keywords) -> tuple[Figure, numpy.ndarray]:

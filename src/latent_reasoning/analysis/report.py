@@ -67,14 +67,15 @@ def content(results: Results, figures: Path) -> dict:
         "reached": sum(claim.reached is True for claim in claims),
         "headlines": _headlines(results),
         "data": describe_data(experiment.data),
+        "splits": _split_rows(results.data_summary()),
         "base": describe_base(experiment),
         "models": [_model_row(experiment, name) for name in results.models],
         "main": readable(main_table(results)),
-        "main_caption": caption("main"),
+        "main_caption": caption("main_table"),
         "paired": _readable_paired(paired_table(results)),
-        "paired_caption": caption("paired"),
+        "paired_caption": caption("paired_table"),
         "length": _readable_length(length_table(results)),
-        "length_caption": caption("length"),
+        "length_caption": caption("length_table"),
         "figures": [_figure(figures, name) for name in FIGURES],
         "environment": environment(experiment),
         "times": times,
@@ -135,6 +136,22 @@ def describe_data(data: Data) -> str:
         f"({generated.train:,} rows for training, {generated.validation:,} for validation, "
         f"{generated.test:,} for testing)."
     )
+
+
+def _split_rows(summary: dict) -> list[dict[str, str]]:
+    """Rows of each split that a stage reads, and what was dropped, in words."""
+    return [
+        {
+            "name": name,
+            "rows": f"{split['rows']:,}",
+            "dropped": ", ".join(
+                f"{count:,} {reason.replace('_', ' ')}"
+                for reason, count in split["dropped"].items()
+                if count
+            ),
+        }
+        for name, split in summary["splits"].items()
+    ]
 
 
 def describe_base(experiment: Experiment) -> str:

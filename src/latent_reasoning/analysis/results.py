@@ -95,6 +95,13 @@ class Results:
         """`forced.csv` of an evaluation: accuracy at every forced number of latent steps."""
         return pandas.read_csv(self._file(model, seed, dataset, "forced.csv"))
 
+    def data_summary(self) -> dict:
+        """`data/summary.json`: rows and dropped rows of each split."""
+        path = self.layout.data_summary
+        if not path.is_file():
+            raise MissingResultError(f"no {path}; make it with: snakemake {_shown(path)}")
+        return json.loads(path.read_text("utf-8"))
+
     def training(self, model: str, seed: int) -> pandas.DataFrame | None:
         """`training.csv` of a model; None for a model that was not trained here."""
         if self.stage(model) == "import":
@@ -113,7 +120,7 @@ class Results:
         if not path.is_file():
             raise MissingResultError(
                 f"no evaluation of {model}, seed {seed}, on {dataset} ({path}); make it with: "
-                f"snakemake {_shown(folder)}"
+                f"snakemake {_shown(path)}"
             )
         return path
 

@@ -19,15 +19,19 @@ PUBLISHED_DATASET = "test"
 """The published figures are the paper's test split; they stand beside no other data set."""
 
 
-def write_tables(results: Results, folder: Path, main_name: str = "main") -> None:
-    """Write every table of an experiment; `main_name` names the first (`main`, `appendix`)."""
+def write_tables(results: Results, folder: Path) -> None:
+    """Write the main table and those beside it."""
+    write_main_table(results, folder, "main")
+    for name, table in SUPPLEMENTS.items():
+        write_csv(table(results), folder / f"{name}.csv")
+
+
+def write_main_table(results: Results, folder: Path, name: str) -> None:
+    """Write `main_table` of some models as `name`.csv, .md and .tex."""
     main = main_table(results)
-    write_csv(main, folder / f"{main_name}.csv")
-    write_text_atomically(folder / f"{main_name}.md", markdown(main))
-    write_text_atomically(folder / f"{main_name}.tex", latex(main))
-    if main_name == "main":
-        for name, table in SUPPLEMENTS.items():
-            write_csv(table(results), folder / f"{name}.csv")
+    write_csv(main, folder / f"{name}.csv")
+    write_text_atomically(folder / f"{name}.md", markdown(main))
+    write_text_atomically(folder / f"{name}.tex", latex(main))
 
 
 def main_table(results: Results) -> pandas.DataFrame:

@@ -55,7 +55,9 @@ def _fail(reason: str) -> None:
 
 
 def _compare_answers(entry: dict[str, Any]) -> None:
-    check_known(entry, {"label", "output", "label_number", "output_number", "verdict", "error"}, "case")
+    check_known(
+        entry, {"label", "output", "label_number", "output_number", "verdict", "error"}, "case"
+    )
     label, output = entry["label"], entry["output"]
     for what, text in (("label_number", label), ("output_number", output)):
         number = None if entry[what] is None else float(entry[what])
@@ -121,9 +123,7 @@ def _equal_verdicts(entry: dict[str, Any], verdicts: list[Verdict]) -> None:
 
 def reward_settings(settings: dict[str, Any]) -> Reward:
     """The recorded settings in the configuration's words."""
-    check_known(
-        settings, {"length_penalty", "accuracy_requirement", "length_reward"}, "settings"
-    )
+    check_known(settings, {"length_penalty", "accuracy_requirement", "length_reward"}, "settings")
     penalty, bonus = settings["length_penalty"], settings["length_reward"]
     return Reward(
         penalty=penalty,

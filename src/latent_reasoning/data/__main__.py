@@ -2,33 +2,67 @@
 
     python -m latent_reasoning.data --config FILE.. [--digest DIGEST]
 
-writes `results/{experiment}/data/`: `sft.jsonl`, `rl.jsonl`, `validation.jsonl`, `test.jsonl`, one
-file for each of `data.extra_tests`, a `.sha256` beside each, and `summary.json`.
+writes `results/{experiment}/data/`: `sft.jsonl`, `rl.jsonl`, `validation.jsonl`, `test.jsonl`, a
+`.sha256` beside each, and `summary.json`. After that,
+
+    python -m latent_reasoning.data --config FILE.. --dataset NAME
+
+does the same for one of `data.extra_tests` (its summary is `NAME.summary.json`).
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from latent_reasoning import config
 from latent_reasoning.command import parser, run_stage
-from latent_reasoning.data.prepare import prepare, write
+from latent_reasoning.data.prepare import Prepared, prepare, prepare_test_set, write
+from latent_reasoning.data.rows import read_rows
+from latent_reasoning.data.splits import questions_of
 from latent_reasoning.paths import Layout
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare the rows of one experiment."""
-    options = parser(__doc__ or "").parse_args(arguments)
+    """Prepare the rows of one experiment, or of one of its extra test sets."""
+    command = parser(__doc__ or "")
+    command.add_argument("--dataset", metavar="NAME", help="one of data.extra_tests")
+    options = command.parse_args(arguments)
     experiment = config.load(options.config)
-    config.check_digest(experiment, "data", options.digest)
-    start = time.monotonic()
-    prepared = prepare(experiment.data, log=lambda line: print(line, flush=True))
+    config.check_digest(experiment, "test_set" if options.dataset else "data", options.digest)
     layout = Layout.of(experiment)
-    write(prepared, layout)
+    start = time.monotonic()
+    if options.dataset:
+        prepared = _test_set(experiment, options.dataset, layout)
+        summary = layout.test_set_summary(options.dataset)
+    else:
+        prepared = prepare(experiment.data, log=_log)
+        summary = layout.data_summary
+    write(prepared, layout, summary)
     for name, split in prepared.summary["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items())
         print(f"{name}: {split['rows']} rows" + (f", dropped {dropped}" if dropped else ""))
-    print(f"written to {layout.data_summary.parent} in {time.monotonic() - start:.1f} s")
+    print(f"written to {summary.parent} in {time.monotonic() - start:.1f} s")
+
+
+def _test_set(experiment: config.Experiment, name: str, layout: Layout) -> Prepared:
+    known = experiment.data.extra_tests
+    if name not in known:
+        raise config.ConfigError(
+            f"data.extra_tests: {name!r} is not among {', '.join(known) or 'them: there are none'}"
+        )
+    trained = [read_rows(file) for file in _training_files(layout)]
+    return prepare_test_set(experiment.data, name, questions_of(*trained), log=_log)
+
+
+def _training_files(layout: Layout) -> list[Path]:
+    """The prepared training rows; RL's share is empty where SFT gets everything."""
+    files = [layout.data("sft"), layout.data("rl")]
+    return [file for file in files if not file.is_file() or file.stat().st_size]
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

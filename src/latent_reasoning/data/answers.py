@@ -83,12 +83,6 @@ def split_completion(text: str) -> tuple[str, str] | None:
     return (text[: matches[-1].start()], text[matches[-1].end() :]) if matches else None
 
 
-def extract_answer(text: str) -> str | None:
-    """The text after the last ` The answer is:` (any case), None where it does not occur."""
-    parts = split_completion(text)
-    return None if parts is None else parts[1]
-
-
 def judge(label: str, completion: str, thinking: Thinking) -> Verdict:
     """Score a completion as the evaluation does (method.md, section 6).
 

@@ -4,8 +4,8 @@ A problem is a chain of ``k`` operations on a dial that wraps around (arithmetic
 ``modulus``), told one operation a sentence and in order, with **the start value last**, so that
 nothing can be computed while the operations are being read::
 
-    Fay's dial runs 0 to 6. Monday plus 6. Tuesday times 2. It starts at 6. Where does it end?
-    <<(6+6)%7=5>><<(5*2)%7=3>>                                                          -> 3
+    Monday plus 6. Tuesday times 2. Fay's dial of 7 starts at 6. Where does it end?
+    <<(6+6)%7=5>><<(5*2)%7=3>>                                               -> 3
 
 Wrapping around is what makes the problem need ``k`` sequential steps: without a modulus the sum can
 be read off in parallel, and a model learns the answer with no reasoning at all.

@@ -1,8 +1,9 @@
-"""The stage prepare_data: from raw rows to `sft`, `rl`, `validation`, `test` and extra test sets.
+"""The stage prepare_data: from raw rows to `sft`, `rl`, `validation` and `test`.
 
 In this order: read and check; shuffle and cut train into SFT's and RL's part; in each part drop
 answers that are no plain number and questions that stand in validation or test; add perturbed
-copies. Validation and test are kept as they are. The summary says what was dropped, and why.
+copies. Validation and test are kept as they are. The summary says what was dropped, and why. Extra
+test sets are prepared one by one, so that a new one touches nothing that training reads.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from latent_reasoning.config import Data
 from latent_reasoning.data.perturbation import perturbed_copies
 from latent_reasoning.data.rows import DataError, Row, normalise_question, row_lines
-from latent_reasoning.data.sources import Log, RawSplit, read_splits
+from latent_reasoning.data.sources import Log, RawSplit, read_splits, read_test_set
 from latent_reasoning.data.splits import (
     keep_numeric,
     keep_unseen,
@@ -52,28 +54,40 @@ def prepare(data: Data, log: Log) -> Prepared:
     splits: dict[str, list[Row]] = {}
     summaries: dict[str, Any] = {"train": _counts(train.rows, _bad_rows(train))}
     for name, positions in zip(
-        ("sft", "rl"), split_positions(len(train.rows), data.sft_share, data.split_seed), strict=True
+        ("sft", "rl"),
+        split_positions(len(train.rows), data.sft_share, data.split_seed),
+        strict=True,
     ):
         part = [train.rows[position] for position in positions]
         splits[name], dropped = _filtered(part, held_out, data)
         summaries[name] = _counts(splits[name], dropped)
     _refuse_empty(splits, summaries, data)
     if data.augmentation.method == "numeric_perturbation":
-        _augment(splits, summaries, held_out | questions_of(*splits.values()), data, log)
+        taken = questions_of(*splits.values(), *(split.rows for split in raw.values()))
+        _augment(splits, summaries, taken, data, log)
     for name, split in raw.items():
         splits[name] = split.rows
         summaries[name] = _counts(split.rows, _bad_rows(split))
-        if name in data.extra_tests:
-            trained = questions_of(splits["sft"], splits["rl"])
-            summaries[name]["questions_also_in_train"] = sum(
-                normalise_question(row.question) in trained for row in split.rows
-            )
     for name, rows in splits.items():
         summaries[name].update(_histograms(rows))
     return Prepared(splits, {**_source(data), "splits": summaries})
 
 
-def write(prepared: Prepared, layout: Layout) -> None:
+def prepare_test_set(data: Data, name: str, trained: set[str], log: Log) -> Prepared:
+    """Read one of `data.extra_tests`, and count its questions that are among `trained` ones.
+
+    Raises:
+        DataError: rows that cannot be used, or none.
+    """
+    raw = read_test_set(data, name, log)
+    summary = _counts(raw.rows, _bad_rows(raw))
+    summary["questions_also_in_train"] = sum(
+        normalise_question(row.question) in trained for row in raw.rows
+    )
+    return Prepared({name: raw.rows}, {"splits": {name: summary | _histograms(raw.rows)}})
+
+
+def write(prepared: Prepared, layout: Layout, summary_file: Path) -> None:
     """Write each split, its SHA-256 beside it, and last the summary; every file atomically."""
     summary = prepared.summary
     for name, rows in prepared.splits.items():
@@ -87,7 +101,7 @@ def write(prepared: Prepared, layout: Layout) -> None:
                 digest.update(line.encode())
         write_text_atomically(layout.data_digest(name), digest.hexdigest() + "\n")
         summary["splits"][name]["sha256"] = digest.hexdigest()
-    write_json(layout.data_summary, summary)
+    write_json(summary_file, summary)
 
 
 def _filtered(
@@ -103,14 +117,12 @@ def _filtered(
     return unseen, not_numeric + seen
 
 
-def _refuse_empty(
-    splits: dict[str, list[Row]], summaries: dict[str, Any], data: Data
-) -> None:
+def _refuse_empty(splits: dict[str, list[Row]], summaries: dict[str, Any], data: Data) -> None:
     for name, rows in splits.items():
         if not rows and not (name == "rl" and data.sft_share == 1.0):
             raise DataError(
-                f"the split {name} has no rows left: dropped {summaries[name]['dropped']}; train has "
-                f"{summaries['train']['rows']} rows, of which sft gets data.sft_share = "
+                f"the split {name} has no rows left: dropped {summaries[name]['dropped']}; train "
+                f"has {summaries['train']['rows']} rows, of which sft gets data.sft_share = "
                 f"{data.sft_share:g}"
             )
 
@@ -118,14 +130,14 @@ def _refuse_empty(
 def _augment(
     splits: dict[str, list[Row]],
     summaries: dict[str, Any],
-    questions: set[str],
+    taken: set[str],
     data: Data,
     log: Log,
 ) -> None:
     """Append perturbed copies to their own row's split, so that SFT and RL stay apart."""
     settings = data.augmentation
     for name in ("sft", "rl"):
-        copies = perturbed_copies(splits[name], settings.copies, settings.seed, questions)
+        copies = perturbed_copies(splits[name], settings.copies, settings.seed, taken)
         parents = {copy.id.rsplit("-copy-", 1)[0] for copy in copies}
         summaries[name]["perturbed_rows"] = len(parents)
         summaries[name]["perturbed_copies"] = len(copies)
@@ -152,10 +164,11 @@ def _histograms(rows: Sequence[Row]) -> dict[str, Any]:
     """Lengths of the questions, and the numbers of steps (`unknown` where a row has none given)."""
     steps = Counter("unknown" if row.steps is None else len(row.steps) for row in rows)
     return {
-        "steps": {str(count): steps[count] for count in sorted(steps, key=lambda c: (str(c) == "unknown", c))},
-        "question_words": _distribution(
-            (len(row.question.split()) for row in rows), WORDS_PER_BIN
-        ),
+        "steps": {
+            str(count): steps[count]
+            for count in sorted(steps, key=lambda c: (str(c) == "unknown", c))
+        },
+        "question_words": _distribution((len(row.question.split()) for row in rows), WORDS_PER_BIN),
         "question_characters": _distribution(
             (len(row.question) for row in rows), CHARACTERS_PER_BIN
         ),

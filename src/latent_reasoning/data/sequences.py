@@ -20,13 +20,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.rows import DataError, Row
+
+if TYPE_CHECKING:  # seconds to import, and the stage prepare_data has no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 START = "<START>"
 END = "<END>"

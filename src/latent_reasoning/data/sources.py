@@ -43,7 +43,7 @@ class RawSplit:
 
 
 def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
-    """Train, validation and test of the configured source, and the extra test sets by name.
+    """Train, validation and test of the configured source.
 
     Raises:
         DataError: a source that cannot be read, a malformed row, or a split without rows.
@@ -56,14 +56,21 @@ def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
     else:
         sources = _hub(data)
     limits = data.limits.model_dump()
-    splits = {
+    return {
         split: read_split(split, islice(records, limits[split]), data, log)
         for split, records in sources.items()
     }
-    for name, file in data.extra_tests.items():
-        records = file_records(_existing(expand_path(file), f"data.extra_tests.{name}"))
-        splits[name] = read_split(name, records, data, log)
-    return splits
+
+
+def read_test_set(data: Data, name: str, log: Log) -> RawSplit:
+    """One of `data.extra_tests`.
+
+    Raises:
+        DataError: a file that cannot be read, a malformed row, or no rows.
+        ConfigError: a path with a variable that is not set.
+    """
+    file = _existing(expand_path(data.extra_tests[name]), f"data.extra_tests.{name}")
+    return read_split(name, file_records(file), data, log)
 
 
 def read_split(split: str, records: Iterator[Record], data: Data, log: Log) -> RawSplit:

@@ -1,8 +1,8 @@
 """Styles of reasoning text: full equations, results alone, or with steps left out.
 
-A pretrained language model has seen terse and verbose working; a base trained from scratch gets both
-from here (`base.texts`), and so may the teacher of latent SFT (`teacher_texts`). Each row has one
-style, a function of the seed and the row's id, so that the same text is read in every epoch.
+A pretrained language model has seen terse and verbose working; a base trained from scratch gets
+both from here (`base.texts`), and so may the teacher of latent SFT (`teacher_texts`). Each row has
+one style, a function of the seed and the row's id: the same text is read in every epoch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ GENERATOR_STYLES: dict[str, PretrainingStyle] = {
     "results_only": "results_only",
     "drop_last": "last_step_dropped",
     "truncated": "truncated",
+    "results_only_drop_last": "results_only_last_step_dropped",
+    "results_only_truncated": "results_only_truncated",
 }
 
 
@@ -54,8 +56,9 @@ def _styled(row: Row, shares: dict[str, float], seed: int, drop_last_step: bool)
     steps = list(row.steps[:-1] if drop_last_step else row.steps)
     generator = random.Random(seed_for(seed, f"text style of {row.id}"))
     (name,) = generator.choices(list(shares), weights=list(shares.values()))
-    if name == "truncated" and not steps:
-        return ""
+    if not steps:
+        # There is nothing to cut off.
+        name = name.replace("_truncated", "").replace("truncated", "full")
     styled = {"question": row.question, "steps": steps, "answer": row.answer}
     try:
         return pretraining_reasoning(styled, GENERATOR_STYLES[name], generator)

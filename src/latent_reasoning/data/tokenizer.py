@@ -81,11 +81,11 @@ def generated_texts(modulus: int) -> list[str]:
     words = (*OBJECTS, *DAYS, *OPERATION_WORDS.values(), *BEGIN_VERBS, *END_VERBS)
     signs = "".join(OPERATION_WORDS)
     return [
-        # A question opens a text where no prefix stands before it: names with and without a space.
-        *NAMES,
+        # The first sentence's day opens the text where no prefix stands before the question.
+        *DAYS,
         *(f" {name}'s" for name in NAMES),
         *(f" {word}" for word in words),
-        f" runs {numbers} to. It at. Where does it?",
+        f" {numbers} {modulus} of at. Where does it?",
         f"<<({signs})%{modulus}=>>",
         "Question:",
         f"{RESULTS_PREFIX} The answer is:",

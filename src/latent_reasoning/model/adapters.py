@@ -70,6 +70,7 @@ def attach_lora(model: LatentReasoner, lora: Lora) -> None:
         fan_in_fan_out=linear_is_transposed,
     )
     inject_adapter_in_model(settings, model.base)
+    model.train(model.training)  # the new dropout modules start in train mode
     model.adapter = Adapter(lora, reference)
 
 
@@ -202,7 +203,9 @@ def _check_targets(model: LatentReasoner, lora: Lora) -> None:
 
 
 def _lora_layers(model: LatentReasoner) -> list[tuple[str, LoraLayer]]:
-    return [(n, module) for n, module in model.base.named_modules() if isinstance(module, LoraLayer)]
+    return [
+        (n, module) for n, module in model.base.named_modules() if isinstance(module, LoraLayer)
+    ]
 
 
 def _frozen_copy(module: nn.Module | None) -> nn.Module | None:

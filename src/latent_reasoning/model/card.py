@@ -23,11 +23,13 @@ def model_card(
     metrics: Mapping[str, float | int | None],
     weights_licence: str | None,
     data_licence: str | None,
+    prompt_prefix: str | None = None,
 ) -> dict[str, Any]:
     """What `card.json` holds.
 
     `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the rule
-    that chose the checkpoint, in words; `parent` the model it starts from.
+    that chose the checkpoint, in words; `parent` the model it starts from; `prompt_prefix` what
+    stands before a question in its prompts.
     """
     return {
         "experiment": experiment,
@@ -38,6 +40,7 @@ def model_card(
         "config_digest": config_digest,
         "data_digests": dict(data_digests),
         "selection": selection,
+        "prompt_prefix": prompt_prefix,
         "metrics": dict(metrics),
         "licence": {"weights": weights_licence, "data": data_licence},
         "versions": {

@@ -79,7 +79,7 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
     """Write weights, settings and tokenizer into an existing folder."""
     if model.adapter is not None:
         raise ValueError("merge the adapter before saving the model")
-    with _no_progress_bars():
+    with without_progress_bars():
         model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.settings is not None:
@@ -178,6 +178,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Loading and saving are quick; their bars would only fill the logs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 # --------------------------------------------------------------------------------------- internal
 
 
@@ -238,7 +250,7 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     """transformers' loader, made strict; `file` is named in errors."""
     try:
-        with _no_progress_bars():
+        with without_progress_bars():
             model, report = architecture.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -351,18 +363,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds no mapping; {REMEDY}")
     return content
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading and saving are quick; their bars would only fill the logs."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

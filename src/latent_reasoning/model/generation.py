@@ -86,10 +86,12 @@ class _Writer:
         self.max_latent_steps = max_latent_steps
         self.state = model.start(input_ids, attention_mask)
         self.rows = torch.arange(len(input_ids), device=model.device)
-        self.kinds = torch.full_like(self.rows, Kind.TEXT)
         self.run_steps = torch.zeros_like(self.rows)
-        for column in input_ids.T:
-            self._note(column)
+        self.kinds = torch.full_like(self.rows, Kind.TEXT)
+        if self.settings is not None:
+            has_stopped = (attention_mask.bool() & (input_ids == self.settings.stop_id)).any(1)
+            self.kinds = torch.where(has_stopped, int(Kind.ANSWER), self.kinds)
+            self._note(input_ids[:, -1])
 
     def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:
         """Ids (B, S) and stop probabilities (B, S, 2), zeros where nothing was decided."""

@@ -40,13 +40,11 @@ class PolicyLoss:
     """Sum to be minimised, with gradient."""
     denominator: float
     """What the sum is divided by: tokens (bnpo), samples (grpo), samples x length (dr_grpo)."""
-    tokens: float
-    """Sampled tokens in the loss, each counted as often as it was sampled."""
-    kl: float
+    kl: Tensor
     """Mean KL to the reference over these tokens (0 without a reference)."""
-    clip_low: float
+    clip_low: Tensor
     """Share of these tokens whose ratio is clipped below."""
-    clip_high: float
+    clip_high: Tensor
     """Share of these tokens whose ratio is clipped above."""
 
     @property
@@ -86,7 +84,6 @@ def policy_loss(
     mask = mask.to(log_probs.dtype)
     weights = torch.ones_like(advantages) if weights is None else weights.to(log_probs.dtype)
     weighted_mask = mask * weights[:, None]
-    tokens = weighted_mask.sum()
     advantage = advantages.to(log_probs.dtype)[:, None]
 
     # A token outside the loss may have any log-probability: 0 keeps its ratio and KL finite.
@@ -100,14 +97,13 @@ def policy_loss(
         kl = kl_per_token(log_probs, reference.masked_fill(excluded, 0))
         token_loss = token_loss + kl_weight * kl
 
-    def share(values: Tensor) -> float:
-        return float((values.detach() * weighted_mask).sum() / tokens)
+    def share(values: Tensor) -> Tensor:
+        return (values.detach() * weighted_mask).sum() / weighted_mask.sum()
 
     numerator, denominator = _aggregate(token_loss, mask, weights, kind, max_completion_length)
     return PolicyLoss(
         numerator=numerator,
         denominator=float(denominator),
-        tokens=float(tokens),
         kl=share(kl),
         clip_low=share((ratio < 1 - epsilon) & (advantage < 0)),
         clip_high=share((ratio > 1 + epsilon) & (advantage > 0)),

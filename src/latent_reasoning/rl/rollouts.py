@@ -6,8 +6,8 @@ a confident model the 16 samples of a prompt are a few rows. A sample that emits
 (`allow_rethinking`) goes on through the same loop, its latent steps its own.
 
 Randomness is drawn beforehand: one uniform number for each prompt, sample and token, inverted
-through the token's distribution. What is sampled thus depends neither on how prompts are batched nor
-on which samples share a row.
+through the token's distribution. What is sampled thus depends neither on how prompts are batched
+nor on which samples share a row.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Rollout:
     prompts: list[list[int]]
     completions: list[Completion]
     sample_completion: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """How many samples each completion stands for, (U,)."""
+        return torch.tensor([completion.count for completion in self.completions])
 
 
 def draw_uniforms(prompts: int, group_size: int, max_new_tokens: int, seed: int) -> Tensor:

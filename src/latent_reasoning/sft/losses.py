@@ -1,9 +1,9 @@
 """Distillation losses of latent SFT (method.md, section 4).
 
-The student's hidden states are drawn to the teacher's: at the target token (`codi`), and in the mean
-over the reasoning (`meaned`), the teacher's over its reasoning tokens, the student's over its
-CONTINUE positions. Both compare all blocks, or those of `block_range`; the embedding layer is never
-compared.
+The student's hidden states are drawn to the teacher's: at the target token (`codi`), and in the
+mean over the reasoning (`meaned`), the teacher's over its reasoning tokens, the student's over its
+CONTINUE positions. Both compare all blocks, or those of `block_range`; the embedding layer is
+never compared.
 
 B rows, L blocks compared, d hidden size, M selected positions of a batch (row by row).
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from latent_reasoning.config import Distillation
+from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
 
 STD_EPSILON = 1e-8
 DISTANCES = {
@@ -42,6 +44,35 @@ class StateSummary:
     def detach(self) -> StateSummary:
         """The same states without their graph: the teacher's."""
         return StateSummary(self.target.detach(), self.mean.detach(), self.reasons)
+
+
+def read_with_states(
+    model: LatentReasoner,
+    batch: dict[str, Tensor],
+    side: Literal["teacher", "student"],
+    distillation: Distillation,
+) -> tuple[ReasonerOutput, StateSummary | None]:
+    """Forward of one side of a batch of `collate_latent`, and its states as far as any is compared.
+
+    The batch stays on the CPU, where the reasoner plans its passes.
+    """
+    before = "latent_" if side == "student" else ""
+    target_map = batch[f"{before}target_token_map"]
+    span_map = batch["latent_continue_map" if side == "student" else "reasoning_map"]
+    if not distillation.meaned_weight:
+        span_map = torch.zeros_like(span_map)
+    compared = bool(distillation.codi_weight or distillation.meaned_weight)
+    selected = target_map | span_map
+    output = model(
+        batch[f"{before}input_ids"],
+        batch[f"{before}attention_mask"],
+        output_hidden_states=compared,
+        hidden_at=selected,
+    )
+    if not compared:
+        return output, None
+    maps = (positions.to(model.device) for positions in (selected, target_map, span_map))
+    return output, summarise_states(output.hidden_states, *maps, distillation.block_range)
 
 
 def summarise_states(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import numpy
 import pandas
+import pytest
 
+from latent_reasoning.analysis.figures import write_figures
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.config import Experiment, resolve
 from latent_reasoning.evaluation.records import (
@@ -13,6 +19,7 @@ from latent_reasoning.evaluation.records import (
     Prediction,
     write_evaluation,
 )
+from latent_reasoning.files import write_json
 from latent_reasoning.paths import Layout
 
 TRAINING = {"steps": 100}
@@ -43,6 +50,16 @@ def experiment(seeds: list[int] | None = None, **changes) -> Experiment:
     return resolve(raw | changes, "synthetic.yaml")
 
 
+DATA_SUMMARY = {
+    "splits": {
+        "train": {"rows": 1000, "dropped": {}},
+        "sft": {"rows": 840, "dropped": {"not_a_number": 10}},
+        "rl": {"rows": 150, "dropped": {}},
+        "validation": {"rows": 50, "dropped": {}},
+        "test": {"rows": 400, "dropped": {}},
+    }
+}
+
 # Share of right answers for 1..5 gold steps.
 SKILL = {
     "cot-sft": [1, 1, 1, 1, 1],
@@ -61,7 +78,7 @@ def latent_steps(model: str, gold: int, generator: numpy.random.Generator) -> in
     if model == "latent-6-by-1":
         return 5 + gold
     if model.endswith("-rl"):
-        return max(1, gold - 1) + int(generator.random() < 0.05)
+        return max(1, gold - 1) + int(generator.random() < 0.02)
     return 0
 
 
@@ -124,10 +141,11 @@ def training_of(model: str, seed: int) -> pandas.DataFrame:
     return pandas.DataFrame(columns)
 
 
-def write_all(experiment: Experiment, models: list[str] | None = None, n: int = 400) -> Results:
+def write_all(experiment: Experiment, n: int = 400) -> Results:
     """Write every evaluation and training curve below the layout's root; returns the reader."""
     layout = Layout.of(experiment)
-    for model in models or experiment.models:
+    write_json(layout.data_summary, DATA_SUMMARY)
+    for model in experiment.models:
         for seed in experiment.seeds:
             for dataset in experiment.evaluation.datasets:
                 evaluation = evaluation_of(model, seed, n)
@@ -136,3 +154,44 @@ def write_all(experiment: Experiment, models: list[str] | None = None, n: int = 
             folder.mkdir(parents=True, exist_ok=True)
             training_of(model, seed).to_csv(folder / "training.csv", index=False)
     return Results.of(experiment)
+
+
+@pytest.fixture
+def results_root(tmp_path, monkeypatch):
+    """A results folder of the test's own."""
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def written(results_root) -> Callable[..., Results]:
+    """Write an experiment (keywords as for `experiment`) and read it."""
+    return lambda *seeds, **changes: write_all(experiment(list(seeds) or [0], **changes))
+
+
+@pytest.fixture(scope="session")
+def three_seeds(tmp_path_factory) -> Iterator[Results]:
+    """An experiment of three seeds, only read by the tests that share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENT_REASONING_RESULTS", str(tmp_path_factory.mktemp("three_seeds")))
+        yield write_all(experiment([0, 1, 2]))
+
+
+@pytest.fixture
+def evaluation_without_steps() -> Callable[[str], Evaluation]:
+    """A model's evaluation on rows whose solutions have no steps."""
+
+    def build(model: str) -> Evaluation:
+        evaluation = evaluation_of(model, 0)
+        bare = [replace(prediction, gold_steps=None) for prediction in evaluation.predictions]
+        return replace(evaluation, predictions=bare)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def drawn(three_seeds, tmp_path_factory) -> Path:
+    """A folder with every figure of `three_seeds`."""
+    folder = tmp_path_factory.mktemp("figures")
+    write_figures(three_seeds, folder)
+    return folder

@@ -1,0 +1,63 @@
+"""The stage RL: teach a latent model to stop as early as accuracy allows.
+
+    python -m latent_reasoning.rl --config FILE.. --model NAME --seed N
+
+reads the rows `rl` and `validation` and the model it starts from, and writes
+`results/{experiment}/models/{model}/seed-{seed}/`. A run that was killed goes on from its last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from latent_reasoning.command import entry_of, parser, run_stage
+from latent_reasoning.config import ConfigError, check_digest, load
+from latent_reasoning.model.adapters import attach_lora
+from latent_reasoning.model.checkpoints import load as load_model
+from latent_reasoning.model.checkpoints import load_tokenizer
+from latent_reasoning.paths import Layout
+from latent_reasoning.rl.groups import rl_prompts
+from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.training_run import TrainingRun
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one RL model of an experiment and write its folder."""
+    options = parser(__doc__, model=True).parse_args(arguments)
+    experiment = load(options.config)
+    entry = entry_of(experiment, options.model, "rl")
+    config_digest = check_digest(experiment, "model", options.digest, options.model)
+    parent = Layout.of(experiment).model(entry.start, options.seed)
+    run = TrainingRun(
+        experiment, options.model, "rl", options.seed, config_digest, {entry.start: parent}
+    )
+    tokenizer = load_tokenizer(parent)
+    model = load_model(parent, run.device.type)
+    if model.settings is None:
+        raise ConfigError(
+            f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
+        )
+    if entry.lora is not None:
+        attach_lora(model, entry.lora)
+    task = AdaptiveLengthTask(
+        run.name,
+        model,
+        tokenizer,
+        rl_prompts(
+            run.rows("rl", tokenizer),
+            tokenizer,
+            prefix=experiment.data.prompt.evaluation,
+            max_prompt_tokens=entry.max_prompt_tokens,
+        ),
+        entry,
+        experiment.runtime,
+        seed=run.seed,
+        validate=run.validation(
+            model, tokenizer, entry.training, longest_completion=entry.max_new_tokens
+        ),
+    )
+    result = run.train(model, task, entry.training)
+    run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
+
+
+if __name__ == "__main__":
+    run_stage(main)

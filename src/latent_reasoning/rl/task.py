@@ -1,0 +1,188 @@
+"""Adaptive-length RL as a task of the training loop (method.md, section 5).
+
+A step samples a group of completions for each of its prompts, rewards them, and takes the gradient
+of the GRPO loss. What is particular here:
+
+- One latent trajectory serves all samples of a prompt; where the step is one micro-batch, the
+  trajectory that sampling followed is the one that the gradient runs through.
+- The loss is a mean over the whole optimiser step, whatever the micro-batches (the public code
+  averages each micro-batch by itself): a micro-batch weighs what its own denominator is.
+- Rollouts and scores run in the mode that the loop sets, training: LoRA's dropout is active in
+  both, as in the public code (conformance note 21), but the samples of a prompt share the dropout
+  of their trajectory.
+- A prompt's random numbers depend on the seed, the step and its place in the step alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import ConfigError, RlModel, Runtime
+from latent_reasoning.device import seed_for
+from latent_reasoning.model.adapters import adapter_disabled
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
+from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
+from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.trajectory import Trajectory
+from latent_reasoning.text_training import BatchPlan
+from latent_reasoning.training import LossOutput
+
+
+@dataclass
+class GroupBatch:
+    """The judged rollout of a micro-batch: U distinct completions, T tokens of the longest.
+
+    `advantages` is (U,), `metrics` the means of the whole step. `trajectory` is that of sampling,
+    valid for the first update on these samples; `log_probs` and `reference` (U, T) are kept from
+    that update for the next ones.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    metrics: dict[str, float]
+    trajectory: Trajectory | None
+    log_probs: Tensor | None = None
+    reference: Tensor | None = None
+
+
+class AdaptiveLengthTask:
+    """Learn to stop as early as accuracy allows.
+
+    `model` must be in its starting state, the adapter attached: it is the reference policy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        entry: RlModel,
+        runtime: Runtime,
+        *,
+        seed: int,
+        validate: Callable[[], dict[str, float]],
+    ) -> None:
+        _check_iterations(name, entry, runtime)
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.entry = entry
+        self.seed = seed
+        self.validate = validate
+        self.sampling = SamplingSettings(
+            temperature=entry.temperature,
+            max_new_tokens=entry.max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            max_latent_steps=entry.max_latent_steps,
+        )
+        lengths = [len(prompt.ids) for prompt in prompts]
+        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name)
+        self.start_model: LatentReasoner | None = None
+        if entry.kl_weight and model.adapter is None:
+            self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._round = -1
+        self._batches: list[GroupBatch] = []
+
+    def micro_batches(self, step: int) -> list[GroupBatch]:
+        """The samples of `step`: new ones, or those of the step before where `iterations` > 1."""
+        round_ = step // self.entry.iterations
+        if round_ != self._round:
+            self._round, self._batches = round_, self._sample(round_)
+        return self._batches
+
+    def loss(self, micro_batch: GroupBatch) -> LossOutput:
+        """The GRPO loss of one micro-batch, weighing its own denominator."""
+        entry, rollout = self.entry, micro_batch.rollout
+        trajectory, micro_batch.trajectory = micro_batch.trajectory, None
+        log_probs = score(
+            self.model, rollout.prompts, rollout.completions, self.sampling, trajectory
+        )
+        if entry.kl_weight and micro_batch.reference is None:
+            micro_batch.reference = self._reference_log_probs(rollout)
+        device = log_probs.device
+        result = policy_loss(
+            log_probs,
+            micro_batch.advantages.to(device),
+            loss_mask(rollout.completions, self.model.settings, self.sampling).to(device),
+            kind=entry.loss,
+            epsilon=entry.epsilon,
+            kl_weight=entry.kl_weight,
+            max_completion_length=entry.max_new_tokens,
+            weights=rollout.weights.to(device),
+            old_log_probs=micro_batch.log_probs,
+            reference=micro_batch.reference,
+        )
+        if micro_batch.log_probs is None:
+            micro_batch.log_probs = log_probs.detach()
+        metrics = {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
+        return LossOutput(result.loss, result.denominator, metrics | micro_batch.metrics)
+
+    @torch.no_grad()
+    def _reference_log_probs(self, rollout: Rollout) -> Tensor:
+        """Log-probabilities (U, T) under the model as it was at the start."""
+        with self._reference_policy() as reference:
+            return score(reference, rollout.prompts, rollout.completions, self.sampling)
+
+    @contextlib.contextmanager
+    def _reference_policy(self) -> Iterator[LatentReasoner]:
+        """The adapter switched off, or a frozen copy of all weights."""
+        if self.start_model is not None:
+            yield self.start_model
+            return
+        with adapter_disabled(self.model):
+            yield self.model
+
+    def _sample(self, round_: int) -> list[GroupBatch]:
+        """Sample, judge and reward the groups of one step's prompts."""
+        parts = self.plan.micro_batches(round_)
+        draws = self._draws(round_).split([len(part) for part in parts])
+        prompts = [[self.prompts[index] for index in part] for part in parts]
+        # One micro-batch keeps its trajectory's graph for the update. Several would need the
+        # memory of all of them at once, which they are there to save.
+        with torch.set_grad_enabled(len(parts) == 1):
+            sampled = [
+                sample(self.model, [prompt.ids for prompt in part], own, self.sampling)
+                for part, own in zip(prompts, draws, strict=True)
+            ]
+        rollouts = [rollout for rollout, _ in sampled]
+        verdicts = [
+            judge_completions(rollout, part, self.tokenizer)
+            for rollout, part in zip(rollouts, prompts, strict=True)
+        ]
+        questions = [index for part in parts for index in part]
+        advantages, metrics = reward_groups(rollouts, verdicts, questions, self.entry.reward)
+        return [
+            GroupBatch(rollout, values, metrics, trajectory if len(parts) == 1 else None)
+            for (rollout, trajectory), values in zip(sampled, advantages, strict=True)
+        ]
+
+    def _draws(self, round_: int) -> Tensor:
+        """Uniform numbers of all prompts of a step, in the plan's order."""
+        entry = self.entry
+        seed = seed_for(self.seed, f"{self.name} rollouts {round_}")
+        return draw_uniforms(
+            entry.training.batch_size, entry.group_size, entry.max_new_tokens, seed
+        )
+
+
+def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:
+    """A checkpoint holds no samples: it must not fall between two updates on the same ones."""
+    for key, value in (
+        (f"models.{name}.training.validate_every", entry.training.validate_every),
+        ("runtime.checkpoint_every", runtime.checkpoint_every),
+    ):
+        if value % entry.iterations:
+            raise ConfigError(
+                f"{key}: {value} is not a multiple of models.{name}.iterations ({entry.iterations})"
+            )

@@ -1,0 +1,135 @@
+"""Latent SFT: self-distillation of chain of thought into latent steps (method.md, section 4).
+
+    loss = CE(teacher) + CE(student) + weighted distances of their hidden states
+
+One set of weights reads each row twice: as the teacher, with its reasoning in text, and as the
+student, with latent steps in its place. With a frozen teacher (`distillation.teacher`) there is no
+CE(teacher): the teacher's states come from a cache, and only the student learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latent_reasoning.config import Distillation, LatentSftModel, Runtime
+from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.sequences import LatentExample
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
+from latent_reasoning.sft.teacher import TeacherStates
+from latent_reasoning.text_training import BatchPlan, count_labels, cross_entropy
+from latent_reasoning.training import LossOutput
+
+TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
+
+
+def latent_sft_losses(
+    model: LatentReasoner,
+    batch: dict[str, Tensor],
+    distillation: Distillation,
+    *,
+    stop_label_smoothing: float = 0.0,
+    frozen_teacher: StateSummary | None = None,
+) -> dict[str, Tensor]:
+    """The parts of the loss of one collated batch, weighted: their sum is the loss.
+
+    `batch` is as `collate_latent` makes it, on the CPU; `frozen_teacher` holds the states of a
+    teacher with weights of its own.
+    """
+    losses: dict[str, Tensor] = {}
+    if frozen_teacher is None:
+        output, teacher = read_with_states(model, batch, "teacher", distillation)
+        losses[TEACHER_LOSS] = cross_entropy(model, output, batch["labels"])
+    else:
+        teacher = frozen_teacher
+    output, student = read_with_states(model, batch, "student", distillation)
+    labels = batch["latent_labels"]
+    losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
+    if teacher is not None and student is not None:
+        losses |= distillation_losses(teacher, student, distillation)
+    return losses
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """A collated micro-batch of `examples`; `scale` is what each part of its loss is multiplied
+    with (token-exact accumulation; 1 where a part is missing)."""
+
+    tensors: dict[str, Tensor]
+    indices: list[int]
+    scale: dict[str, float]
+
+
+class LatentSftTask:
+    """Learn latent reasoning from rows read as teacher and as student."""
+
+    def __init__(
+        self,
+        name: str,
+        model: LatentReasoner,
+        examples: Sequence[LatentExample],
+        entry: LatentSftModel,
+        runtime: Runtime,
+        *,
+        seed: int,
+        pad_id: int,
+        validate: Callable[[], dict[str, float]],
+        teacher_states: TeacherStates | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.examples = examples
+        self.entry = entry
+        self.pad_id = pad_id
+        self.validate = validate
+        self.teacher_states = teacher_states
+        lengths = [len(example.teacher) + len(example.student) for example in examples]
+        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name)
+
+    def micro_batches(self, step: int) -> list[LatentBatch]:
+        """The step's examples, collated; the teacher's text is left out where it is frozen."""
+        batches = [
+            (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
+            for indices in self.plan.micro_batches(step)
+        ]
+        scales = [{} for _ in batches]
+        if self.entry.training.accumulation == "tokens":
+            scales = token_scales([batch for _, batch in batches])
+        return [
+            LatentBatch(batch, indices, scale)
+            for (indices, batch), scale in zip(batches, scales, strict=True)
+        ]
+
+    def loss(self, micro_batch: LatentBatch) -> LossOutput:
+        """The sum of the parts, each of which is a metric too."""
+        frozen = None
+        if self.teacher_states is not None:
+            frozen = self.teacher_states.at(micro_batch.indices, self.model.device)
+        parts = latent_sft_losses(
+            self.model,
+            micro_batch.tensors,
+            self.entry.distillation,
+            stop_label_smoothing=self.entry.stop_label_smoothing,
+            frozen_teacher=frozen,
+        )
+        scale = micro_batch.scale
+        parts = {name: loss * scale.get(name, 1.0) for name, loss in parts.items()}
+        return LossOutput(sum(parts.values()), len(micro_batch.indices), parts)
+
+
+def token_scales(batches: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """Factors that make the weighted mean over examples exact in tokens, a part and micro-batch.
+
+    The cross-entropies are means over labels; micro-batches are weighted by examples. A factor is
+    the micro-batch's share of the step's labels over its share of the step's examples.
+    """
+    examples = [len(batch["labels"]) for batch in batches]
+    scales: list[dict[str, float]] = [{} for _ in batches]
+    for part, key in ((TEACHER_LOSS, "labels"), (STUDENT_LOSS, "latent_labels")):
+        labels = [count_labels(batch[key]) for batch in batches]
+        for scale, own, count in zip(scales, labels, examples, strict=True):
+            scale[part] = (own / sum(labels)) / (count / sum(examples))
+    return scales

@@ -1,0 +1,214 @@
+"""One training as a stage runs it: its inputs, its place on disk, its run in MLflow, its model.
+
+`TrainingRun` holds what the stages that train have in common between reading the command line and
+calling `training.train`; what they train is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import Experiment, Training, digest
+from latent_reasoning.data.rows import DataError, Row, read_rows
+from latent_reasoning.data.sequences import apply_special_token_policy
+from latent_reasoning.device import resolve_device, seed_everything, set_threads
+from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
+from latent_reasoning.model.adapters import merge_lora, save_adapter
+from latent_reasoning.model.card import card_text, model_card
+from latent_reasoning.model.checkpoints import write_model
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.paths import Layout
+from latent_reasoning.planning import fingerprint
+from latent_reasoning.tracking import open_tracker
+from latent_reasoning.training import (
+    Task,
+    TrainResult,
+    print_to_stderr,
+    train,
+    write_training_csv,
+)
+from latent_reasoning.training_state import open_checkpoint_folder
+from latent_reasoning.validation import greedy_validation
+
+
+@dataclass
+class TrainingRun:
+    """A model of the configuration, or the base model, being trained with one seed.
+
+    `parents` are the folders of the models it starts from and learns from, by name, the first
+    first; `data_digests` the SHA-256 of each file of rows it reads.
+    """
+
+    experiment: Experiment
+    name: str
+    stage: str
+    seed: int
+    config_digest: str
+    layout: Layout
+    device: torch.device
+    parents: dict[str, Path]
+    data_digests: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, name: str, seed: int, config_digest: str, *, split: str
+    ) -> TrainingRun:
+        """The run of the model `name`, which learns from the rows of `split`.
+
+        Sets torch's threads and seeds the initial weights. Raises `ConfigError` or `DataError`
+        where the rows or a parent are missing.
+        """
+        layout = Layout.of(experiment)
+        entry = None if name == "base" else experiment.models[name]
+        teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
+        names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
+        set_threads(experiment.runtime.threads)
+        seed_everything(seed, f"{name} initial weights")
+        return cls(
+            experiment=experiment,
+            name=name,
+            stage="base" if entry is None else entry.stage,
+            seed=seed,
+            config_digest=config_digest,
+            layout=layout,
+            device=resolve_device(experiment.runtime.device),
+            parents={parent: layout.model(parent, seed) for parent in names},
+            data_digests={
+                used: _digest_of_rows(layout.data(used)) for used in (split, "validation")
+            },
+        )
+
+    def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """Rows of a prepared split, special-token text dealt with as configured."""
+        rows = read_rows(self.layout.data(split))
+        policy = self.experiment.data.special_token_text
+        kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
+        if skipped:
+            print_to_stderr(f"{split}: {skipped} rows with special-token text are skipped")
+        return kept
+
+    @cached_property
+    def digest(self) -> str:
+        """What checkpoints belong to: the configuration and the content of all inputs."""
+        parents = {
+            name: fingerprint(str(path), f"the model {name}") for name, path in self.parents.items()
+        }
+        return digest([self.config_digest, self.data_digests, parents])
+
+    @cached_property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; one of other inputs is set aside."""
+        folder = self.layout.checkpoints(self.name, self.seed)
+        return open_checkpoint_folder(folder, self.digest, print_to_stderr)
+
+    def validation(
+        self,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        training: Training,
+        *,
+        longest_completion: int,
+        forced_steps: int | None = None,
+    ) -> Callable[[], dict[str, float]]:
+        """The greedy validation of a task, on the first `validation_rows` rows.
+
+        A completion may be twice as long as the longest one trained on: what is longer goes round
+        in circles, and would only cost time.
+        """
+        rows = self.rows("validation", tokenizer)[: training.validation_rows]
+        limit = min(self.experiment.evaluation.max_new_tokens, 2 * longest_completion)
+        return lambda: greedy_validation(
+            model,
+            tokenizer,
+            rows,
+            prompt_prefix=self.experiment.data.prompt.evaluation,
+            max_new_tokens=limit,
+            batch_size=self.experiment.runtime.evaluation_batch_size,
+            forced_steps=forced_steps,
+        )
+
+    def train(self, model: LatentReasoner, task: Task, training: Training) -> TrainResult:
+        """Train, or go on where a killed run stopped, and report to MLflow."""
+        start = next(iter(self.parents), None)
+        tracker = open_tracker(
+            self.experiment,
+            model=self.name,
+            seed=self.seed,
+            stage=self.stage,
+            digest=self.config_digest,
+            checkpoints=self.checkpoints,
+            parent=self.layout.checkpoints(start, self.seed) if start else None,
+        )
+        status = "FAILED"
+        try:
+            result = train(
+                model,
+                task,
+                training,
+                runtime=self.experiment.runtime,
+                checkpoint_folder=self.checkpoints,
+                digest=self.digest,
+                seed=self.seed,
+                tracker=tracker,
+                log_every=self.experiment.tracking.log_every,
+            )
+            status = "FINISHED"
+            return result
+        finally:
+            tracker.close(status)
+
+    def save(
+        self,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        result: TrainResult,
+        *,
+        keep_adapter: bool = False,
+    ) -> Path:
+        """Write the model folder, adapters merged; `keep_adapter` keeps them beside it too."""
+        folder = self.layout.model(self.name, self.seed)
+        card = self.card(result)
+        with atomic_directory(folder) as temporary:
+            if keep_adapter and model.adapter is not None:
+                save_adapter(model, temporary / "adapter", card["parent"])
+            merge_lora(model)
+            write_model(model, tokenizer, temporary)
+            write_json(temporary / "card.json", card)
+            write_text_atomically(temporary / "README.md", card_text(card))
+            write_training_csv(result.metrics, temporary / "training.csv")
+        return folder
+
+    def card(self, result: TrainResult) -> dict[str, Any]:
+        """Where the model comes from, for `card.json`."""
+        metrics = {
+            "validation_accuracy": result.validation_accuracy,
+            "validation_reasoning_tokens": result.validation_reasoning_tokens,
+            "step": result.step,
+            "steps_run": result.steps_run,
+        }
+        return model_card(
+            experiment=self.experiment.experiment,
+            model=self.name,
+            stage=self.stage,
+            seed=self.seed,
+            parent=next(iter(self.parents), None),
+            config_digest=self.config_digest,
+            data_digests=self.data_digests,
+            selection=result.selection,
+            metrics=metrics,
+            weights_licence=self.experiment.base.licence,
+            data_licence=None,
+        )
+
+
+def _digest_of_rows(file: Path) -> str:
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; run the stage that prepares the data first")
+    return sha256_of(file)

@@ -1,0 +1,98 @@
+"""Verdicts on the paper's claims follow the numbers, thresholds included."""
+
+import json
+
+import pytest
+
+from latent_reasoning.analysis import claims
+from latent_reasoning.analysis.claims import claims_of, p_text
+from latent_reasoning.evaluation.records import write_evaluation
+
+
+def by_claim(results):
+    return {(claim.claim, claim.model): claim for claim in claims_of(results)}
+
+
+def test_every_claim_is_made_of_every_model_it_is_about(three_seeds):
+    assert list(by_claim(three_seeds)) == [
+        ("Latent reasoning beats answering at once", "latent-6"),
+        ("Latent reasoning beats answering at once", "latent-6-by-1"),
+        ("RL shortens the reasoning", "latent-6-rl"),
+        ("RL shortens the reasoning", "latent-6-by-1-rl"),
+        ("RL keeps the accuracy", "latent-6-rl"),
+        ("RL keeps the accuracy", "latent-6-by-1-rl"),
+        ("Longer problems get more thought", "latent-6-rl"),
+        ("Longer problems get more thought", "latent-6-by-1-rl"),
+        ("The latent steps do the work", "latent-6"),
+        ("The latent steps do the work", "latent-6-by-1"),
+        ("The latent steps do the work", "latent-6-rl"),
+        ("The latent steps do the work", "latent-6-by-1-rl"),
+    ]
+
+
+def test_measured_figures_stand_in_the_claim(written):
+    results = written(0)
+    shorter = by_claim(results)["RL shortens the reasoning", "latent-6-rl"]
+    after = results.summary("latent-6-rl", 0, "test")["reasoning_tokens_mean"]
+    assert shorter.measured == f"8.00 to {after:.2f} tokens, {100 * (after / 8 - 1):+.1f} %"
+    needed = by_claim(results)["The latent steps do the work", "latent-6"]
+    assert needed.measured.startswith("33.00 % against ")
+    assert needed.reached
+
+
+@pytest.mark.parametrize(("tokens", "verdict"), [(4.0, "reached"), (4.01, "not reached")])
+def test_shortening_is_reached_at_half_the_length(written, tokens, verdict):
+    results = written(0)
+    change_summary(results, "latent-6-rl", reasoning_tokens_mean=tokens)
+    claim = by_claim(results)["RL shortens the reasoning", "latent-6-rl"]
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0.01, "reached"), (0.0101, "not reached")])
+def test_accuracy_may_fall_by_one_point(written, lost, verdict):
+    results = written(0)
+    before = results.summary("latent-6", 0, "test")["accuracy"]
+    change_summary(results, "latent-6-rl", accuracy=before - lost)
+    claim = by_claim(results)["RL keeps the accuracy", "latent-6-rl"]
+    assert claim.verdict == verdict
+
+
+def test_a_model_that_answers_nothing_has_no_accuracy_to_keep(written):
+    results = written(0)
+    change_summary(results, "latent-6", accuracy=0.0)
+    claim = by_claim(results)["RL keeps the accuracy", "latent-6-rl"]
+    assert claim.verdict == "cannot be decided"
+
+
+def test_equal_length_everywhere_follows_no_difficulty(written, monkeypatch):
+    monkeypatch.setattr(claims, "length_correlation", lambda frame: None)
+    claim = by_claim(written(0))["Longer problems get more thought", "latent-6-rl"]
+    assert (claim.measured, claim.verdict) == ("r = 0.000", "not reached")
+
+
+def test_rows_without_steps_cannot_decide_on_difficulty(written, evaluation_without_steps):
+    results = written(0)
+    folder = results.layout.evaluation("latent-6-rl", 0, "test")
+    write_evaluation(folder, evaluation_without_steps("latent-6-rl"))
+    claim = by_claim(results)["Longer problems get more thought", "latent-6-rl"]
+    assert claim.verdict == "cannot be decided"
+
+
+def test_seeds_are_averaged_and_tests_are_listed(three_seeds):
+    claim = by_claim(three_seeds)["RL keeps the accuracy", "latent-6-rl"]
+    assert claim.measured.count("p ") == 3
+    r = by_claim(three_seeds)["Longer problems get more thought", "latent-6-rl"].measured
+    assert r.count(",") == 2
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "p < 0.0001"), (0.004, "p = 0.0040"), (0.143, "p = 0.14"), (1, "p = 1.00")],
+)
+def test_p_values_are_readable(p, text):
+    assert p_text(p) == text
+
+
+def change_summary(results, model, **values):
+    path = results.layout.evaluation(model, 0, "test") / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -1,0 +1,211 @@
+"""The stage prepare_data: files, counts by reason, and the promise that nothing leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from latent_reasoning.config import ConfigError, Data, load, science_digest
+from latent_reasoning.data.__main__ import main
+from latent_reasoning.data.prepare import prepare
+from latent_reasoning.data.rows import DataError, normalise_question, read_rows
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def write_rows(folder: Path, **splits: list[dict[str, Any]]) -> Data:
+    for name, rows in splits.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return Data.model_validate({"source": "local", "path": str(folder)})
+
+
+def row(question: str, answer: str = "3", steps: Any = ("<<1+2=3>>",)) -> dict[str, Any]:
+    return {"question": question, "steps": steps and list(steps), "answer": answer}
+
+
+@pytest.fixture
+def data(tmp_path) -> Data:
+    train = [row(f"train {i}?") for i in range(20)]
+    train[4] = row("a fraction?", answer="1/2")
+    train[7] = row("seen  in test?")
+    train[9] = row("negative?", answer="-3")
+    return write_rows(
+        tmp_path,
+        train=train,
+        validation=[row("validation 0?"), row("half?", answer="1/2")],
+        test=[row("seen in\ttest?", steps=None), row("test 1?", steps=())],
+    )
+
+
+def test_rows_are_dropped_by_reason_and_everything_adds_up(data) -> None:
+    prepared = prepare(data, silent)
+    summary = prepared.summary["splits"]
+    assert summary["train"] == {"rows": 20, "dropped": {}}
+    dropped: dict[str, int] = {}
+    for name in ("sft", "rl"):
+        assert summary[name]["rows"] == len(prepared.splits[name])
+        for reason, count in summary[name]["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    assert dropped == {"answer_not_a_number": 1, "in_validation_or_test": 1}
+    assert len(prepared.splits["sft"]) + len(prepared.splits["rl"]) == 18
+
+
+def test_the_cut_comes_before_the_filters(data) -> None:
+    order = np.random.default_rng(42).permutation(20).tolist()
+    splits = prepare(data, silent).splits
+    for name, positions in (("sft", order[:17]), ("rl", order[17:])):
+        expected = [f"train-{position}" for position in positions if position not in (4, 7)]
+        assert [row.id for row in splits[name]] == expected
+
+
+def test_negative_answers_stay_for_the_stages_that_use_them(data) -> None:
+    splits = prepare(data, silent).splits
+    assert "-3" in [row.answer for row in splits["sft"] + splits["rl"]]
+
+
+def test_validation_and_test_are_kept_as_they_are(data) -> None:
+    splits = prepare(data, silent).splits
+    assert [row.answer for row in splits["validation"]] == ["3", "1/2"]
+    assert [row.steps for row in splits["test"]] == [None, ()]
+
+
+def test_no_question_of_validation_or_test_is_in_train(data) -> None:
+    splits = prepare(data, silent).splits
+    held_out = {normalise_question(row.question) for row in splits["validation"] + splits["test"]}
+    train = {normalise_question(row.question) for row in splits["sft"] + splits["rl"]}
+    assert not held_out & train
+
+
+def test_generated_splits_share_no_question() -> None:
+    sizes = {"train": 400, "validation": 100, "test": 200}
+    splits = prepare(Data.model_validate({"generated": sizes}), silent).splits
+    questions = [row.question for rows in splits.values() for row in rows]
+    assert len(set(questions)) == len(questions) == 700
+    assert [len(splits[name]) for name in ("sft", "rl")] == [340, 60]
+
+
+def test_a_generator_that_leaks_is_refused(monkeypatch) -> None:
+    same = [row(f"{i}?") for i in range(4)]
+    monkeypatch.setattr(
+        "latent_reasoning.data.sources.generate_splits",
+        lambda *sizes, **settings: {"train": same, "validation": same, "test": same},
+    )
+    with pytest.raises(DataError, match="also stand in validation or test"):
+        prepare(Data(), silent)
+
+
+def test_histograms_of_lengths_and_steps(data) -> None:
+    summary = prepare(data, silent).summary["splits"]
+    assert summary["test"]["steps"] == {"0": 1, "unknown": 1}
+    assert summary["test"]["question_words"] == {
+        "min": 2,
+        "mean": 2.5,
+        "max": 3,
+        "bin_width": 10,
+        "histogram": {"0": 2},
+    }
+    assert summary["validation"]["question_characters"]["max"] == len("validation 0?")
+
+
+def test_nothing_left_after_the_filters_is_refused_with_the_reasons(tmp_path) -> None:
+    data = write_rows(
+        tmp_path,
+        train=[row("a?", answer="x 1")] * 10,
+        validation=[row("v?")],
+        test=[row("t?")],
+    )
+    with pytest.raises(DataError, match=r"split sft has no rows left: .*'answer_not_a_number': 8"):
+        prepare(data, silent)
+
+
+def test_rl_may_be_empty_only_where_sft_gets_everything(tmp_path) -> None:
+    data = write_rows(tmp_path, train=[row("a?")] * 3, validation=[row("v?")], test=[row("t?")])
+    with pytest.raises(DataError, match="split rl has no rows left"):
+        prepare(data, silent)
+    everything = data.model_copy(update={"sft_share": 1.0})
+    assert prepare(everything, silent).splits["rl"] == []
+
+
+def test_perturbed_copies_stay_in_their_rows_split(tmp_path) -> None:
+    train = [
+        row(f"Box {name} has 48 eggs, 13 broken. Whole?", "35", ["<<48-13=35>>"])
+        for name in "abcdefghijklmnopqrst"
+    ]
+    data = write_rows(tmp_path, train=train, validation=[row("v?")], test=[row("t?")])
+    augmented = Data.model_validate(
+        {**data.model_dump(), "augmentation": {"method": "numeric_perturbation", "copies": 2}}
+    )
+    prepared = prepare(augmented, silent)
+    for name, originals in (("sft", 17), ("rl", 3)):
+        rows = prepared.splits[name]
+        ids = [row.id for row in rows[:originals]]
+        assert all("-copy-" not in row_id for row_id in ids)
+        assert {row.id.rsplit("-copy-", 1)[0] for row in rows} == set(ids)
+        summary = prepared.summary["splits"][name]
+        assert (summary["rows"], summary["perturbed_copies"]) == (3 * originals, 2 * originals)
+        assert summary["perturbed_rows"] == originals
+    questions = [row.question for rows in prepared.splits.values() for row in rows]
+    assert len(set(questions)) == len(questions)
+
+
+def test_questions_of_extra_tests_in_train_are_counted_not_dropped(data, tmp_path) -> None:
+    extra = tmp_path / "extra.jsonl"
+    extra.write_text(json.dumps({"question": "train 0?", "answer": "3"}) + "\n")
+    with_extra = Data.model_validate({**data.model_dump(), "extra_tests": {"extra": str(extra)}})
+    prepared = prepare(with_extra, silent)
+    assert prepared.summary["splits"]["extra"]["questions_also_in_train"] == 1
+    assert prepared.splits["sft"] == prepare(data, silent).splits["sft"]
+
+
+@pytest.fixture
+def config_file(tmp_path, data, monkeypatch) -> Path:
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
+    path = tmp_path / "config.yaml"
+    content = {
+        "experiment": "tiny",
+        "data": {"source": "local", "path": data.path},
+        "base": {"source": "hub", "hub_id": "someone/model"},
+        "models": {"base-model": {"stage": "import", "from": "base"}},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_stage_writes_rows_digests_and_summary(config_file, tmp_path, capsys) -> None:
+    main(["--config", str(config_file)])
+    folder = tmp_path / "results" / "tiny" / "data"
+    names = {"sft", "rl", "validation", "test"}
+    expected = {f"{name}.{kind}" for name in names for kind in ("jsonl", "sha256")}
+    assert {path.name for path in folder.iterdir()} == expected | {"summary.json"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["source"] == "local"
+    for name in names:
+        digest = hashlib.sha256((folder / f"{name}.jsonl").read_bytes()).hexdigest()
+        assert (folder / f"{name}.sha256").read_text() == digest + "\n"
+        assert summary["splits"][name]["sha256"] == digest
+        assert len(read_rows(folder / f"{name}.jsonl")) == summary["splits"][name]["rows"]
+    assert "dropped 1 answer_not_a_number" in capsys.readouterr().out
+
+
+def test_the_stage_twice_gives_the_same_bytes(config_file, tmp_path) -> None:
+    folder = tmp_path / "results" / "tiny" / "data"
+    main(["--config", str(config_file)])
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    main(["--config", str(config_file)])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_the_stage_refuses_a_configuration_that_was_not_planned(config_file) -> None:
+    planned = science_digest(load(config_file), "data")
+    main(["--config", str(config_file), "--digest", planned])
+    with pytest.raises(ConfigError, match="0123456789abcdef was planned"):
+        main(["--config", str(config_file), "--digest", "0123456789abcdef"])

@@ -1,0 +1,94 @@
+"""Rows are checked one by one; what is wrong is said with file, line and reason."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from latent_reasoning.data.rows import (
+    DataError,
+    Row,
+    json_line_records,
+    normalise_question,
+    parse_row,
+    read_rows,
+    row_lines,
+)
+
+
+def test_a_row_keeps_its_texts_unchanged() -> None:
+    record = {"question": " Two  spaces? ", "steps": ["<<1+1=2>>"], "answer": " 2 ", "extra": 1}
+    assert parse_row(record, "train-7", "x") == Row(
+        "train-7", " Two  spaces? ", ("<<1+1=2>>",), " 2 "
+    )
+
+
+@pytest.mark.parametrize("record", [{}, {"steps": None}])
+def test_steps_may_be_unknown(record: dict) -> None:
+    assert parse_row({"question": "q?", "answer": "1", **record}, "x-0", "x").steps is None
+
+
+def test_no_steps_and_unknown_steps_differ() -> None:
+    assert parse_row({"question": "q?", "answer": "1", "steps": []}, "x-0", "x").steps == ()
+
+
+def test_a_number_as_answer_is_its_text() -> None:
+    assert parse_row({"question": "q?", "answer": 18}, "x-0", "x").answer == "18"
+    assert parse_row({"question": "q?", "answer": 2.5}, "x-0", "x").answer == "2.5"
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (["q"], "a row is a mapping, not a list"),
+        ({"answer": "1"}, "no question"),
+        ({"question": "q?"}, "no answer"),
+        ({"question": "q?", "answer": None}, "no answer"),
+        ({"question": " ", "answer": "1"}, "the question is empty"),
+        ({"question": 3, "answer": "1"}, "question is text, not a number"),
+        ({"question": "q?", "answer": True}, "answer is text, not true/false"),
+        ({"question": "q?", "answer": "1", "steps": "<<1=1>>"}, "steps is a list of texts"),
+        ({"question": "q?", "answer": "1", "steps": [1]}, "steps is a list of texts"),
+        ({"question": "\ud800", "answer": "1"}, "question is not valid Unicode"),
+    ],
+)
+def test_a_malformed_row_is_refused_with_its_place_and_reason(record: object, reason: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"rows.jsonl, line 3: {reason}")):
+        parse_row(record, "train-2", "rows.jsonl, line 3")
+
+
+def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n{"a": 2}')
+    lines = list(json_line_records(path))
+    assert [line for line, _ in lines] == [0, 2, 3, 4]
+    assert [content for _, content in lines if isinstance(content, dict)] == [{"a": 1}, {"a": 2}]
+    assert str(lines[1][1]).startswith(f"{path}, line 3: not JSON: Expecting value")
+    assert str(lines[2][1]).startswith(f"{path}, line 4: not UTF-8")
+
+
+def test_prepared_rows_come_back_as_they_were(tmp_path) -> None:
+    rows = [
+        Row("train-3", "Who’s?\nnew line", ("a", "b"), "1,200"),
+        Row("test-0", "q?", None, "2"),
+        Row("train-3-copy-1", "q?", (), "2"),
+    ]
+    path = tmp_path / "sft.jsonl"
+    path.write_text("".join(row_lines(rows)), encoding="utf-8")
+    assert read_rows(path) == rows
+
+
+def test_a_prepared_file_that_is_missing_empty_or_foreign_is_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read: No such file"):
+        read_rows(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty\.jsonl: no rows"):
+        read_rows(tmp_path / "empty.jsonl")
+    (tmp_path / "foreign.jsonl").write_text('{"question": "q?", "answer": "1"}\n')
+    with pytest.raises(DataError, match=r"foreign\.jsonl, line 1: no id"):
+        read_rows(tmp_path / "foreign.jsonl")
+
+
+def test_questions_are_the_same_whatever_their_white_space() -> None:
+    assert normalise_question(" How\tmany \n eggs? ") == "How many eggs?"

@@ -1,0 +1,177 @@
+"""The command lines of the stage evaluation: in an experiment, and on any model folder."""
+
+import json
+import math
+
+import pandas
+import pytest
+
+from latent_reasoning.command import run_stage
+from latent_reasoning.config import ConfigError, resolve, science_digest
+from latent_reasoning.data.rows import DataError, row_lines
+from latent_reasoning.evaluation.__main__ import main, read_free_rows
+from latent_reasoning.model.checkpoints import CheckpointError, write_model
+from latent_reasoning.paths import Layout
+
+TRAINING = {"steps": 1}
+CONFIG = {
+    "experiment": "small",
+    "models": {
+        "cot-sft": {"stage": "sft", "training": TRAINING},
+        "latent-2": {"stage": "latent_sft", "training": TRAINING},
+        "forced-2": {"stage": "latent_sft", "training": TRAINING, "forced_steps": 2},
+    },
+    "evaluation": {"max_new_tokens": 6, "max_forced_steps": 2, "forced_rows": 4},
+    "tracking": {"enabled": False},
+    "runtime": {"device": "cpu"},
+}
+
+
+@pytest.fixture
+def data(tmp_path, rows):
+    """Rows as a user has them: no ids."""
+    path = tmp_path / "problems.jsonl"
+    lines = [json.dumps({"question": row.question, "answer": row.answer}) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def latent_folder(tmp_path, latent, tokenizer):
+    folder = tmp_path / "latent"
+    folder.mkdir()
+    write_model(latent, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def plain_folder(tmp_path, plain, tokenizer):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    write_model(plain, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch, rows, latent, tokenizer):
+    """An experiment whose rows and latent models are there; returns the configuration file."""
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
+    layout = Layout.of(resolve(CONFIG, "config.yaml"))
+    layout.data("test").parent.mkdir(parents=True)
+    layout.data("test").write_text("".join(row_lines(rows)))
+    for model in ("latent-2", "forced-2"):
+        folder = layout.model(model, 0)
+        folder.mkdir(parents=True)
+        write_model(latent, tokenizer, folder)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def evaluated(model):
+    return Layout.of(resolve(CONFIG, "config.yaml")).evaluation(model, 0, "test")
+
+
+def test_a_model_of_an_experiment_is_evaluated_where_the_workflow_expects_it(experiment, capsys):
+    digest = science_digest(resolve(CONFIG, "config.yaml"), "evaluation", "latent-2")
+    main(["--config", str(experiment), "--model", "latent-2", "--digest", digest])
+    summary = json.loads((evaluated("latent-2") / "summary.json").read_text())
+    assert summary["n"] == 6
+    predictions = pandas.read_parquet(evaluated("latent-2") / "predictions.parquet")
+    assert list(predictions["id"]) == [f"test-{i}" for i in range(6)]
+    assert math.isclose(predictions["correct"].mean(), summary["accuracy"])
+    forced = pandas.read_csv(evaluated("latent-2") / "forced.csv")
+    assert forced[["latent_steps", "n"]].to_numpy().tolist() == [[0, 4], [1, 4], [2, 4]]
+    assert "latent-2, seed 0, on test" in capsys.readouterr().out
+
+
+def test_a_model_with_forced_steps_is_evaluated_at_that_length(experiment):
+    main(["--config", str(experiment), "--model", "forced-2", "--seed", "0"])
+    predictions = pandas.read_parquet(evaluated("forced-2") / "predictions.parquet")
+    assert set(predictions["reasoning_tokens"]) == {4}
+
+
+def test_a_configuration_that_changed_after_planning_is_refused(experiment):
+    with pytest.raises(ConfigError, match="the file changed after the workflow started"):
+        main(["--config", str(experiment), "--model", "latent-2", "--digest", "0" * 16])
+
+
+def test_a_model_that_was_not_trained_is_named(experiment):
+    with pytest.raises(CheckpointError, match="cot-sft/seed-0"):
+        main(["--config", str(experiment), "--model", "cot-sft"])
+
+
+def test_a_dataset_that_was_not_prepared_is_named(experiment):
+    with pytest.raises(DataError, match=r"svamp\.jsonl"):
+        main(["--config", str(experiment), "--model", "latent-2", "--dataset", "svamp"])
+
+
+def test_any_latent_folder_is_evaluated_without_an_experiment(latent_folder, data, capsys):
+    options = ["--path", str(latent_folder), "--data", str(data), "--max-new-tokens", "6"]
+    main([*options, "--device", "cpu", "--limit", "4", "--max-forced-steps", "1"])
+    out = capsys.readouterr().out
+    assert "of 4; 95 % interval" in out
+    assert "forced to 1 latent steps" in out
+
+
+def test_any_plain_folder_is_evaluated_and_written_where_asked(plain_folder, data, tmp_path):
+    options = [f"--path={plain_folder}", f"--data={data}", "--max-new-tokens=6", "--device=cpu"]
+    main([*options, f"--output={tmp_path / 'out'}", "--prompt-prefix="])
+    predictions = pandas.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert list(predictions["id"]) == [f"problems-{i}" for i in range(6)]
+    assert predictions["gold_steps"].isna().all()
+
+
+def test_a_forced_length_makes_every_row_that_long(latent_folder, data, tmp_path):
+    options = ["--path", str(latent_folder), "--data", str(data), "--max-new-tokens", "4"]
+    main([*options, "--device", "cpu", "--forced-steps", "3", "--output", str(tmp_path / "out")])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["reasoning_tokens_min"], summary["reasoning_tokens_max"]) == (5, 5)
+
+
+def test_a_plain_folder_cannot_be_forced_to_think(plain_folder, data):
+    with pytest.raises(DataError, match="cannot think"):
+        main(["--path", str(plain_folder), "--data", str(data), "--forced-steps", "3"])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"question": "1 + 1?"}', "problems.jsonl, line 1: no answer"),
+        (
+            '{"question": "Why?", "answer": "because"}',
+            "line 1: the answer 'because' holds no number",
+        ),
+        ("{", "line 1: not JSON"),
+        ("", "no rows"),
+    ],
+)
+def test_a_bad_file_of_rows_is_refused_with_line_and_reason(tmp_path, line, reason):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(line)
+    with pytest.raises(DataError) as error:
+        read_free_rows(path)
+    assert reason in str(error.value)
+
+
+def test_special_token_text_in_a_question_is_refused(latent_folder, tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"question": "What does <START> do?", "answer": "1"}\n')
+    with pytest.raises(DataError, match=r"problems-0.*<START>"):
+        main(["--path", str(latent_folder), "--data", str(path)])
+
+
+def test_a_missing_model_folder_is_one_clear_line(tmp_path, data, capsys, monkeypatch):
+    arguments = ["evaluation", "--path", str(tmp_path / "nowhere"), "--data", str(data)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as exit_status:
+        run_stage(main)
+    assert exit_status.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize("option", [["--limit", "0"], ["--forced-steps", "-1"]])
+def test_numbers_out_of_range_are_refused(data, option, capsys):
+    with pytest.raises(SystemExit):
+        main(["--path", ".", "--data", str(data), *option])
+    assert "is below" in capsys.readouterr().err

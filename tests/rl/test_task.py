@@ -1,0 +1,163 @@
+"""RL as a task: exact over micro-batches, the reference policy, several updates, resuming."""
+
+import pytest
+import torch
+
+from latent_reasoning.config import ConfigError, Lora, RlModel, Runtime, Training
+from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.rows import Row
+from latent_reasoning.data.sequences import SPECIAL_TOKENS
+from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.model.adapters import attach_lora
+from latent_reasoning.rl import groups
+from latent_reasoning.rl.groups import rl_prompts
+from latent_reasoning.rl.reward import Verdict, judge
+from latent_reasoning.rl.scoring import loss_mask
+from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.training import accumulate_gradients
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = build_tokenizer(generated_texts(3))
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    rows = generate_splits(6, 0, 0, max_steps=2, step_weights=[1, 1], modulus=3, seed=0)["train"]
+    rows = [Row(f"rl-{i}", row["question"], None, row["answer"]) for i, row in enumerate(rows)]
+    return rl_prompts(rows, tokenizer, prefix="Question: ", max_prompt_tokens=None)
+
+
+@pytest.fixture
+def build(reasoner, tokenizer, prompts, monkeypatch):
+    """A task on a random model, whose answers are never right: every second one is called so."""
+
+    def verdict(prompt: str, completion: str, label: str) -> Verdict:
+        length = judge(prompt, completion, label).length
+        return Verdict(True, len(completion) % 2 == 0, length)
+
+    monkeypatch.setattr(groups, "judge", verdict)
+
+    def task(lora: bool = False, runtime: Runtime | None = None, **settings) -> AdaptiveLengthTask:
+        model = reasoner(
+            vocabulary=len(tokenizer),
+            special=tuple(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))),
+        )
+        if lora:
+            attach_lora(model, Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "o_proj"]))
+            model.double()
+        entry = RlModel(
+            **{"from": "latent"},
+            group_size=4,
+            max_new_tokens=5,
+            max_latent_steps=3,
+            training=Training(steps=4, batch_size=4, learning_rate=1e-3, validate_every=6),
+            **settings,
+        )
+        runtime = runtime or Runtime(checkpoint_every=2)
+        return AdaptiveLengthTask(
+            "rl", model, tokenizer, prompts, entry, runtime, seed=0, validate=dict
+        )
+
+    return task
+
+
+def perturb(model: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter += 0.1 * noise
+
+
+def gradients(task: AdaptiveLengthTask, step: int) -> tuple[dict, dict]:
+    task.model.zero_grad()
+    values = accumulate_gradients(task.model, task, step)
+    return values, {n: p.grad.clone() for n, p in task.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", ["bnpo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_micro_batches_change_neither_loss_nor_gradient(build, kind, lora):
+    results = []
+    for size in (None, 1, 3):
+        runtime = Runtime(micro_batch_size=size, checkpoint_every=2)
+        task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5)
+        perturb(task.model)
+        results.append(gradients(task, step=1))
+    whole, whole_gradients = results[0]
+    assert whole["kl"] > 1e-3
+    assert 0 < whole["rollout_accuracy"] < 1
+    for values, parts in results[1:]:
+        assert values["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        for name in ("reward", "reasoning_tokens", "all_correct_share", "distinct_share"):
+            assert values[name] == pytest.approx(whole[name], rel=1e-6)
+        for name, gradient in whole_gradients.items():
+            error = (parts[name] - gradient).norm()
+            assert error <= 1e-9 * max(1.0, gradient.norm().item()), name
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_stays_the_start_model(build, lora):
+    task = build(lora=lora, kl_weight=0.5)
+    assert gradients(task, step=0)[0]["kl"] == 0
+    before = task.micro_batches(0)[0].reference
+    perturb(task.model)
+    rollout = task.micro_batches(0)[0].rollout
+    assert torch.equal(task._reference_log_probs(rollout), before)
+    assert gradients(task, step=1)[0]["kl"] > 1e-3
+
+
+def test_no_reference_is_computed_without_kl(build):
+    task = build(kl_weight=0.0)
+    assert task.start_model is None
+    assert gradients(task, step=0)[0]["kl"] == 0
+    assert task.micro_batches(0)[0].reference is None
+
+
+def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build):
+    first, second = build(), build()
+    first.micro_batches(0)
+    again, afresh = (task.micro_batches(3)[0].rollout for task in (first, second))
+    assert again.prompts == afresh.prompts
+    assert again.completions == afresh.completions
+    assert first.micro_batches(2)[0].rollout.completions != again.completions
+
+
+def test_iterations_update_on_the_same_samples_with_their_first_log_probabilities(build):
+    task = build(iterations=2, kl_weight=0.0, epsilon=0.05)
+    first, _ = gradients(task, step=0)
+    batch = task.micro_batches(0)[0]
+    assert task.micro_batches(1)[0] is batch
+    assert first["clip_share"] == 0
+    # Sum of advantages over tokens: the ratio is exactly 1.
+    mask = loss_mask(batch.rollout.completions, task.model.settings, task.sampling)
+    tokens = mask.sum(1) * batch.rollout.weights
+    expected = -(batch.advantages * tokens).sum() / tokens.sum()
+    assert first["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    perturb(task.model)
+    second, _ = gradients(task, step=1)
+    assert second["clip_share"] > 0.05
+    assert second["loss"] != pytest.approx(first["loss"], abs=1e-3)
+    assert task.micro_batches(2)[0].rollout is not batch.rollout
+
+
+def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build):
+    task = build(kl_weight=0.0)
+    calls = []
+    task.model.base.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    (batch,) = task.micro_batches(0)
+    assert batch.trajectory.hidden[-1].requires_grad
+    sampling_calls = len(calls)
+    task.loss(batch)
+    assert len(calls) - sampling_calls == 1
+    assert batch.trajectory is None
+
+
+def test_samples_cannot_lie_between_checkpoint_and_update(build):
+    with pytest.raises(ConfigError, match=r"runtime\.checkpoint_every: 200 .* iterations"):
+        build(iterations=3, runtime=Runtime(checkpoint_every=200))

@@ -1,0 +1,104 @@
+"""Data flows one way: no stage imports a later one, and heavy optional packages come in late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import latent_reasoning
+from latent_reasoning.config import PROJECT_ROOT
+
+PACKAGE = Path(latent_reasoning.__file__).parent
+# From first to last; modules of one line may import one another.
+LAYERS = [
+    {"config", "config_docs", "files"},
+    {"paths", "command", "device", "cost", "planning"},
+    {"data"},
+    {"model"},
+    {"training", "training_state", "text_training", "validation", "tracking"},
+    {"sft"},
+    {"rl"},
+    {"evaluation"},
+    {"analysis"},
+    {"conformance", "ask"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The base model is trained from scratch by the shared training loop; its stage's command and its
+# task are the one place of `model` that knows of it.
+MAY_LOOK_AHEAD = {"model/__main__.py", "model/pretraining.py"}
+OPTIONAL = ("snakemake", "mlflow", "gguf", "datasets")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> Iterator[tuple[str, bool]]:
+    """Modules that a file imports, and whether at its top level."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports are not used here"
+            yield node.module or "", id(node) in top
+            if node.module == "latent_reasoning":
+                yield from ((f"latent_reasoning.{a.name}", id(node) in top) for a in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_stage_imports_a_later_one(file):
+    if file.name == "__init__.py" and file.parent == PACKAGE:
+        return
+    own = name_of(file)
+    assert own in LEVEL, f"{own} has no place in the order of imports: add it to LAYERS"
+    if str(file.relative_to(PACKAGE)) in MAY_LOOK_AHEAD:
+        return
+    for module, _ in imported(file):
+        parts = module.split(".")
+        if parts[0] == "latent_reasoning" and len(parts) > 1 and parts[1] in LEVEL:
+            assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_packages_that_a_stage_can_do_without_are_imported_late(file):
+    early = [module for module, at_top in imported(file) if at_top]
+    assert not [module for module in early if module.split(".")[0] in OPTIONAL]
+
+
+def test_every_stage_imports_without_snakemake_mlflow_gguf_and_datasets():
+    stages = sorted(
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for file in PACKAGE.rglob("__main__.py")
+    )
+    program = "\n".join(
+        [
+            "import sys, importlib",
+            f"for name in {OPTIONAL!r}: sys.modules[name] = None",
+            f"for name in {stages!r}: importlib.import_module(name)",
+            "print('imported')",
+        ]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT_ROOT,
+    )
+    assert result.stdout.strip() == "imported", result.stderr
+
+
+def test_weights_are_never_unpickled_and_remote_code_never_runs():
+    forbidden = ("torch.load(", "pickle.load", "trust_remote_code=True", "import pickle")
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        assert not [word for word in forbidden if word in text], file

@@ -1,0 +1,70 @@
+"""Stands in for every stage: writes the files that the stage would, with hardly any content.
+
+What the workflow reruns depends on which files exist and on recorded params, not on what a stage
+computes; with this in the stages' place a whole DAG is finished in seconds. Called as they are:
+`python stand_in_stage.py -m latent_reasoning.sft --config FILE --model NAME ..`.
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_reasoning.config import load
+from latent_reasoning.paths import Layout
+
+EVALUATION = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
+TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced")
+FIGURES = (
+    "accuracy_vs_tokens",
+    "length_distribution",
+    "length_by_steps",
+    "accuracy_forced",
+    "training_curves",
+)
+
+
+def files_of(options: argparse.Namespace, layout: Layout) -> list[Path]:
+    """The files that the stage in `options` writes."""
+    stage = options.module.removeprefix("latent_reasoning.")
+    if stage == "tracking":
+        return []
+    if stage == "data":
+        splits = [options.dataset] if options.dataset else ["sft", "rl", "validation", "test"]
+        files = [f(split) for split in splits for f in (layout.data, layout.data_digest)]
+        dataset = options.dataset
+        return [*files, layout.test_set_summary(dataset) if dataset else layout.data_summary]
+    if stage in ("model", "sft", "rl"):
+        folder = layout.model(options.model or "base", options.seed)
+        return [folder / "model.safetensors"]
+    if stage == "evaluation":
+        folder = layout.evaluation(options.model, options.seed, options.dataset)
+        return [folder / name for name in EVALUATION]
+    if options.what == "tables":
+        main = "appendix" if options.appendix else "main"
+        others = [] if options.appendix else [f"{name}.csv" for name in TABLES]
+        names = [f"{main}.csv", f"{main}.md", f"{main}.tex", *others]
+        return [layout.tables / name for name in names]
+    if options.what == "figures":
+        return [layout.figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    return [layout.report]
+
+
+def main() -> None:
+    """Write the files of one stage; each says which digest of the configuration made it."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("-m", dest="module", required=True)
+    arguments.add_argument("what", nargs="?")
+    arguments.add_argument("--config", required=True)
+    arguments.add_argument("--digest", default="")
+    arguments.add_argument("--model")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--dataset")
+    arguments.add_argument("--appendix", action="store_true")
+    options = arguments.parse_args()
+    layout = Layout.of(load(options.config))
+    for file in files_of(options, layout):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{file.name} {options.digest}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
