@@ -205,6 +205,7 @@ class TrainingRun:
             metrics=metrics,
             weights_licence=self.experiment.base.licence,
             data_licence=None,
+            prompt_prefix=self.experiment.data.prompt.evaluation,
         )
 
 

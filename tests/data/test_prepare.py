@@ -157,22 +157,17 @@ def test_perturbed_copies_stay_in_their_rows_split(tmp_path) -> None:
     assert len(set(questions)) == len(questions)
 
 
-def test_questions_of_extra_tests_in_train_are_counted_not_dropped(data, tmp_path) -> None:
-    extra = tmp_path / "extra.jsonl"
-    extra.write_text(json.dumps({"question": "train 0?", "answer": "3"}) + "\n")
-    with_extra = Data.model_validate({**data.model_dump(), "extra_tests": {"extra": str(extra)}})
-    prepared = prepare(with_extra, silent)
-    assert prepared.summary["splits"]["extra"]["questions_also_in_train"] == 1
-    assert prepared.splits["sft"] == prepare(data, silent).splits["sft"]
-
-
 @pytest.fixture
 def config_file(tmp_path, data, monkeypatch) -> Path:
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
     path = tmp_path / "config.yaml"
     content = {
         "experiment": "tiny",
-        "data": {"source": "local", "path": data.path},
+        "data": {
+            "source": "local",
+            "path": data.path,
+            "extra_tests": {"extra": str(tmp_path / "extra.jsonl")},
+        },
         "base": {"source": "hub", "hub_id": "someone/model"},
         "models": {"base-model": {"stage": "import", "from": "base"}},
     }
@@ -209,3 +204,22 @@ def test_the_stage_refuses_a_configuration_that_was_not_planned(config_file) -> 
     main(["--config", str(config_file), "--digest", planned])
     with pytest.raises(ConfigError, match="0123456789abcdef was planned"):
         main(["--config", str(config_file), "--digest", "0123456789abcdef"])
+
+
+def test_an_extra_test_set_counts_its_questions_in_train_and_changes_nothing_else(
+    config_file, tmp_path
+) -> None:
+    main(["--config", str(config_file)])
+    folder = tmp_path / "results" / "tiny" / "data"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rows = [{"question": "train  0?", "answer": "3"}, {"question": "another?", "answer": "4"}]
+    (tmp_path / "extra.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["--config", str(config_file), "--dataset", "extra"])
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"extra.jsonl", "extra.sha256", "extra.summary.json"}
+    summary = json.loads(after["extra.summary.json"])["splits"]["extra"]
+    assert (summary["rows"], summary["questions_also_in_train"]) == (2, 1)
+    assert summary["steps"] == {"unknown": 2}
+    with pytest.raises(ConfigError, match="'other' is not among extra"):
+        main(["--config", str(config_file), "--dataset", "other"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import pytest
 
@@ -112,10 +113,10 @@ def test_pieces_are_those_of_the_public_code(build_tokenizer, adds_bos, form, sh
     example = encode_plain(
         ROW, tokenizer, form=form, prefix="Question: ", shift_target=shift_target
     )
-    assert example.input_ids.tolist() == sum(segments, [])
+    assert example.input_ids.tolist() == list(chain(*segments))
     assert example.reasoning_map.astype(int).tolist() == flags
     assert example.target_token_map.nonzero()[0].tolist() == [target]
-    assert example.labels.tolist() == [-100] * len(first) + sum(segments[1:], [])
+    assert example.labels.tolist() == [-100] * len(first) + list(chain(*segments[1:]))
 
 
 def test_bos_stands_only_where_the_tokenizer_puts_it(build_tokenizer) -> None:

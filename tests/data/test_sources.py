@@ -16,7 +16,7 @@ import pytest
 
 from latent_reasoning.config import ConfigError, Data
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sources import read_splits
+from latent_reasoning.data.sources import read_splits, read_test_set
 
 Record = dict[str, Any]
 
@@ -73,16 +73,19 @@ def test_shards_of_parquet_are_read_in_order_and_numbered_through(folder) -> Non
 
 def test_paths_may_hold_a_variable(folder, monkeypatch) -> None:
     monkeypatch.setenv("LATENT_REASONING_DATA", str(folder))
-    (folder / "extra.jsonl").write_text('{"question": "q?", "answer": 7}\n')
-    data = local(
-        Path("${LATENT_REASONING_DATA}"),
-        extra_tests={"extra": "${LATENT_REASONING_DATA}/extra.jsonl"},
-    )
-    (row,) = read(data)["extra"]
-    assert (row.id, row.steps, row.answer) == ("extra-0", None, "7")
+    data = local(Path("${LATENT_REASONING_DATA}"))
+    assert len(read(data)["train"]) == 5
     monkeypatch.delenv("LATENT_REASONING_DATA")
     with pytest.raises(ConfigError, match="LATENT_REASONING_DATA"):
         read(data)
+
+
+def test_an_extra_test_set_needs_no_steps(folder, monkeypatch) -> None:
+    monkeypatch.setenv("LATENT_REASONING_DATA", str(folder))
+    (folder / "svamp.jsonl").write_text('{"question": "q?", "answer": 7}\n')
+    data = local(folder, extra_tests={"svamp": "${LATENT_REASONING_DATA}/svamp.jsonl"})
+    (row,) = read_test_set(data, "svamp", print).rows
+    assert (row.id, row.steps, row.answer) == ("svamp-0", None, "7")
 
 
 def test_limits_take_the_first_rows(folder) -> None:
@@ -95,7 +98,7 @@ def test_a_missing_folder_file_or_extra_set_is_named(folder) -> None:
     with pytest.raises(DataError, match=r"data\.path: /no/such does not exist"):
         read(local(Path("/no/such")))
     with pytest.raises(DataError, match=r"data\.extra_tests\.svamp: .*svamp\.jsonl does not exist"):
-        read(local(folder, extra_tests={"svamp": str(folder / "svamp.jsonl")}))
+        read_test_set(local(folder, extra_tests={"svamp": f"{folder}/svamp.jsonl"}), "svamp", print)
     (folder / "test.jsonl").unlink()
     with pytest.raises(DataError, match=r"has no test\.jsonl and no test\.parquet"):
         read(local(folder))

@@ -159,5 +159,5 @@ def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build
 
 
 def test_samples_cannot_lie_between_checkpoint_and_update(build):
-    with pytest.raises(ConfigError, match=r"runtime\.checkpoint_every: 200 .* iterations"):
+    with pytest.raises(ConfigError, match=r"runtime\.checkpoint_every: 200 .*rl\.iterations"):
         build(iterations=3, runtime=Runtime(checkpoint_every=200))

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     digest = check_digest(experiment, "base", options.digest)
     if experiment.base.source == "scratch":
-        pretraining.run(experiment, options.seed, layout, digest)
+        pretraining.run(experiment, options.seed, digest)
     else:
         bring_base(experiment, options.seed, layout, digest)
 

@@ -21,7 +21,6 @@ from latent_reasoning.data.styles import styled_reasonings
 from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.text_training import TextTask
-from latent_reasoning.training import TrainResult
 from latent_reasoning.training_run import TrainingRun
 from latent_reasoning.validation import greedy_validation
 
@@ -31,8 +30,19 @@ VALIDATED_STYLES = {
 }
 
 
-def pretrain(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TrainResult]:
-    """Train the base model of `run`, which reads the rows `sft`; returns it with its selection."""
+def run(experiment: Experiment, seed: int, digest: str) -> None:
+    """Train the base model on the rows `sft` and write its folder.
+
+    `digest` is that of the stage's configuration. A killed run goes on from its last checkpoint.
+    """
+    training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft")
+    model, tokenizer, task = base_task(training_run)
+    result = training_run.train(model, task, experiment.base.training)
+    training_run.save(model, tokenizer, result)
+
+
+def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
+    """The untrained base, its tokenizer, and what it is to learn."""
     experiment, training = run.experiment, run.experiment.base.training
     tokenizer = build_tokenizer(generated_texts(experiment.data.generated.modulus))
     base = build_base(experiment.base.architecture, tokenizer)
@@ -58,7 +68,7 @@ def pretrain(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase,
         pad_id=tokenizer.pad_token_id,
         validate=_validation(experiment, model, tokenizer, validation_rows, 2 * longest),
     )
-    return model, tokenizer, run.train(model, task, training)
+    return model, tokenizer, task
 
 
 def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

@@ -216,9 +216,7 @@ def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> li
             max_new_tokens=data.max_tokens,
             batch_size=runtime.evaluation_batch_size,
         )
-    print_to_stderr(
-        f"{run.name}: the teacher's traces are right in {len(kept)} of {len(rows)} rows"
-    )
+    print_to_stderr(f"{run.name}: {len(kept)} of {len(rows)} traces of the teacher are right")
     return kept
 
 
