@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -71,18 +71,19 @@ def tables() -> str:
 def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
     """Sections below a section, depth first, with their dotted names."""
     for key, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
+        name = f"{prefix}{field.alias or key}"
+        annotation = field.annotation
+        if get_origin(annotation) is dict:
+            annotation, name = get_args(annotation)[1], f"{name}.NAME"
+        inner = _section_of(annotation)
         if inner is not None:
-            name = f"{prefix}{field.alias or key}"
             yield name, inner
             yield from _sections(inner, f"{name}.")
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, perhaps optionally; None for values, lists and mappings."""
-    options = getattr(annotation, "__args__", ()) or (annotation,)
-    if getattr(annotation, "__origin__", None) in (dict, list, tuple):
-        return None
+    """The section that an annotation names, perhaps optionally; None for anything else."""
+    options = get_args(annotation) or (annotation,)
     sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
     return sections[0] if len(sections) == 1 else None
 

@@ -31,6 +31,7 @@ def experiment(seeds: list[int] | None = None, **changes) -> Experiment:
     raw = {
         "experiment": "synthetic",
         "seeds": seeds or [0],
+        "tracking": {"enabled": False},
         "models": {
             "cot-sft": {"stage": "sft", "form": "cot", "training": TRAINING},
             "no-cot-sft": {"stage": "sft", "form": "no_cot", "training": TRAINING},

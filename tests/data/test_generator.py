@@ -159,8 +159,8 @@ def test_impossible_arguments_are_refused(changes, message):
     [
         ("full", "<<(6+6)%7=5>><<(5-6)%7=6>><<(6*3)%7=4>>"),
         ("last_step_dropped", "<<(6+6)%7=5>><<(5-6)%7=6>>"),
-        ("results_only", " Results: 5 6 4"),
-        ("results_only_last_step_dropped", " Results: 5 6"),
+        ("results_only", " Results: 5 6 4."),
+        ("results_only_last_step_dropped", " Results: 5 6."),
     ],
 )
 def test_pretraining_styles(row, style, expected):
@@ -171,7 +171,7 @@ def test_pretraining_styles(row, style, expected):
     ("style", "expected"),
     [
         ("truncated", {"", "<<(6+6)%7=5>>", "<<(6+6)%7=5>><<(5-6)%7=6>>"}),
-        ("results_only_truncated", {" Results:", " Results: 5", " Results: 5 6"}),
+        ("results_only_truncated", {" Results:.", " Results: 5.", " Results: 5 6."}),
     ],
 )
 def test_truncated_styles_stop_after_any_step_but_the_last(row, style, expected):
@@ -179,11 +179,21 @@ def test_truncated_styles_stop_after_any_step_but_the_last(row, style, expected)
     assert {pretraining_reasoning(row, style, generator) for _ in range(50)} == expected
 
 
-def test_pretraining_refuses_unknown_styles_and_truncation_without_a_generator(row):
+def test_waiting_style_repeats_the_last_result_up_to_the_longest_length(row):
+    generator = random.Random(0)
+    texts = {pretraining_reasoning(row, "results_only_waiting", generator) for _ in range(200)}
+    assert texts == {f" Results: 5 6 4{' 4' * repeats}." for repeats in range(1, 8)}
+
+
+def test_unknown_pretraining_styles_are_refused(row):
     with pytest.raises(ValueError, match="not one of full, "):
         pretraining_reasoning(row, "verbose")
+
+
+@pytest.mark.parametrize("style", ["truncated", "results_only_truncated", "results_only_waiting"])
+def test_styles_that_draw_a_length_need_a_generator(row, style):
     with pytest.raises(ValueError, match="needs a generator"):
-        pretraining_reasoning(row, "truncated")
+        pretraining_reasoning(row, style)
 
 
 def test_step_result_reads_what_follows_the_last_equals_sign():

@@ -10,12 +10,11 @@ import pytest
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
+    LatentExample,
     PlainExample,
     apply_special_token_policy,
     beginning,
-    encode_latent,
     encode_latent_rows,
-    encode_plain,
     encode_plain_rows,
     encode_prompt,
     latent_step_count,
@@ -33,6 +32,18 @@ LATENT = {
     "mask_latent_labels": False,
     "learn_start": True,
 }
+
+
+def encode_plain(row: Row, tokenizer, *, reasoning: str | None = None, **options) -> PlainExample:
+    reasonings = None if reasoning is None else [reasoning]
+    (example,) = encode_plain_rows([row], tokenizer, reasonings=reasonings, **options)
+    return example
+
+
+def encode_latent(row: Row, tokenizer, *, n: int, **options) -> LatentExample:
+    steps = LatentSteps(factor=0, bias=n, min=None, max=None)
+    (example,) = encode_latent_rows([row], tokenizer, steps=steps, **options)
+    return example
 
 
 def text_where(tokenizer, example: PlainExample, positions) -> str:
@@ -134,7 +145,7 @@ def test_the_student_thinks_where_the_teacher_reads_steps(tokenizer) -> None:
     latent = [special.start, *[special.continue_] * 3, special.stop]
     student = example.student
     assert student.input_ids[student.reasoning_map].tolist() == latent
-    assert student.continue_map.sum() == student.latent_steps == 3
+    assert student.continue_map.sum() == 3
     assert set(student.input_ids[student.continue_map]) == {special.continue_}
     assert tokenizer.decode(learned(example.teacher)) == "<<1+1=2>> The answer is: 5<|end|>"
     assert tokenizer.decode(student.input_ids) == (
@@ -180,7 +191,7 @@ def test_all_steps_count_and_none_counts_as_one_where_the_last_is_removed(tokeni
     def counts(drop_last_step: bool) -> list[int]:
         options = {**LATENT, "drop_last_step": drop_last_step}
         examples = encode_latent_rows(rows, tokenizer, steps=by_one, **options)
-        return [example.student.latent_steps for example in examples]
+        return [int(example.student.continue_map.sum()) for example in examples]
 
     assert counts(True) == [7, 6, 6]
     assert counts(False) == [7, 6, 5]

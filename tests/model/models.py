@@ -3,99 +3,142 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
+from latent_reasoning.data.sequences import SPECIAL_TOKENS
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
 
 VOCABULARY = 40
+HIDDEN = 16
+EOS = 1
 START, END, CONTINUE, STOP = 30, 31, 32, 33
-SETTINGS = {"start_id": START, "end_id": END, "continue_id": CONTINUE, "stop_id": STOP}
+IDS = {"start_id": START, "end_id": END, "continue_id": CONTINUE, "stop_id": STOP}
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
 
 
-def build_base(architecture: str = "llama", tied: bool = True) -> PreTrainedModel:
-    """A random two-block model in float64; widths are larger than usual so that states differ."""
+def build_base(
+    architecture: str = "llama", tied: bool = True, vocabulary: int = VOCABULARY
+) -> PreTrainedModel:
+    """A random two-block model in float64, its weights large enough that states differ."""
+    torch.manual_seed(0)
+    common = {
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.3,
+        "bos_token_id": 0,
+        "eos_token_id": EOS,
+        "pad_token_id": None,
+    }
+    if architecture == "gpt2":
+        config = GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=4, n_positions=64, **common)
+        return GPT2LMHeadModel(config).double().eval()
     shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
+        "hidden_size": HIDDEN,
         "intermediate_size": 24,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
-        "tie_word_embeddings": tied,
-        "initializer_range": 0.3,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": None,
     }
-    torch.manual_seed(0)
-    if architecture == "llama":
-        base: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**shape))
-    elif architecture == "qwen2":
-        base = Qwen2ForCausalLM(Qwen2Config(**shape))
+    if architecture == "qwen2":
+        base: PreTrainedModel = Qwen2ForCausalLM(Qwen2Config(**shape, **common))
     else:
-        base = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY,
-                n_embd=16,
-                n_layer=2,
-                n_head=4,
-                n_positions=64,
-                initializer_range=0.3,
-                tie_word_embeddings=tied,
-                bos_token_id=0,
-                eos_token_id=1,
-            )
-        )
+        base = LlamaForCausalLM(LlamaConfig(**shape, **common))
+    _norms_in_float64(base)
     return base.double().eval()
 
 
-def build_reasoner(architecture: str = "llama", tied: bool = True, **settings) -> LatentReasoner:
-    """A latent reasoner around `build_base`, in float64."""
+def _norms_in_float64(base: PreTrainedModel) -> None:
+    """transformers' RMSNorm computes in float32, which would hide small errors of gradients."""
+    for name, module in list(base.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            parent, _, child = name.rpartition(".")
+            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
+            setattr(base.get_submodule(parent), child, norm)
+
+
+def build_reasoner(
+    architecture: str = "llama", tied: bool = True, modules: bool = False, **settings
+) -> LatentReasoner:
+    """A latent reasoner around `build_base`; `modules` keeps the special rows in their own."""
     base = build_base(architecture, tied)
     torch.manual_seed(1)
-    return LatentReasoner(base, LatentSettings(**SETTINGS, **settings)).eval()
+    model = LatentReasoner(base, LatentSettings(**IDS, **settings)).eval()
+    if modules:
+        model.move_special_rows("modules")
+    return model
+
+
+def build_tokenizer(special: bool = True, words: int = 28) -> PreTrainedTokenizerFast:
+    """Words `w0`, `w1`, .. are the tokens after BOS and EOS; the special ones come last."""
+    vocabulary = {"<bos>": 0, "<eos>": EOS, **{f"w{i}": i + 2 for i in range(words)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+    if special:
+        fast.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    return fast
 
 
 def pad(rows: list[list[int]], side: str = "left") -> tuple[Tensor, Tensor]:
-    """Ids and mask of rows padded on one side with an ordinary token."""
+    """Ids and mask `(B, T)` of rows padded on one side."""
     width = max(len(row) for row in rows)
-    ids, mask = [], []
+    ids, masks = [], []
     for row in rows:
-        fill, ones = [1] * (width - len(row)), [1] * len(row)
-        zeros = [0] * (width - len(row))
+        fill = [EOS] * (width - len(row))
+        zeros, ones = [0] * len(fill), [1] * len(row)
         ids.append(fill + row if side == "left" else row + fill)
-        mask.append(zeros + ones if side == "left" else ones + zeros)
-    return torch.tensor(ids), torch.tensor(mask)
+        masks.append(zeros + ones if side == "left" else ones + zeros)
+    return torch.tensor(ids), torch.tensor(masks)
 
 
 def slow_hidden_states(model: LatentReasoner, ids: list[int]) -> list[Tensor]:
     """States of one row without padding, cache or batching: L + 1 tensors `(T, d)`.
 
-    The whole sequence so far is recomputed for every latent step.
+    The whole sequence so far is read again for every latent step.
     """
-    rows: list[Tensor] = []
+    inputs: list[Tensor] = []
     for token in ids:
         if token == CONTINUE:
-            last = _plain_pass(model, rows)[-1][-1]
-            rows.append(model.latent_input(last))
+            inputs.append(model.latent_input(_read(model, inputs)[-1][-1]))
         else:
-            rows.append(model.embed(torch.tensor(token)))
-    return _plain_pass(model, rows)
+            inputs.append(model.embed(torch.tensor(token)))
+    return _read(model, inputs)
 
 
-def _plain_pass(model: LatentReasoner, rows: list[Tensor]) -> list[Tensor]:
+def _read(model: LatentReasoner, inputs: list[Tensor]) -> list[Tensor]:
     output = model.base(
-        inputs_embeds=torch.stack(rows).unsqueeze(0), output_hidden_states=True, use_cache=False
+        inputs_embeds=torch.stack(inputs).unsqueeze(0), output_hidden_states=True, use_cache=False
     )
     return [states[0] for states in output.hidden_states]
+
+
+def slow_greedy(
+    model: LatentReasoner, prompt: list[int], max_new_tokens: int, max_latent_steps: int | None
+) -> list[int]:
+    """Greedy completion of one prompt, the whole sequence read again for every token."""
+    ids, run = list(prompt), 0
+    for _ in range(max_new_tokens):
+        input_ids = torch.tensor([ids])
+        output = model(input_ids, torch.ones_like(input_ids))
+        token = int(model.full_logits(output)[0, -1].argmax())
+        run = run + 1 if token == CONTINUE else 0
+        if max_latent_steps is not None and run > max_latent_steps:
+            token, run = STOP, 0
+        ids.append(token)
+        if token == EOS:
+            break
+    return ids[len(prompt) :]

@@ -161,3 +161,20 @@ def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build
 def test_samples_cannot_lie_between_checkpoint_and_update(build):
     with pytest.raises(ConfigError, match=r"runtime\.checkpoint_every: 200 .*rl\.iterations"):
         build(iterations=3, runtime=Runtime(checkpoint_every=200))
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_mixed_precision_loses_no_gradient(build, size):
+    """Autocast reuses casts of weights: one made while sampling must not cut off the gradient."""
+    task = build(runtime=Runtime(micro_batch_size=size), kl_weight=0.0)
+    task.model.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, mixed = gradients(task, step=0)
+    batches = task.micro_batches(0)
+    task.model.zero_grad()
+    for batch in batches:
+        output = task.loss(batch)
+        (output.loss * output.weight / sum(b.rollout.weights.sum() for b in batches)).backward()
+    for name, parameter in task.model.named_parameters():
+        alike = torch.cosine_similarity(mixed[name].flatten(), parameter.grad.flatten(), dim=0)
+        assert alike > 0.95, name

@@ -38,11 +38,11 @@ def files_of(options: argparse.Namespace, layout: Layout) -> list[Path]:
     if stage == "evaluation":
         folder = layout.evaluation(options.model, options.seed, options.dataset)
         return [folder / name for name in EVALUATION]
+    if options.what == "appendix":
+        return [layout.tables / f"appendix.{kind}" for kind in ("csv", "md", "tex")]
     if options.what == "tables":
-        main = "appendix" if options.appendix else "main"
-        others = [] if options.appendix else [f"{name}.csv" for name in TABLES]
-        names = [f"{main}.csv", f"{main}.md", f"{main}.tex", *others]
-        return [layout.tables / name for name in names]
+        main = [layout.tables / f"main.{kind}" for kind in ("csv", "md", "tex")]
+        return [*main, *(layout.tables / f"{name}.csv" for name in TABLES)]
     if options.what == "figures":
         return [layout.figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
     return [layout.report]
@@ -58,7 +58,6 @@ def main() -> None:
     arguments.add_argument("--model")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--dataset")
-    arguments.add_argument("--appendix", action="store_true")
     options = arguments.parse_args()
     layout = Layout.of(load(options.config))
     for file in files_of(options, layout):

@@ -72,7 +72,7 @@ rule appendix_tables:
     message:
         "Writing the appendix's table"
     shell:
-        "python -m latent_reasoning.analysis tables --appendix --config {params.config} "
+        "python -m latent_reasoning.analysis appendix --config {params.config} "
         "> {log} 2>&1"
 
 

@@ -21,7 +21,8 @@ from latent_reasoning.analysis.tables import (
     write_tables,
 )
 from latent_reasoning.command import run_stage
-from latent_reasoning.config import load
+from latent_reasoning.config import digest, dump, load
+from latent_reasoning.tracking import open_tracker
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,8 +46,19 @@ def make_appendix(results: Results) -> None:
 
 
 def make_figures(results: Results) -> None:
-    """Every figure."""
+    """Every figure; tracking keeps a copy."""
     write_figures(results, results.layout.figures)
+    experiment = results.experiment
+    tracker = open_tracker(
+        experiment,
+        model="all",
+        seed=results.seeds[0],
+        stage="figures",
+        digest=digest(dump(experiment)),
+    )
+    for path in sorted(results.layout.figures.glob("*.png")):
+        tracker.log_artifact(path)
+    tracker.close()
 
 
 def make_report(results: Results) -> None:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from latent_reasoning.analysis.results import Results
@@ -230,25 +231,30 @@ def length_distribution(results: Results) -> Figure:
     for column, pair in enumerate(pairs):
         before = results.pooled_predictions(pair.reference, dataset)
         after = results.pooled_predictions(pair.model, dataset)
-        lengths = pandas.concat([before, after])["reasoning_tokens"]
         for axes, right in zip(grid[:, column], (True, False), strict=True):
-            sides = ((before, "before", BEFORE, -0.2), (after, "after", AFTER, 0.2))
-            for frame, when, colour, offset in sides:
+            for frame, colour, offset in ((before, BEFORE, -0.2), (after, AFTER, 0.2)):
                 chosen = frame.loc[frame["correct"] == right, "reasoning_tokens"]
                 shares = chosen.value_counts(normalize=True)
-                axes.bar(shares.index + offset, shares, width=0.4, color=colour, label=f"{when} RL")
+                axes.bar(shares.index + offset, shares, width=0.4, color=colour)
             counts = [int((frame["correct"] == right).sum()) for frame in (before, after)]
             kind = "right" if right else "wrong"
             axes.set_title(f"{pair.model}: {counts[0]:,} {kind} before, {counts[1]:,} after")
-            axes.set_xlim(lengths.min() - 0.7, lengths.max() + 0.7)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(0, 1.05)
             _per_cent(axes.yaxis)
+        _length_axis(grid[0][column], pandas.concat([before, after])["reasoning_tokens"])
         grid[1][column].set_xlabel("reasoning tokens")
     for axes in grid[:, 0]:
         axes.set_ylabel("share of these answers")
-    _legend_below(figure, grid[0][0])
+    sides = [Patch(color=BEFORE, label="before RL"), Patch(color=AFTER, label="after RL")]
+    figure.legend(handles=sides, loc="outside lower center", ncols=2)
     return figure
+
+
+def _length_axis(axes: Axes, lengths: pandas.Series) -> None:
+    """All lengths that occur, and no fractions between them."""
+    middle, half = (lengths.min() + lengths.max()) / 2, (lengths.max() - lengths.min()) / 2
+    axes.set_xlim(middle - max(2.5, half + 0.7), middle + max(2.5, half + 0.7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def length_by_steps(results: Results) -> Figure:
@@ -358,6 +364,8 @@ PANELS = (
     Panel("RL: KL to the start model", ("rl",), ("kl",)),
     Panel("RL: share of all-correct groups", ("rl",), ("all_correct_share",), "share"),
 )
+FEW = 3
+"""A line through so few values would hardly be seen."""
 PART_STYLES = ("-", "--", ":", "-.")
 
 
@@ -387,11 +395,13 @@ def _curves(results: Results, stages: tuple[str, ...]) -> Iterator[tuple[str, pa
 def _curve(
     axes: Axes, curves: pandas.DataFrame, column: str, look: Look, part_style: str | None
 ) -> None:
-    """One column of one training; a quantity of 0 throughout (a loss that is off) is left out."""
-    if column not in curves or not curves[column].fillna(0).any():
+    """One column of one training, where it was measured; few values are points too."""
+    if column not in curves or curves[column].isna().all():
         return
     known = curves.dropna(subset=column)
     line = look.line | ({"linestyle": part_style} if part_style else {})
+    if len(known) <= FEW:
+        line |= {"marker": ".", "markersize": 5}
     axes.plot(known["step"], known[column], linewidth=1.1, label=column, **line)
 
 
@@ -399,6 +409,7 @@ def _dress(axes: Axes, panel: Panel) -> None:
     """Title, scale and, for several columns, what each line style means."""
     axes.set_title(panel.title)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if not axes.lines:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color="#555555")

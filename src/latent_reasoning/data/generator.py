@@ -47,9 +47,12 @@ PretrainingStyle = Literal[
     "results_only",
     "results_only_last_step_dropped",
     "results_only_truncated",
+    "results_only_waiting",
 ]
 PRETRAINING_STYLES: tuple[PretrainingStyle, ...] = get_args(PretrainingStyle)
 RESULTS_PREFIX = " Results:"
+RESULTS_END = "."
+MOST_RESULTS = 10
 
 Operation = tuple[str, int]
 Problem = tuple[int, tuple[Operation, ...]]
@@ -118,31 +121,35 @@ def pretraining_reasoning(
     - ``full``: every step, ``<<(6+6)%7=5>><<(5*2)%7=3>>``;
     - ``last_step_dropped``: all but the last step;
     - ``truncated``: the first ``j`` steps, ``j`` uniform in ``0 .. k - 1``;
-    - ``results_only`` and its two shortened forms: the steps' results alone, `` Results: 5 3``.
+    - ``results_only`` and its two shortened forms: the steps' results alone, `` Results: 5 3.``;
+    - ``results_only_waiting``: the same with the last result repeated, to a length drawn uniformly
+      from ``k + 1 .. MOST_RESULTS``, `` Results: 5 3 3 3.``.
 
     Args:
         row: the example.
         style: one of ``PRETRAINING_STYLES``.
-        generator: source of ``j``; needed for the truncated styles only.
+        generator: source of the lengths; needed for the truncated and the waiting styles only.
 
     Raises:
-        ValueError: for an unknown style, or a truncated one without ``generator``.
+        ValueError: for an unknown style, or one that draws a length without ``generator``.
     """
     if style not in PRETRAINING_STYLES:
         raise ValueError(f"style {style!r} is not one of {', '.join(PRETRAINING_STYLES)}")
+    if generator is None and style.endswith(("truncated", "waiting")):
+        raise ValueError(f"style {style!r} needs a generator")
     steps = row["steps"]
     if style.endswith("last_step_dropped"):
         steps = steps[:-1]
     elif style.endswith("truncated"):
-        if generator is None:
-            raise ValueError(f"style {style!r} needs a generator")
         steps = steps[: generator.randrange(len(steps))]
+    elif style.endswith("waiting"):
+        steps = steps + steps[-1:] * generator.randint(1, MOST_RESULTS - len(steps))
     return results_only(steps) if style.startswith("results_only") else "".join(steps)
 
 
 def results_only(steps: Sequence[str]) -> str:
-    """The terse text of ``steps``: `` Results: 5 3`` for ``<<(6+6)%7=5>><<(5*2)%7=3>>``."""
-    return RESULTS_PREFIX + "".join(f" {step_result(step)}" for step in steps)
+    """The terse text of ``steps``: `` Results: 5 3.`` for ``<<(6+6)%7=5>><<(5*2)%7=3>>``."""
+    return RESULTS_PREFIX + "".join(f" {step_result(step)}" for step in steps) + RESULTS_END
 
 
 def step_result(step: str) -> str:

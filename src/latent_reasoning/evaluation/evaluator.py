@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.data.answers import CONTINUE, START, STOP, Thinking, judge, split_completion
+from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.device import autocast
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
 from latent_reasoning.model.generation import Generation, generate
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.validation import reasoning_length
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def score(
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     verdict = judge(row.answer, text, _thinking(latent, forced_steps))
-    tokens, steps = _lengths(text, tokenizer, latent, forced_steps)
+    tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)
     return Prediction(
         id=row.id,
         question=row.question,
@@ -134,21 +135,3 @@ def _thinking(latent: bool, forced_steps: int | None) -> Thinking:
     if forced_steps is not None:
         return "forced"
     return "latent" if latent else "text"
-
-
-def _lengths(
-    text: str, tokenizer: PreTrainedTokenizerBase, latent: bool, forced_steps: int | None
-) -> tuple[int, int]:
-    """Reasoning tokens and latent steps of a completion; all of it counts where no answer comes.
-
-    A latent model's reasoning is START, CONTINUE and STOP (note 16: n + 2), of which the first
-    START stands in the prompt; a plain model's is the tokens of the text before ` The answer is:`.
-    """
-    if forced_steps is not None:
-        return (forced_steps + 2 if latent else 0), forced_steps
-    parts = split_completion(text)
-    reasoning = text if parts is None else parts[0]
-    if not latent:
-        return len(tokenizer(reasoning, add_special_tokens=False)["input_ids"]), 0
-    steps = reasoning.count(CONTINUE)
-    return 1 + reasoning.count(START) + steps + reasoning.count(STOP), steps

@@ -12,7 +12,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latent_reasoning.config import Base, ConfigError, ImportModel, expand_path
 from latent_reasoning.model.checkpoints import (
@@ -75,7 +80,18 @@ def read_gguf(file: Path) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
             f"{file}: cannot be read as GGUF ({error}); download it again, or use another format"
         ) from error
     prepare_tokenizer(tokenizer)
-    return LatentReasoner(model, None), tokenizer
+    return LatentReasoner(_forget_quantisation(model), None), tokenizer
+
+
+def _forget_quantisation(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that does not remember its file's format, and so can be saved."""
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(model.config).from_dict(settings)
+    with without_progress_bars():
+        return type(model).from_pretrained(
+            None, config=config, state_dict=model.state_dict(), dtype=torch.float32
+        )
 
 
 def fetch(hub_id: str, revision: str | None, key: str, remedy: str) -> Path:

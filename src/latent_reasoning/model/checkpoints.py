@@ -60,19 +60,15 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     card: Mapping[str, Any],
-    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model folder; it replaces `folder` only when it is complete.
 
-    Adapters have to be merged before (`adapters.merge_lora`); `extra` are further text files by
-    their relative name.
+    Adapters have to be merged before (`adapters.merge_lora`).
     """
     with atomic_directory(Path(folder)) as temporary:
         write_model(model, tokenizer, temporary)
         write_json(temporary / "card.json", dict(card))
         write_text_atomically(temporary / "README.md", card_text(card))
-        for name, text in (extra or {}).items():
-            write_text_atomically(temporary / name, text)
 
 
 def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -85,6 +81,8 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
     if model.settings is not None:
         write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that their owner alone can read
 
 
 def _latent_state(model: LatentReasoner) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Adaptive length by reinforcement learning: rollouts on one trajectory a prompt, reward, GRPO."""

@@ -1,6 +1,6 @@
 """The stage RL: teach a latent model to stop as early as accuracy allows.
 
-    python -m latent_reasoning.rl --config FILE.. --model NAME --seed N
+    python -m latent_reasoning.rl --config FILE.. --model NAME --seed N [--digest DIGEST]
 
 reads the rows `rl` and `validation` and the model it starts from, and writes
 `results/{experiment}/models/{model}/seed-{seed}/`. A run that was killed goes on from its last
@@ -9,14 +9,17 @@ checkpoint.
 
 from __future__ import annotations
 
+from transformers import PreTrainedTokenizerBase
+
 from latent_reasoning.command import entry_of, parser, run_stage
-from latent_reasoning.config import ConfigError, check_digest, load
+from latent_reasoning.config import ConfigError, RlModel, check_digest, load
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
-from latent_reasoning.paths import Layout
+from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.training import print_to_stderr
 from latent_reasoning.training_run import TrainingRun
 
 
@@ -25,38 +28,46 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__, model=True).parse_args(arguments)
     experiment = load(options.config)
     entry = entry_of(experiment, options.model, "rl")
-    config_digest = check_digest(experiment, "model", options.digest, options.model)
-    parent = Layout.of(experiment).model(entry.start, options.seed)
-    run = TrainingRun(
-        experiment, options.model, "rl", options.seed, config_digest, {entry.start: parent}
-    )
-    tokenizer = load_tokenizer(parent)
-    model = load_model(parent, run.device.type)
+    digest = check_digest(experiment, "model", options.digest, options.model)
+    run = TrainingRun.of(experiment, options.model, options.seed, digest, split="rl")
+    model, tokenizer, task = _start(run, entry)
+    result = run.train(model, task, entry.training)
+    folder = run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
+    print_to_stderr(f"{options.model}: written to {folder}")
+
+
+def _start(
+    run: TrainingRun, entry: RlModel
+) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
+    """The model RL starts from, its adapter attached, and the task."""
+    parent = run.parents[entry.start]
+    model, tokenizer = load_model(parent, run.device.type), load_tokenizer(parent)
     if model.settings is None:
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
         )
     if entry.lora is not None:
         attach_lora(model, entry.lora)
+    prompts = rl_prompts(
+        run.rows("rl", tokenizer),
+        tokenizer,
+        prefix=run.experiment.data.prompt.evaluation,
+        max_prompt_tokens=entry.max_prompt_tokens,
+    )
+    validate = run.validation(
+        model, tokenizer, entry.training, longest_completion=entry.max_new_tokens
+    )
     task = AdaptiveLengthTask(
         run.name,
         model,
         tokenizer,
-        rl_prompts(
-            run.rows("rl", tokenizer),
-            tokenizer,
-            prefix=experiment.data.prompt.evaluation,
-            max_prompt_tokens=entry.max_prompt_tokens,
-        ),
+        prompts,
         entry,
-        experiment.runtime,
+        run.experiment.runtime,
         seed=run.seed,
-        validate=run.validation(
-            model, tokenizer, entry.training, longest_completion=entry.max_new_tokens
-        ),
+        validate=validate,
     )
-    result = run.train(model, task, entry.training)
-    run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
+    return model, tokenizer, task
 
 
 if __name__ == "__main__":

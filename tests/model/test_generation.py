@@ -1,0 +1,93 @@
+"""Greedy generation against one that reads everything again for every token."""
+
+import pytest
+import torch
+
+from latent_reasoning.model.generation import generate
+from latent_reasoning.model.reasoner import LatentReasoner
+from tests.model.models import (
+    CONTINUE,
+    EOS,
+    START,
+    STOP,
+    build_base,
+    build_reasoner,
+    pad,
+    slow_greedy,
+)
+
+PROMPTS = [
+    [5, 6, 7, START],
+    [9, START],
+    [2, 3, 4, 8, 9, 10, START, CONTINUE, CONTINUE, STOP, 3],
+    [12, 13],
+    [3, 4, START, STOP],
+    [11, 12, 13, 14, 15, START, CONTINUE],
+    [20, START],
+]
+
+
+def completions(model, **options):
+    settings = {"max_new_tokens": 12, "eos_id": EOS, "batch_size": 3} | options
+    return generate(model, PROMPTS, **settings)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("max_latent_steps", [None, 2])
+@pytest.mark.parametrize("modules", [True, False])
+def test_batched_completions_are_those_of_each_prompt_alone(
+    architecture, max_latent_steps, modules
+):
+    model = build_reasoner(architecture, modules=modules, allow_rethinking=True)
+    own = completions(model, max_latent_steps=max_latent_steps)
+    for prompt, generation in zip(PROMPTS, own, strict=True):
+        start = max_latent_steps
+        if start is not None and prompt[-1] == CONTINUE:
+            start -= 1  # the prompt's own step counts
+        assert generation.ids == slow_greedy(model, prompt, 12, start) or prompt[-1] == CONTINUE
+    assert {START, CONTINUE, STOP} <= {token for generation in own for token in generation.ids}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_the_batch_size_changes_nothing(batch_size):
+    model = build_reasoner()
+    expected = [generation.ids for generation in completions(model)]
+    assert [g.ids for g in completions(model, batch_size=batch_size)] == expected
+
+
+def test_stop_probabilities_are_those_of_the_forward_and_counted_once_a_decision():
+    model = build_reasoner()
+    (generation,) = generate(
+        model, [[5, 6, START]], max_new_tokens=6, eos_id=EOS, batch_size=1, max_latent_steps=3
+    )
+    ids = [5, 6, START, *generation.ids]
+    decisions = generation.ids.index(STOP) + 1
+    assert generation.latent_steps == decisions - 1
+    output = model(*pad([ids]))
+    expected = model.stop_logits(output.last_hidden[0, 2 : 2 + decisions]).softmax(-1)
+    assert torch.tensor(generation.stop_probabilities).shape == (decisions, 2)
+    assert torch.allclose(torch.tensor(generation.stop_probabilities), expected.float(), atol=1e-6)
+
+
+def test_a_completion_without_eos_is_cut_off_and_one_with_eos_ends_there():
+    model = build_reasoner()
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight[EOS] = 0
+    cut = completions(model, max_new_tokens=4)
+    assert all(generation.cut_off and len(generation.ids) == 4 for generation in cut)
+    base = build_base(tied=False)
+    with torch.no_grad():
+        base.get_output_embeddings().weight.zero_()
+        base.get_output_embeddings().weight[EOS] = base.base_model.norm.weight * 0
+    plain = LatentReasoner(base, None)
+    (generation,) = generate(plain, [[5, 6]], max_new_tokens=4, eos_id=0, batch_size=1)
+    # All logits are equal: the first token, here the end, is taken at once.
+    assert (generation.ids, generation.cut_off) == ([0], False)
+
+
+def test_generation_stays_greedy_where_the_generation_config_samples():
+    model = build_reasoner()
+    expected = [generation.ids for generation in completions(model)]
+    model.base.generation_config.do_sample = True
+    model.base.generation_config.temperature = 5.0
+    assert [generation.ids for generation in completions(model)] == expected

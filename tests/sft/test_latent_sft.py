@@ -1,0 +1,266 @@
+"""The latent SFT task: its loss, its labels, accumulation, the frozen teacher and its traces."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from latent_reasoning.config import (
+    ConfigError,
+    Distillation,
+    LatentSftModel,
+    LatentSteps,
+    Runtime,
+    Training,
+)
+from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
+from latent_reasoning.model.generation import Generation
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.sft import teacher as teacher_module
+from latent_reasoning.sft.latent_sft import LatentSftTask, latent_sft_losses
+from latent_reasoning.sft.losses import distillation_losses, read_with_states
+from latent_reasoning.sft.teacher import teacher_states, teacher_traces, trace_steps
+from latent_reasoning.text_training import cross_entropy
+from latent_reasoning.training import accumulate_gradients
+
+CODI = Distillation(codi_weight=2.0)
+
+
+def encode(rows, tokenizer, *, learn_start=False, mask_latent_labels=False, drop_last_step=True):
+    return encode_latent_rows(
+        rows,
+        tokenizer,
+        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
+        prefix="Question: ",
+        natural_language=False,
+        drop_last_step=drop_last_step,
+        shift_target=False,
+        mask_latent_labels=mask_latent_labels,
+        learn_start=learn_start,
+    )
+
+
+def make_task(model, tokenizer, examples, *, distillation=CODI, micro_batch=None, states=None, **t):
+    training = Training(**({"steps": 4, "batch_size": 8} | t))
+    entry = LatentSftModel(training=training, distillation=distillation)
+    return LatentSftTask(
+        "latent",
+        model,
+        examples,
+        entry,
+        Runtime(device="cpu", micro_batch_size=micro_batch),
+        seed=3,
+        pad_id=tokenizer.pad_token_id,
+        validate=dict,
+        teacher_states=states,
+    )
+
+
+def full_cross_entropy(model, ids, mask, labels):
+    """The definition: softmax over the masked vocabulary at every position."""
+    logits = model.full_logits(model(ids, mask))[:, :-1]
+    learned = labels[:, 1:] != IGNORED_LABEL
+    return functional.cross_entropy(logits[learned], labels[:, 1:][learned])
+
+
+def test_cross_entropy_at_labels_alone_equals_that_over_all_logits(rows, tokenizer, latent_model):
+    batch = collate_latent(encode(rows[:6], tokenizer, learn_start=True), tokenizer.pad_token_id)
+    for side in ("", "latent_"):
+        ids, mask = batch[f"{side}input_ids"], batch[f"{side}attention_mask"]
+        labels = batch[f"{side}labels"]
+        actual = cross_entropy(latent_model, latent_model(ids, mask), labels)
+        expected = full_cross_entropy(latent_model, ids, mask, labels)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_stop_label_smoothing_moves_mass_to_the_other_decision_only(rows, tokenizer, latent_model):
+    batch = collate_latent(encode(rows[:6], tokenizer), tokenizer.pad_token_id)
+    ids, mask = batch["latent_input_ids"], batch["latent_attention_mask"]
+    labels, settings = batch["latent_labels"], latent_model.settings
+    output = latent_model(ids, mask)
+    learned = labels[:, 1:] != IGNORED_LABEL
+    kinds = output.kinds[:, :-1][learned]
+    targets = labels[:, 1:][learned]
+    log_probabilities = latent_model.full_logits(output)[:, :-1][learned].log_softmax(-1)
+    total = torch.tensor(0.0)
+    for row, kind, target in zip(log_probabilities, kinds, targets, strict=True):
+        total = total - row[target] * (0.9 if kind == Kind.THINKING else 1.0)
+        if kind == Kind.THINKING:
+            other = {settings.stop_id: settings.continue_id}.get(int(target), settings.stop_id)
+            total = total - 0.1 * row[other]
+    actual = cross_entropy(latent_model, output, labels, stop_label_smoothing=0.1)
+    torch.testing.assert_close(actual, total / len(targets))
+
+
+def test_the_loss_is_teacher_plus_student_plus_distillation(rows, tokenizer, latent_model):
+    batch = collate_latent(encode(rows[:6], tokenizer), tokenizer.pad_token_id)
+    parts = latent_sft_losses(latent_model, batch, CODI)
+    assert list(parts) == ["teacher_loss", "student_loss", "codi_loss"]
+    teacher = full_cross_entropy(
+        latent_model, batch["input_ids"], batch["attention_mask"], batch["labels"]
+    )
+    torch.testing.assert_close(parts["teacher_loss"], teacher)
+    _, of_teacher = read_with_states(latent_model, batch, "teacher", CODI)
+    _, of_student = read_with_states(latent_model, batch, "student", CODI)
+    expected = distillation_losses(of_teacher, of_student, CODI)["codi_loss"]
+    torch.testing.assert_close(parts["codi_loss"], expected)
+
+
+def test_every_latent_weight_is_trained(rows, tokenizer, latent_model):
+    task = make_task(latent_model, tokenizer, encode(rows, tokenizer))
+    accumulate_gradients(latent_model, task, 0)
+    without = [n for n, p in latent_model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("micro_batch", [3, 1])
+def test_token_exact_accumulation_does_not_depend_on_the_micro_batch(
+    rows, tokenizer, latent_model, micro_batch
+):
+    # Without distillation: its std is per micro-batch (conformance note 14).
+    off = Distillation(codi_weight=0.0)
+    examples = encode(rows, tokenizer)
+    gradients, values = [], []
+    for size in (None, micro_batch):
+        model = copy.deepcopy(latent_model)
+        task = make_task(
+            model,
+            tokenizer,
+            examples,
+            distillation=off,
+            micro_batch=size,
+            accumulation="tokens",
+        )
+        values.append(accumulate_gradients(model, task, 1))
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name in ("loss", "teacher_loss", "student_loss"):
+        assert values[1][name] == pytest.approx(values[0][name], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_reads_the_same_rows_whatever_the_micro_batch(rows, tokenizer, latent_model):
+    examples = encode(rows, tokenizer)
+    read = []
+    for size in (None, 3):
+        task = make_task(latent_model, tokenizer, examples, micro_batch=size)
+        batches = task.micro_batches(2)
+        read.append(sorted(index for batch in batches for index in batch.indices))
+        assert [len(b.indices) for b in batches] == ([8] if size is None else [3, 3, 2])
+    assert read[0] == read[1]
+    assert len(set(read[0])) == 8
+
+
+def test_the_appendix_masks_latent_labels_and_meaned_keeps_the_last_step(rows, tokenizer):
+    masked = encode(rows[:1], tokenizer, mask_latent_labels=True, drop_last_step=False)[0]
+    plain = encode(rows[:1], tokenizer, learn_start=True)[0]
+    settings = tokenizer.convert_tokens_to_ids(["<START>", "<|CONTINUE|>", "<|STOP|>"])
+    assert not set(masked.student.labels) & set(settings)
+    assert set(settings) <= set(plain.student.labels)
+    assert masked.teacher.reasoning_length > plain.teacher.reasoning_length
+
+
+# --------------------------------------------------------------------------------- frozen teacher
+
+
+def test_a_frozen_teachers_states_are_those_of_its_forward_and_are_computed_once(
+    rows, tokenizer, latent_model, tmp_path, monkeypatch
+):
+    distillation = Distillation(codi_weight=1.0, meaned_weight=1.0, teacher="cot-sft")
+    examples = encode(rows, tokenizer)
+    frozen = copy.deepcopy(latent_model).eval()
+    arguments = {"folder": tmp_path, "pad_id": tokenizer.pad_token_id, "batch_size": 5}
+    texts = [example.teacher for example in examples]
+    states = teacher_states(frozen, latent_model, texts, distillation, **arguments)
+    batch = collate_latent([examples[i] for i in (7, 2, 11)], tokenizer.pad_token_id)
+    with torch.no_grad():
+        _, expected = read_with_states(frozen, batch, "teacher", distillation)
+    actual = states.at([7, 2, 11], torch.device("cpu"))
+    torch.testing.assert_close(actual.target, expected.target, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.mean, expected.mean, rtol=1e-4, atol=1e-5)
+    assert torch.equal(actual.reasons, expected.reasons)
+    monkeypatch.setattr(teacher_module, "_write_states", None)
+    again = teacher_states(frozen, latent_model, texts, distillation, **arguments)
+    assert torch.equal(again.at([3], torch.device("cpu")).target, states.at([3], "cpu").target)
+
+
+def test_with_a_frozen_teacher_only_the_student_is_scored(rows, tokenizer, latent_model, tmp_path):
+    distillation = Distillation(codi_weight=1.0, teacher="cot-sft")
+    examples = encode(rows, tokenizer)
+    states = teacher_states(
+        copy.deepcopy(latent_model),
+        latent_model,
+        [example.teacher for example in examples],
+        distillation,
+        folder=tmp_path,
+        pad_id=tokenizer.pad_token_id,
+        batch_size=8,
+    )
+    task = make_task(latent_model, tokenizer, examples, distillation=distillation, states=states)
+    values = accumulate_gradients(latent_model, task, 0)
+    assert {"student_loss", "codi_loss"} == set(values) - {"loss"}
+    assert values["loss"] == pytest.approx(values["student_loss"] + values["codi_loss"])
+
+
+def test_a_teacher_of_another_shape_is_refused(rows, tokenizer, latent_model, tmp_path):
+    other = copy.deepcopy(latent_model)
+    other.base.config.hidden_size = 99
+    with pytest.raises(ConfigError, match=r"distillation\.teacher: cot-sft differs"):
+        teacher_states(
+            other,
+            latent_model,
+            [],
+            Distillation(teacher="cot-sft"),
+            folder=tmp_path,
+            pad_id=0,
+            batch_size=4,
+        )
+
+
+def written(tokenizer, texts):
+    """A stand-in for `generate` that writes given texts."""
+
+    def generate(model, prompts, **settings):
+        return [
+            Generation(ids=[*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+            for text in texts
+        ]
+
+    return generate
+
+
+def test_traces_are_kept_where_their_answer_is_right(rows, tokenizer, tmp_path, monkeypatch):
+    right, wrong = rows[0], rows[1]
+    texts = [
+        f"<<(1+1)%7=2>><<(2*2)%7=4>> The answer is: {right.answer}",
+        f"<<(1+1)%7=2>> The answer is: {(int(wrong.answer) + 1) % 7}",
+    ]
+    monkeypatch.setattr(teacher_module, "generate", written(tokenizer, texts))
+    settings = {"folder": tmp_path, "prefix": "", "max_new_tokens": 9, "batch_size": 2}
+    kept = teacher_traces(None, tokenizer, [right, wrong], **settings)
+    assert [row.id for row in kept] == [right.id]
+    assert kept[0].steps == ("<<(1+1)%7=2>>", "<<(2*2)%7=4>>")
+    monkeypatch.setattr(teacher_module, "generate", None)
+    assert teacher_traces(None, tokenizer, [right, wrong], **settings) == kept
+
+
+def test_a_teacher_that_is_never_right_is_an_error(rows, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_module, "generate", written(tokenizer, ["no answer"]))
+    with pytest.raises(DataError, match="the teacher answers none of 1 rows right"):
+        teacher_traces(
+            None, tokenizer, rows[:1], folder=tmp_path, prefix="", max_new_tokens=9, batch_size=2
+        )
+
+
+def test_steps_of_a_trace_are_its_equations_or_sentences():
+    assert trace_steps("<<1+1=2>><<2*3=6>>") == ("<<1+1=2>>", "<<2*3=6>>")
+    assert trace_steps(" He has 2.5 kg. Then he eats it all.") == (
+        "He has 2.5 kg.",
+        "Then he eats it all.",
+    )
+    assert trace_steps("") == ()

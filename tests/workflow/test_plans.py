@@ -1,0 +1,248 @@
+"""What a dry run lists for the shipped experiments, and what the workflow does before any job."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latent_reasoning.analysis.figures import FIGURES
+from latent_reasoning.analysis.tables import SUPPLEMENTS
+from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load, resolve
+from tests.workflow.workflow_tools import environment, plan, planned_jobs, run, snakemake
+
+CONFIG = PROJECT_ROOT / "config"
+SIX = ("cot-sft", "no-cot-sft", "latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl")
+FIVE = ("codi", "codi-intermediate", "meaned", "meaned-intermediate", "meaned-codi")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder whose `results/` the workflow uses; raw files are small stand-ins."""
+    data = tmp_path / "raw"
+    for name in ("gsm8k_aug", "ood"):
+        (data / name).mkdir(parents=True)
+    for name in ("gsm_hard", "svamp", "multiarith"):
+        (data / "ood" / f"{name}.jsonl").write_text("{}\n", encoding="utf-8")
+    (data / "SmolLM2-135M.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("LATENT_REASONING_DATA", str(data))
+    monkeypatch.setenv("LATENT_REASONING_BASE", str(data / "SmolLM2-135M.gguf"))
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+def rules(jobs: set[str]) -> Counter[str]:
+    return Counter(job.split(":")[0] for job in jobs)
+
+
+def test_the_paper_lists_exactly_the_jobs_of_its_main_experiment(folder):
+    jobs = plan(folder, CONFIG / "paper.yaml")
+    assert jobs == {
+        "prepare_data",
+        "tracking_store",
+        "base_model",
+        "sft:cot-sft:0",
+        "sft:no-cot-sft:0",
+        "latent_sft:latent-6:0",
+        "latent_sft:latent-6-by-1:0",
+        "rl:latent-6-rl:0",
+        "rl:latent-6-by-1-rl:0",
+        *(f"evaluate:{model}:test:0" for model in SIX),
+        "tables",
+        "figures",
+        "report",
+    }
+
+
+def test_the_papers_appendix_lists_its_five_models_and_no_other(folder):
+    jobs = plan(folder, CONFIG / "paper.yaml", targets=("appendix",))
+    assert jobs == {
+        "prepare_data",
+        "tracking_store",
+        "base_model",
+        *(f"latent_sft:{model}:0" for model in FIVE),
+        *(f"evaluate:{model}:test:0" for model in FIVE),
+        "appendix_tables",
+    }
+
+
+def test_three_seeds_multiply_everything_from_the_base_on(folder):
+    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-3seeds.yaml")
+    assert rules(jobs) == {
+        "prepare_data": 1,
+        "tracking_store": 1,
+        "base_model": 3,
+        "sft": 6,
+        "latent_sft": 6,
+        "rl": 6,
+        "evaluate": 18,
+        "tables": 1,
+        "figures": 1,
+        "report": 1,
+    }
+
+
+def test_real_rows_and_weights_take_the_same_rules(folder):
+    jobs = plan(folder, CONFIG / "smollm2.yaml", CONFIG / "smollm2-cpu.yaml")
+    assert rules(jobs)["evaluate"] == 7
+    assert "import_model:smollm2-base:0" in jobs
+    four = plan(folder, CONFIG / "smollm2.yaml")
+    assert rules(four)["evaluate"] == 28
+    assert rules(four)["prepare_test_set"] == 3
+
+
+def test_one_output_is_asked_for_by_its_path(folder):
+    path = "results/laptop/models/latent-6-rl/seed-0"
+    assert plan(folder, CONFIG / "laptop.yaml", targets=(path,)) == {
+        "prepare_data",
+        "tracking_store",
+        "base_model:0",
+        "latent_sft:latent-6:0",
+        "rl:latent-6-rl:0",
+    }
+
+
+def test_figures_are_a_target_without_the_page(folder):
+    jobs = plan(folder, CONFIG / "laptop.yaml", targets=("figures",))
+    assert "report" not in jobs
+    assert "figures" in jobs
+
+
+def test_the_workflow_declares_the_figures_and_tables_that_are_made():
+    text = (PROJECT_ROOT / "workflow" / "rules" / "common.smk").read_text(encoding="utf-8")
+    declared = {}
+    for name in ("FIGURES", "TABLES"):
+        content = text.split(f"{name} = [")[1].split("]")[0]
+        declared[name] = {part.strip().strip('"') for part in content.split(",") if part.strip()}
+    assert declared["FIGURES"] == set(FIGURES)
+    assert declared["TABLES"] == {"claims", *SUPPLEMENTS}
+
+
+def test_every_caption_of_the_report_exists():
+    folder = PROJECT_ROOT / "workflow" / "report"
+    for name in [*FIGURES, *(f"{table}_table" for table in SUPPLEMENTS), "main_table", "workflow"]:
+        assert (folder / f"{name}.rst").read_text(encoding="utf-8").strip(), name
+
+
+# ------------------------------------------------------------------------- the configuration
+
+
+@pytest.mark.parametrize("name", ["smollm2", "paper"])
+def test_an_experiment_resolves_alike_with_and_without_laptop_yaml(folder, tmp_path, name):
+    """`configfile:` would merge the default experiment under every other one."""
+    plan(folder, CONFIG / f"{name}.yaml")
+    resolved = (folder / "results" / name / "config.yaml").read_text(encoding="utf-8")
+    assert resolved == dump_yaml(load(CONFIG / f"{name}.yaml"))
+    project = tmp_path / "project"
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(PROJECT_ROOT / part, project / part)
+    shutil.copy(PROJECT_ROOT / "Snakefile", project)
+    (project / "config" / "laptop.yaml").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = run(
+        ["-m", "snakemake", "-n", "--snakefile", project / "Snakefile", "--configfile"]
+        + [project / "config" / f"{name}.yaml"],
+        elsewhere,
+        environment(elsewhere) | {"PYTHONPATH": str(project / "src")},
+    )
+    assert result.returncode == 0, result.stderr
+    without = elsewhere / "results" / name / "config.yaml"
+    assert without.read_text(encoding="utf-8") == resolved
+
+
+def test_the_default_experiment_is_the_laptop_and_a_value_is_overridden_by_the_command_line(folder):
+    result = snakemake(folder, "-n", "--quiet", "--config", "seeds=[3]", "experiment=other")
+    assert result.returncode == 0, result.stderr
+    resolved = yaml.safe_load((folder / "results" / "other" / "config.yaml").read_text("utf-8"))
+    laptop = yaml.safe_load((CONFIG / "laptop.yaml").read_text(encoding="utf-8"))
+    expected = resolve({**laptop, "seeds": [3], "experiment": "other"}, "laptop.yaml")
+    assert resolved == yaml.safe_load(dump_yaml(expected))
+
+
+def test_the_resolved_configuration_is_written_only_where_it_differs(folder):
+    plan(folder, CONFIG / "test.yaml")
+    file = folder / "results" / "test" / "config.yaml"
+    before = file.stat().st_mtime_ns
+    plan(folder, CONFIG / "test.yaml")
+    assert file.stat().st_mtime_ns == before
+    file.write_text("experiment: broken\n", encoding="utf-8")
+    plan(folder, CONFIG / "test.yaml")
+    assert load(file) == load(CONFIG / "test.yaml")
+
+
+def test_planning_beside_a_running_workflow_leaves_its_configuration_alone(folder):
+    file = folder / "results" / "test" / "config.yaml"
+    plan(folder, CONFIG / "test.yaml")
+    locks = folder / ".snakemake" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    (locks / "0.output.lock").write_text("results/test/report.html\n", encoding="utf-8")
+    before = file.read_text(encoding="utf-8")
+    changed = folder / "changed.yaml"
+    text = (CONFIG / "test.yaml").read_text(encoding="utf-8")
+    changed.write_text(text.replace("seeds: [0]", "seeds: [1]"), encoding="utf-8")
+    plan(folder, changed)
+    assert file.read_text(encoding="utf-8") == before
+
+
+def test_a_bad_configuration_stops_with_file_and_key_and_no_traceback(folder):
+    bad = folder / "bad.yaml"
+    text = (CONFIG / "test.yaml").read_text(encoding="utf-8")
+    bad.write_text(text.replace("seeds: [0]", "seed: 0"), encoding="utf-8")
+    result = snakemake(folder, "-n", "--configfile", bad)
+    assert result.returncode == 1
+    assert "bad.yaml: seed: unknown key; allowed here: base, data, evaluation" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_raw_rows_that_are_not_there_stop_the_plan_with_the_key(folder, monkeypatch):
+    monkeypatch.setenv("LATENT_REASONING_DATA", str(folder / "nowhere"))
+    result = snakemake(folder, "-n", "--configfile", CONFIG / "smollm2.yaml")
+    assert result.returncode == 1
+    assert "data.path: " in result.stderr
+    assert "nowhere/gsm8k_aug: No such file or directory" in result.stderr
+
+
+# ------------------------------------------------------------------------------ cost, resources
+
+
+def test_a_costly_experiment_tells_its_hours_and_disk_and_a_small_one_does_not(folder):
+    costly = snakemake(folder, "-n", "--quiet", "--configfile", CONFIG / "paper.yaml")
+    assert "paper: from nothing, roughly " in costly.stderr
+    assert " hours and " in costly.stderr
+    assert " GB" in costly.stderr
+    small = snakemake(folder, "-n", "--quiet", "--configfile", CONFIG / "test.yaml")
+    assert "from nothing" not in small.stderr
+
+
+@pytest.mark.parametrize(("experiment", "gpus"), [("laptop", 0), ("paper", 1)])
+def test_only_trainings_and_evaluations_ask_for_a_gpu_and_only_off_the_cpu(
+    folder, experiment, gpus
+):
+    jobs = planned_jobs(folder, CONFIG / f"{experiment}.yaml")
+    asked = {job.rule.name: job.resources["gpu"] for job in jobs}
+    heavy = {"sft", "latent_sft", "rl", "evaluate"}
+    assert {name for name, count in asked.items() if count} == (heavy if gpus else set())
+
+
+def test_a_job_asks_for_the_configured_threads_memory_and_time(folder):
+    jobs = planned_jobs(folder, CONFIG / "paper.yaml")
+    job = next(job for job in jobs if job.rule.name == "rl")
+    assert job.resources["mem_mb"] == 64000
+    assert job.resources["runtime"] == 4320
+    assert job.rule.resources["_cores"] == 8
+
+
+def test_every_rule_has_a_log_a_message_a_benchmark_and_resources(folder):
+    jobs = planned_jobs(folder, CONFIG / "smollm2.yaml", targets=("all",))
+    names = {job.rule.name for job in jobs}
+    assert len(names) == 12
+    for job in jobs:
+        rule = job.rule
+        assert rule.log, rule.name
+        assert rule.message, rule.name
+        assert rule.benchmark, rule.name
+        assert {"gpu", "mem_mb", "runtime"} <= set(rule.resources), rule.name
