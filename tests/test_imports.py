@@ -20,7 +20,10 @@ LAYERS = [
     {"paths", "command", "device", "cost", "planning"},
     {"data"},
     {"model"},
-    {"training", "training_state", "text_training", "validation", "tracking"},
+    {
+        *("training", "training_run", "training_state", "text_training"),
+        *("validation", "tracking"),
+    },
     {"sft"},
     {"rl"},
     {"evaluation"},

@@ -205,6 +205,9 @@ class Training(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="Decay after warm-up: cosine or linear to 0, or none."
     )
+    learning_rate_floor: Share = Field(
+        0.0, description="Share of the peak that the cosine ends at (the paper: 0)."
+    )
     warmup_steps: Count = Field(0, description="Linear warm-up from 0.")
     weight_decay: NonNegative = Field(
         0.1, description="Not applied to norms, biases and the special tokens' own modules."
@@ -215,7 +218,7 @@ class Training(Section):
     accumulation: Literal["examples", "tokens"] = Field(
         "examples",
         description="Micro-batches are weighted by examples (the public code: the loss then "
-        "depends on the micro-batch) or by labels (token-exact).",
+        "depends on the micro-batch) or by labels (token-exact). RL is always token-exact.",
     )
     validate_every: PositiveInt = Field(200, description="Steps between validations.")
     validation_rows: PositiveInt | None = Field(
@@ -227,6 +230,15 @@ class Training(Section):
     stop_at_accuracy: Share | None = Field(
         None, description="End early once validation accuracy reaches this."
     )
+
+    @model_validator(mode="after")
+    def _floor_of_a_cosine(self) -> Training:
+        if self.learning_rate_floor and self.schedule != "cosine":
+            raise ValueError(
+                f"learning_rate_floor: {self.learning_rate_floor} belongs to schedule: cosine, not "
+                f"to {self.schedule}"
+            )
+        return self
 
 
 class Lora(Section):
@@ -281,6 +293,9 @@ class ReasoningMix(Section):
     truncated: NonNegative = Field(0.0, description="A random number of first steps.")
     results_only_drop_last: NonNegative = Field(0.0, description="`drop_last`, results alone.")
     results_only_truncated: NonNegative = Field(0.0, description="`truncated`, results alone.")
+    results_only_waiting: NonNegative = Field(
+        0.0, description="Results alone, the last one repeated a random number of times."
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> ReasoningMix:
@@ -349,6 +364,10 @@ class Model(Section):
     start_token_from: str | None = Field(
         None,
         description="Text whose first token's embedding initialises START; null: the mean row.",
+    )
+    end_token_from: str | None = Field(
+        None,
+        description="The same for END, which the model reads where it stops.",
     )
 
 
@@ -432,9 +451,7 @@ class LatentSftModel(Section):
     drop_last_step: bool = Field(True, description="The teacher's text drops its last step.")
     shift_target: bool = Field(True, description="Target token: the one after `:`, not `:`.")
     mask_latent_labels: bool = Field(False, description="The student learns only the answer.")
-    learn_start: bool = Field(
-        False, description="START is a label too (the public code)."
-    )
+    learn_start: bool = Field(False, description="START is a label too (the public code).")
     stop_label_smoothing: Share = Field(
         0.0, description="Mass moved to the other of the two stop decisions."
     )
@@ -457,7 +474,7 @@ class Reward(Section):
     penalty: NonNegative = Field(
         1e-4, description="Size of the length penalty where the group meets the requirement."
     )
-    bonus: NonNegative | None = Field(
+    bonus: float | None = Field(
         1e-1, description="Coefficient below the requirement (longer earns more); null: no term."
     )
     accuracy_requirement: NonNegative | None = Field(

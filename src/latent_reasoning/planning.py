@@ -7,7 +7,11 @@ of their content: moving a folder reruns nothing, changing a row reruns what was
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from latent_reasoning.config import (
     ConfigError,
@@ -21,6 +25,22 @@ from latent_reasoning.files import sha256_of, write_text_atomically
 WHOLE_FILE_LIMIT = 256 * 1024**2
 """Larger files (weights) count by their size and both ends, so that planning stays quick."""
 END_BYTES = 1024**2
+
+
+def command_line_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of Snakemake's `--config key=value`, whose lists and mappings hold text alone."""
+    return {key: _typed(value) for key, value in values.items()}
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if isinstance(value, str):
+        read = yaml.safe_load(value)
+        return read if read is None or isinstance(read, bool | int | float) else value
+    return value
 
 
 def write_config(experiment: Experiment, path: Path) -> None:

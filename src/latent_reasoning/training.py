@@ -197,11 +197,13 @@ def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
 def learning_rate(training: Training) -> Callable[[int], float]:
     """The learning rate of update `step` (from 0): transformers' schedules, as a function."""
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    floor = training.learning_rate_floor
     schedule = get_scheduler(
-        SCHEDULES[training.schedule],
+        "cosine_with_min_lr" if floor else SCHEDULES[training.schedule],
         unused,
         num_warmup_steps=training.warmup_steps,
         num_training_steps=training.steps,
+        scheduler_specific_kwargs={"min_lr_rate": floor} if floor else None,
     )
     factor = schedule.lr_lambdas[0]
     return lambda step: training.learning_rate * factor(step)

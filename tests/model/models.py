@@ -126,18 +126,19 @@ def _read(model: LatentReasoner, inputs: list[Tensor]) -> list[Tensor]:
     return [states[0] for states in output.hidden_states]
 
 
+@torch.no_grad()
 def slow_greedy(
     model: LatentReasoner, prompt: list[int], max_new_tokens: int, max_latent_steps: int | None
 ) -> list[int]:
     """Greedy completion of one prompt, the whole sequence read again for every token."""
-    ids, run = list(prompt), 0
+    ids = list(prompt)
     for _ in range(max_new_tokens):
         input_ids = torch.tensor([ids])
         output = model(input_ids, torch.ones_like(input_ids))
         token = int(model.full_logits(output)[0, -1].argmax())
-        run = run + 1 if token == CONTINUE else 0
-        if max_latent_steps is not None and run > max_latent_steps:
-            token, run = STOP, 0
+        full = max_latent_steps and ids[-max_latent_steps:] == [CONTINUE] * max_latent_steps
+        if token == CONTINUE and full:
+            token = STOP
         ids.append(token)
         if token == EOS:
             break

@@ -153,7 +153,7 @@ def test_an_adapter_with_a_missing_tensor_is_refused(tmp_path):
     tensors = load_file(tmp_path / ADAPTER_WEIGHTS)
     tensors.pop("base_model.model._stop_embed.weight")
     save_file(tensors, tmp_path / ADAPTER_WEIGHTS)
-    with pytest.raises(CheckpointError, match="1 missing tensors: special_rows.stop.weight"):
+    with pytest.raises(CheckpointError, match=r"1 missing tensors: special_rows\.stop\.weight"):
         load_adapter(build_reasoner(), tmp_path)
 
 

@@ -156,7 +156,9 @@ def test_a_step_reads_the_same_rows_whatever_the_micro_batch(rows, tokenizer, la
     assert len(set(read[0])) == 8
 
 
-def test_the_appendix_masks_latent_labels_and_meaned_keeps_the_last_step(rows, tokenizer):
+def test_the_appendix_masks_latent_labels_and_meaned_keeps_the_last_step(
+    rows, tokenizer, latent_model
+):
     masked = encode(rows[:1], tokenizer, mask_latent_labels=True, drop_last_step=False)[0]
     plain = encode(rows[:1], tokenizer, learn_start=True)[0]
     settings = tokenizer.convert_tokens_to_ids(["<START>", "<|CONTINUE|>", "<|STOP|>"])
@@ -227,7 +229,12 @@ def written(tokenizer, texts):
 
     def generate(model, prompts, **settings):
         return [
-            Generation(ids=[*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+            Generation(
+                ids=[*tokenizer(text)["input_ids"], tokenizer.eos_token_id],
+                stop_probabilities=[],
+                latent_steps=0,
+                cut_off=False,
+            )
             for text in texts
         ]
 

@@ -72,8 +72,7 @@ rule appendix_tables:
     message:
         "Writing the appendix's table"
     shell:
-        "python -m latent_reasoning.analysis appendix --config {params.config} "
-        "> {log} 2>&1"
+        "python -m latent_reasoning.analysis appendix --config {params.config} " "> {log} 2>&1"
 
 
 rule figures:

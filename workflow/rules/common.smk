@@ -1,6 +1,5 @@
 # What the rules share: the configuration, the names of files, tracked params and resources.
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,18 +20,18 @@ from latent_reasoning.cost import describe
 from latent_reasoning.paths import Layout, results_root
 
 
-def load_experiment():
-    """The configuration files of the command line (default: laptop), then `--config` values."""
-    default = PROJECT_ROOT / "config" / "laptop.yaml"
-    files = [os.path.relpath(file) for file in workflow.overwrite_configfiles or [default]]
-    overrides = dict(workflow.config_settings.config)
-    raw = merge(read(files), overrides)
-    return resolve(raw, ", ".join([*files, *(["--config"] if overrides else [])]))
-
-
 def shown(path):
     """A path relative to the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def load_experiment():
+    """The configuration files of the command line (default: laptop), then `--config` values."""
+    default = PROJECT_ROOT / "config" / "laptop.yaml"
+    files = [str(shown(file)) for file in workflow.overwrite_configfiles or [default]]
+    overrides = planning.command_line_values(workflow.config_settings.config)
+    raw = merge(read(files), overrides)
+    return resolve(raw, ", ".join([*files, *(["--config"] if overrides else [])]))
 
 
 def models_of(*stages):

@@ -23,6 +23,7 @@ GENERATOR_STYLES: dict[str, PretrainingStyle] = {
     "truncated": "truncated",
     "results_only_drop_last": "results_only_last_step_dropped",
     "results_only_truncated": "results_only_truncated",
+    "results_only_waiting": "results_only_waiting",
 }
 
 
@@ -57,8 +58,8 @@ def _styled(row: Row, shares: dict[str, float], seed: int, drop_last_step: bool)
     generator = random.Random(seed_for(seed, f"text style of {row.id}"))
     (name,) = generator.choices(list(shares), weights=list(shares.values()))
     if not steps:
-        # There is nothing to cut off.
-        name = name.replace("_truncated", "").replace("truncated", "full")
+        # There is nothing to cut off or to repeat.
+        name = name.replace("_truncated", "").replace("truncated", "full").replace("_waiting", "")
     styled = {"question": row.question, "steps": steps, "answer": row.answer}
     try:
         return pretraining_reasoning(styled, GENERATOR_STYLES[name], generator)

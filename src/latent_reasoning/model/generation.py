@@ -91,6 +91,8 @@ class _Writer:
         if self.settings is not None:
             has_stopped = (attention_mask.bool() & (input_ids == self.settings.stop_id)).any(1)
             self.kinds = torch.where(has_stopped, int(Kind.ANSWER), self.kinds)
+            is_continue = input_ids == self.settings.continue_id
+            self.run_steps = is_continue[:, :-1].flip(1).cumprod(1).sum(1)
             self._note(input_ids[:, -1])
 
     def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:

@@ -18,11 +18,13 @@ def add_special_tokens(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     start_token_from: str | None = None,
+    end_token_from: str | None = None,
 ) -> SpecialTokens:
     """Add START, END, CONTINUE and STOP to tokenizer and matrices, in place; returns their ids.
 
     Every new row, padding rows included, is the mean of the rows of the tokens there were
-    (conformance note 13). `start_token_from` copies the row of a text's first token to START.
+    (conformance note 13). `start_token_from` copies the row of a text's first token to START,
+    `end_token_from` to END.
     Tokens that are there already keep their rows.
     """
     before = len(tokenizer)
@@ -40,9 +42,10 @@ def add_special_tokens(
             continue
         with torch.no_grad():
             parameter[before:] = parameter[:before].mean(0)
-            if start_token_from is not None:
-                copied = tokenizer(start_token_from, add_special_tokens=False)["input_ids"][0]
-                parameter[ids.start] = parameter[copied]
+            for token, text in ((ids.start, start_token_from), (ids.end, end_token_from)):
+                if text is not None:
+                    copied = tokenizer(text, add_special_tokens=False)["input_ids"][0]
+                    parameter[token] = parameter[copied]
     return ids
 
 
@@ -53,7 +56,7 @@ def make_latent(
 
     `base` and `tokenizer` get the special tokens in place.
     """
-    ids = add_special_tokens(base, tokenizer, settings.start_token_from)
+    ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
     return LatentReasoner(
         base,
         LatentSettings(

@@ -1,0 +1,106 @@
+"""Token SFT and the text task it shares with the base model's pretraining."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from latent_reasoning.config import Data, Runtime, SftModel, Training
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.sft.token_sft import token_sft_examples
+from latent_reasoning.text_training import BatchPlan, TextTask, cross_entropy
+from latent_reasoning.training import accumulate_gradients
+
+TRAINING = Training(steps=4, batch_size=20)
+
+
+def examples_of(rows, tokenizer, form="cot", **data):
+    return token_sft_examples(rows, tokenizer, SftModel(form=form, training=TRAINING), Data(**data))
+
+
+def make_task(model, tokenizer, examples, micro_batch_size=None, **training) -> TextTask:
+    return TextTask(
+        "text",
+        model,
+        examples,
+        Training(**({"steps": 4, "batch_size": 20} | training)),
+        Runtime(device="cpu", micro_batch_size=micro_batch_size),
+        seed=0,
+        pad_id=tokenizer.pad_token_id,
+        validate=dict,
+    )
+
+
+def gradients(model, task):
+    values = accumulate_gradients(model, task, 0)
+    return values["loss"], {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_cot_learns_steps_and_answer_and_no_cot_the_answer_alone(rows, tokenizer):
+    for form, wanted in (("cot", "".join(rows[0].steps)), ("no_cot", "")):
+        example = examples_of(rows[:1], tokenizer, form)[0]
+        learned = [token for token in example.labels if token != IGNORED_LABEL]
+        text = tokenizer.decode(learned, clean_up_tokenization_spaces=False)
+        assert text == f"{wanted} The answer is: {rows[0].answer}<|eot_id|>"
+
+
+def test_rows_above_the_token_limit_are_dropped_and_none_left_is_an_error(rows, tokenizer):
+    lengths = sorted(len(e) for e in examples_of(rows, tokenizer))
+    kept = examples_of(rows, tokenizer, max_tokens=lengths[5] + 4)
+    assert max(len(e) for e in kept) == lengths[5]
+    with pytest.raises(DataError, match=r"longer than data\.max_tokens: 9"):
+        examples_of(rows, tokenizer, max_tokens=9)
+
+
+def test_a_whole_batch_cut_for_speed_has_the_loss_of_the_whole_batch(rows, tokenizer, base_model):
+    examples = examples_of(rows, tokenizer)
+    task = make_task(base_model, tokenizer, examples)
+    batches = task.micro_batches(0)
+    assert [len(batch.tensors["labels"]) for batch in batches] == [16, 4]
+    loss, own = gradients(base_model, task)
+    reference = copy.deepcopy(base_model)
+    expected, whole = gradients(reference, make_task(reference, tokenizer, examples, 20))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_weighting_by_examples_depends_on_the_micro_batch_and_by_tokens_does_not(
+    rows, tokenizer, base_model
+):
+    examples = examples_of(rows, tokenizer)
+    losses = {
+        (kind, size): accumulate_gradients(
+            base_model, make_task(base_model, tokenizer, examples, size, accumulation=kind), 0
+        )["loss"]
+        for kind in ("examples", "tokens")
+        for size in (20, 5)
+    }
+    assert losses["tokens", 5] == pytest.approx(losses["tokens", 20], rel=1e-5)
+    assert losses["examples", 20] == pytest.approx(losses["tokens", 20], rel=1e-5)
+    assert abs(losses["examples", 5] - losses["tokens", 5]) > 1e-4
+
+
+def test_cross_entropy_is_the_mean_over_labels(rows, tokenizer, base_model):
+    batch = make_task(base_model, tokenizer, examples_of(rows, tokenizer), 20).micro_batches(0)[0]
+    tensors = batch.tensors
+    output = base_model(tensors["input_ids"], tensors["attention_mask"])
+    logits = base_model.full_logits(output)[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, tensors["labels"][:, 1:].flatten())
+    torch.testing.assert_close(cross_entropy(base_model, output, tensors["labels"]), expected)
+
+
+def test_micro_batches_hold_examples_of_like_length_and_are_a_function_of_the_step():
+    lengths = list(range(40))
+    runtime = Runtime(device="cpu", micro_batch_size=4)
+    plans = [BatchPlan(lengths, Training(steps=1, batch_size=12), runtime, 5, "x") for _ in "ab"]
+    batches = plans[0].micro_batches(2)
+    flat = [index for batch in batches for index in batch]
+    assert flat == sorted(flat, reverse=True)
+    assert len(set(flat)) == 12
+    plans[1].micro_batches(0)
+    assert plans[1].micro_batches(2) == batches
+    assert plans[1].micro_batches(1) != batches
