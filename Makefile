@@ -33,7 +33,7 @@ reproduce: $(STAMP) ## run the laptop experiment to its report
 
 .PHONY: test
 test: lint $(STAMP) ## run every check and test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: $(STAMP) ## check style and workflow, and that generated files are current

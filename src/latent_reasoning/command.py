@@ -39,7 +39,7 @@ def parser(
 
 
 def entry_of(experiment: Experiment, model: str, *stages: str):
-    """The entry of `models` named `model`; `ConfigError` where it is missing or of another stage."""
+    """The entry `model` of `models`; `ConfigError` where it is missing or of another stage."""
     if model not in experiment.models:
         raise ConfigError(
             f"models: {model!r} is not in the configuration; it has {', '.join(experiment.models)}"

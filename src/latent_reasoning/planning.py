@@ -91,10 +91,15 @@ def fingerprint(path: str, key: str) -> str:
     try:
         if not location.is_dir():
             return _content(location)[:16]
-        files = sorted(file for file in location.iterdir() if file.is_file())
+        files = sorted(file for file in location.iterdir() if _counts(file))
         return digest([[file.name, _content(file)] for file in files])
     except OSError as error:
         raise ConfigError(f"{key}: {location}: {error.strerror or error}") from None
+
+
+def _counts(file: Path) -> bool:
+    """Hidden files are other programs' notes, such as Snakemake's time stamp of a folder."""
+    return file.is_file() and not file.name.startswith(".")
 
 
 def _content(file: Path) -> str:

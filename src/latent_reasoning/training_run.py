@@ -43,7 +43,7 @@ class TrainingRun:
     """A model of the configuration, or the base model, being trained with one seed.
 
     `parents` are the folders of the models it starts from and learns from, by name, the first
-    first; `data_digests` the SHA-256 of each file of rows it reads.
+    first; `splits` the files of rows it learns from, `data_digests` the SHA-256 of each it reads.
     """
 
     experiment: Experiment
@@ -54,13 +54,14 @@ class TrainingRun:
     layout: Layout
     device: torch.device
     parents: dict[str, Path]
+    splits: tuple[str, ...]
     data_digests: dict[str, str]
 
     @classmethod
     def of(
         cls, experiment: Experiment, name: str, seed: int, config_digest: str, *, split: str
     ) -> TrainingRun:
-        """The run of the model `name`, which learns from the rows of `split`.
+        """The run of the model `name`, which learns from `split`, or all rows where it says so.
 
         Sets torch's threads and seeds the initial weights. Raises `ConfigError` or `DataError`
         where the rows or a parent are missing.
@@ -69,6 +70,7 @@ class TrainingRun:
         entry = None if name == "base" else experiment.models[name]
         teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
         names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
+        splits = ("sft", "rl") if getattr(entry, "rows", None) == "all" else (split,)
         set_threads(experiment.runtime.threads)
         seed_everything(seed, f"{name} initial weights")
         return cls(
@@ -80,10 +82,15 @@ class TrainingRun:
             layout=layout,
             device=resolve_device(experiment.runtime.device),
             parents={parent: layout.model(parent, seed) for parent in names},
+            splits=splits,
             data_digests={
-                used: _digest_of_rows(layout.data(used)) for used in (split, "validation")
+                used: _digest_of_rows(layout.data(used)) for used in (*splits, "validation")
             },
         )
+
+    def training_rows(self, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """Rows of all splits that the model learns from."""
+        return [row for split in self.splits for row in self.rows(split, tokenizer)]
 
     def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Rows of a prepared split, special-token text dealt with as configured."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent_reasoning.config import Model
+from latent_reasoning.config import ConfigError, Model
 from latent_reasoning.model.special_tokens import add_special_tokens, make_latent
 from tests.model.models import HIDDEN, build_base, build_tokenizer
 
@@ -38,12 +38,19 @@ def test_rows_that_the_tokenizer_does_not_use_yet_are_taken_first():
     assert torch.allclose(matrix[33], matrix[:30].mean(0), atol=1e-12)
 
 
-def test_start_may_begin_as_a_copy_of_another_token():
-    base = build_base(vocabulary=30)
+@pytest.mark.parametrize("tied", [True, False])
+def test_start_and_end_may_begin_as_copies_of_other_tokens(tied):
+    base = build_base(tied=tied, vocabulary=30)
     tokenizer = build_tokenizer(special=False)
-    ids = add_special_tokens(base, tokenizer, start_token_from="w7 w8")
-    matrix = base.get_input_embeddings().weight
-    assert torch.equal(matrix[ids.start], matrix[9])
+    ids = add_special_tokens(base, tokenizer, start_token_from="w7 w8", end_token_from="w3")
+    for embeddings in (base.get_input_embeddings(), base.get_output_embeddings()):
+        assert torch.equal(embeddings.weight[ids.start], embeddings.weight[9])
+        assert torch.equal(embeddings.weight[ids.end], embeddings.weight[5])
+
+
+def test_a_text_without_tokens_is_refused_with_its_key():
+    with pytest.raises(ConfigError, match=r"model\.start_token_from: .* no token"):
+        add_special_tokens(build_base(vocabulary=30), build_tokenizer(special=False), " ")
 
 
 def test_tokens_that_are_there_keep_their_rows():

@@ -58,6 +58,7 @@ EXPERIMENT = {
             "model": {"detach_stop_head": True},
             "distillation": {"codi_weight": 1.0, "meaned_weight": 1.0, "block_range": [0, 0]},
         },
+        "all-rows": LATENT | {"rows": "all"},
         "frozen": LATENT | {"distillation": {"codi_weight": 1.0, "teacher": "cot-sft"}},
         "again": LATENT | {"from": "latent-6", "model": {"recurrent_filter": "SRE"}},
         "wrong-filter": LATENT | {"from": "latent-6"},
@@ -104,6 +105,11 @@ def test_the_card_states_parent_selection_and_digests(world):
     card = json.loads((world.results / "models/latent-6/seed-0/card.json").read_text())
     assert (card["parent"], card["stage"], card["seed"]) == ("base", "latent_sft", 0)
     assert card["selection"].startswith(f"step {card['metrics']['step']} of 4: highest greedy")
+
+
+def test_all_rows_are_those_of_sft_and_of_rl(world):
+    card = json.loads((world("all-rows") / "card.json").read_text())
+    assert set(card["data_digests"]) == {"sft", "rl", "validation"}
 
 
 def test_a_latent_model_loads_and_thinks(world):

@@ -42,9 +42,13 @@ def run(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a workflow whose results lie in `folder/results`."""
-    own = {"LATENT_REASONING_RESULTS": str(folder / "results"), "NO_COLOR": "1"}
-    return {**{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}, **own}
+    """The environment of a workflow whose results and tracking store lie in `folder/results`."""
+    return {
+        **os.environ,
+        "LATENT_REASONING_RESULTS": str(folder / "results"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/results/mlflow.db",
+        "NO_COLOR": "1",
+    }
 
 
 def with_stand_ins(folder: Path) -> Path:

@@ -37,9 +37,9 @@ from latent_reasoning.training_state import parameter_names
 FIXED_RELATIVE = 1e-5
 COMPONENT_ABSOLUTE = 2e-4
 GRADIENT_RELATIVE = 1e-3
-# Relative to the step's total loss and to each parameter's norm. Three AdamW steps amplify rounding:
-# an element whose gradient is near zero moves by the learning rate in whichever direction rounding
-# points, so that one part in ten million in the weights may move the third loss by 1 %.
+# Relative to the step's total loss and to each parameter's norm. Three AdamW steps amplify
+# rounding: an element whose gradient is near zero moves by the learning rate in whichever direction
+# rounding points, so that one part in ten million in the weights may move the third loss by 1 %.
 STEP_LOSS_RELATIVE = 1e-3
 PARAMETER_RELATIVE = 5e-4
 PERTURBATION = 1e-7

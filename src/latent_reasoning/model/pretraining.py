@@ -47,7 +47,7 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
     tokenizer = build_tokenizer(generated_texts(experiment.data.generated.modulus))
     base = build_base(experiment.base.architecture, tokenizer)
     model = LatentReasoner(base, None).to(run.device)
-    rows = run.rows("sft", tokenizer)
+    rows = run.training_rows(tokenizer)
     examples = encode_plain_rows(
         rows,
         tokenizer,

@@ -142,38 +142,31 @@ class LatentReasoner(nn.Module):
         `hidden_states` to some positions. Raises `ValueError` where a sequence is illegal.
         """
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
-        state = self._empty_state(len(input_ids))
-        last, every = self._run(plan, state, output_hidden_states, cached=len(plan.passes) > 1)
-        shape = input_ids.shape
-        index = None if plan.index is None else plan.index.to(self.device)
-        last_hidden = _gather(last, None if index is None else index.flatten())
-        if hidden_at is not None:
-            hidden_at = hidden_at.to(self.device).flatten()
-            chosen = hidden_at.nonzero()[:, 0]
-            index = chosen if index is None else index.flatten()[chosen]
-        elif index is not None:
-            index = index.flatten()
+        _, last, every = self._run(plan, output_hidden_states, cached=len(plan.passes) > 1)
+        shape = (*input_ids.shape, -1)
+        index = None if plan.index is None else plan.index.flatten().to(self.device)
+        last_hidden = _gather(last, index).view(shape)
         hidden_states = None
         if output_hidden_states:
-            hidden_states = tuple(_gather(layer, index) for layer in zip(*every, strict=True))
+            layers = zip(*every, strict=True)
             if hidden_at is None:
-                hidden_states = tuple(layer.view(*shape, -1) for layer in hidden_states)
-        return ReasonerOutput(
-            last_hidden.view(*shape, -1), hidden_states, plan.kinds.to(self.device)
-        )
+                hidden_states = tuple(_gather(layer, index).view(shape) for layer in layers)
+            else:
+                chosen = hidden_at.to(self.device).flatten().nonzero()[:, 0]
+                index = chosen if index is None else index[chosen]
+                hidden_states = tuple(_gather(layer, index) for layer in layers)
+        return ReasonerOutput(last_hidden, hidden_states, plan.kinds.to(self.device))
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
         """Read prompts `(B, T)`, which may hold latent steps, and be ready to go on from them."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
-        state = self._empty_state(len(input_ids))
-        last, _ = self._run(plan, state)
-        positions = torch.arange(input_ids.shape[1])
-        last_position = (attention_mask.cpu() * positions).argmax(1)
+        state, last, _ = self._run(plan)
+        # The last column may be masked for a row whose last token stands in an earlier one.
+        last_token = (attention_mask.cpu() * torch.arange(input_ids.shape[1])).argmax(1)
         index = torch.arange(input_ids.numel()).view(input_ids.shape)
-        if plan.index is not None:
-            index = plan.index
-        index = index[torch.arange(len(input_ids)), last_position].to(self.device)
-        state.last_hidden = _gather(last, index)
+        index = index if plan.index is None else plan.index
+        index = index.gather(1, last_token[:, None])[:, 0]
+        state.last_hidden = _gather(last, index.to(self.device))
         return state
 
     def advance(
@@ -205,25 +198,17 @@ class LatentReasoner(nn.Module):
             return self.recurrent_filter(hidden, self._vocabulary_logits, self._embedding_matrix())
         return self.recurrent_filter(hidden)
 
-    def _empty_state(self, rows: int) -> ReasoningState:
-        mask = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
-        return ReasoningState(DynamicCache(), mask)
-
     def _run(
-        self,
-        plan: Plan,
-        state: ReasoningState,
-        output_hidden_states: bool = False,
-        cached: bool = True,
-    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        """Do the passes of a plan; returns the last states and all states of each pass."""
+        self, plan: Plan, output_hidden_states: bool = False, cached: bool = True
+    ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
+        """Do the passes of a plan: the state after them, and last and all states of each pass."""
+        mask = torch.zeros(len(plan.kinds), 0, dtype=torch.bool, device=self.device)
+        state = ReasoningState(DynamicCache(), mask)
         last, every = [], []
         for step in plan.passes:
             step = step.to(self.device)
             if step.rows is not None:
-                selected = state.select(step.rows)
-                state.cache, state.mask = selected.cache, selected.mask
-                state.last_hidden = selected.last_hidden
+                state = state.select(step.rows)
             columns = []
             if step.latent:
                 columns.append(self.latent_input(state.last_hidden).unsqueeze(1))
@@ -236,7 +221,7 @@ class LatentReasoner(nn.Module):
             last.append(hidden)
             if hidden_states is not None:
                 every.append(hidden_states)
-        return last, every
+        return state, last, every
 
     def _advance(
         self,

@@ -6,7 +6,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_reasoning.config import Model
+from latent_reasoning.config import ConfigError, Model
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, SpecialTokens, special_token_ids
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
 
@@ -24,10 +24,14 @@ def add_special_tokens(
 
     Every new row, padding rows included, is the mean of the rows of the tokens there were
     (conformance note 13). `start_token_from` copies the row of a text's first token to START,
-    `end_token_from` to END.
-    Tokens that are there already keep their rows.
+    `end_token_from` to END. Tokens that are there already keep their rows. Raises `ConfigError`
+    for a text without tokens.
     """
     before = len(tokenizer)
+    copied = {
+        "start": _first_token(tokenizer, start_token_from, "model.start_token_from"),
+        "end": _first_token(tokenizer, end_token_from, "model.end_token_from"),
+    }
     tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
     added = tokenizer.add_tokens(tokens, special_tokens=True)
     ids = special_token_ids(tokenizer)
@@ -42,11 +46,20 @@ def add_special_tokens(
             continue
         with torch.no_grad():
             parameter[before:] = parameter[:before].mean(0)
-            for token, text in ((ids.start, start_token_from), (ids.end, end_token_from)):
-                if text is not None:
-                    copied = tokenizer(text, add_special_tokens=False)["input_ids"][0]
-                    parameter[token] = parameter[copied]
+            for token, source in copied.items():
+                if source is not None:
+                    parameter[getattr(ids, token)] = parameter[source]
     return ids
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase, text: str | None, key: str) -> int | None:
+    """Id of the first token of a text, None for no text; `key` is named in errors."""
+    if text is None:
+        return None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError(f"{key}: the tokenizer reads {text!r} as no token at all")
+    return ids[0]
 
 
 def make_latent(

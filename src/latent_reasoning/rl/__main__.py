@@ -49,7 +49,7 @@ def _start(
     if entry.lora is not None:
         attach_lora(model, entry.lora)
     prompts = rl_prompts(
-        run.rows("rl", tokenizer),
+        run.training_rows(tokenizer),
         tokenizer,
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,

@@ -65,7 +65,7 @@ def _token_sft(
     if entry.lora is not None:
         attach_lora(model, entry.lora)
     data = run.experiment.data
-    examples = token_sft_examples(run.rows("sft", tokenizer), tokenizer, entry, data)
+    examples = token_sft_examples(run.training_rows(tokenizer), tokenizer, entry, data)
     task = TextTask(
         run.name,
         model,
@@ -93,7 +93,7 @@ def _latent_sft(
     model, tokenizer = latent_model(run, entry)
     if entry.lora is not None:
         attach_lora(model, entry.lora)
-    rows = run.rows("sft", tokenizer)
+    rows = run.training_rows(tokenizer)
     if run.experiment.data.drop_negative_for_sft:
         rows = [row for row in rows if not is_negative(row.answer)]
     teacher = _frozen_teacher(run, entry)

@@ -1,0 +1,192 @@
+"""The real workflow on the test experiment: every rule runs, and a killed training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import psutil
+import pytest
+import yaml
+
+from latent_reasoning.analysis.figures import FIGURES
+from latent_reasoning.config import PROJECT_ROOT, load
+from tests.workflow.workflow_tools import PROFILE, environment, snakemake
+
+CONFIG = PROJECT_ROOT / "config" / "test.yaml"
+MAIN = ("cot-sft", "no-cot-sft", "latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl")
+KILLED_STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished test experiment, its appendix included."""
+    folder = tmp_path_factory.mktemp("experiment")
+    result = snakemake(folder, "--configfile", CONFIG, "--", "all", "appendix")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Path:
+    return folder / "results" / "test"
+
+
+def test_every_model_is_a_complete_folder_with_its_card(results):
+    for model in (*MAIN, "meaned-codi"):
+        model_folder = results / "models" / model / "seed-0"
+        names = {file.name for file in model_folder.iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
+        assert ("latent.json" in names) == (not model.endswith("cot-sft"))
+        card = json.loads((model_folder / "card.json").read_text(encoding="utf-8"))
+        assert card["seed"] == 0
+
+
+def test_every_evaluation_holds_its_four_files_as_agreed(results):
+    for model in MAIN:
+        folder = results / "evaluations" / model / "seed-0" / "test"
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        assert summary["n"] == 12
+        assert summary["accuracy"] == summary["correct"] / 12
+        low, high = summary["accuracy_ci95"]
+        assert 0 <= low <= summary["accuracy"] <= high <= 1
+        assert set(summary) >= {
+            *(f"reasoning_tokens_{name}" for name in ("mean", "std", "min", "max")),
+            *("badly_formatted", "cut_off", "seconds"),
+        }
+        predictions = pandas.read_parquet(folder / "predictions.parquet")
+        assert list(predictions["id"]) == [f"test-{line}" for line in range(12)]
+        assert set(predictions["gold_steps"]) <= {1, 2, 3}
+        forced = pandas.read_csv(folder / "forced.csv")
+        latent = not model.endswith("cot-sft")
+        assert list(forced["latent_steps"]) == ([0, 1, 2, 3] if latent else [0])
+        assert set(pandas.read_csv(folder / "by_steps.csv").columns) == {
+            *("gold_steps", "n", "correct", "accuracy", "reasoning_tokens_mean"),
+        }
+
+
+def test_the_main_table_has_a_row_a_model_and_the_agreed_columns(results):
+    table = pandas.read_csv(results / "tables" / "main.csv")
+    assert list(table["model"]) == list(MAIN)
+    assert list(table.columns)[:11] == [
+        *("model", "dataset", "seeds", "n", "accuracy", "accuracy_ci95_low"),
+        *("accuracy_ci95_high", "reasoning_tokens", "tokens_vs_sft", "published_accuracy"),
+        "published_tokens",
+    ]
+    appendix = pandas.read_csv(results / "tables" / "appendix.csv")
+    assert list(appendix["model"]) == ["meaned-codi"]
+
+
+def test_figures_and_a_page_of_its_own_are_there(results):
+    for name in FIGURES:
+        assert (results / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (results / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "Nothing is learned here" in page
+    assert 'src="http' not in page
+    assert 'rel="stylesheet"' not in page
+
+
+def test_the_resolved_configuration_lies_beside_the_results(results):
+    assert load(results / "config.yaml") == load(CONFIG)
+
+
+def test_every_training_is_one_tracked_run_named_by_model_seed_and_stage(folder):
+    with sqlite3.connect(folder / "results" / "mlflow.db") as store:
+        names = {name for (name,) in store.execute("select name from runs")}
+    assert {f"{model}/seed-0/sft" for model in ("cot-sft", "no-cot-sft")} <= names
+    assert {f"{model}/seed-0/latent_sft" for model in ("latent-6", "latent-6-by-1")} <= names
+    assert {f"{model}/seed-0/rl" for model in ("latent-6-rl", "latent-6-by-1-rl")} <= names
+
+
+def test_a_second_run_has_nothing_to_do(folder):
+    result = snakemake(folder, "--configfile", CONFIG, "--", "all", "appendix")
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_snakemakes_own_report_holds_the_figures(folder):
+    report = folder / "report.html"
+    result = snakemake(folder, "--configfile", CONFIG, "--report", report)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "accuracy_vs_tokens" in report.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------ kill and resume
+
+
+@pytest.mark.parametrize(
+    ("model", "entry"),
+    [
+        ("long-latent", {"stage": "latent_sft", "from": "base"}),
+        ("long-rl", {"stage": "rl", "from": "latent-6"}),
+    ],
+)
+def test_a_killed_training_goes_on_and_ends_with_the_same_bits(folder, results, model, entry):
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    training = {"steps": KILLED_STEPS, "validate_every": KILLED_STEPS}
+    config["models"][model] = {**entry, "training": training}
+    file = folder / f"{model}.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    target = f"results/test/models/{model}/seed-0"
+    weights = results / "models" / model / "seed-0" / "model.safetensors"
+    checkpoints = results / "checkpoints" / model / "seed-0"
+
+    result = snakemake(folder, "--configfile", file, "--", target)
+    assert result.returncode == 0, result.stdout + result.stderr
+    uninterrupted = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    shutil.rmtree(checkpoints)
+
+    killed_at = _kill_in_the_middle(folder, file, target, checkpoints)
+    assert not weights.exists()
+    result = snakemake(folder, "--configfile", file, "--", target)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = [json.loads(line)["step"] for line in _lines(checkpoints / "metrics.jsonl")]
+    assert 1 < killed_at < KILLED_STEPS
+    assert steps == sorted(steps)
+    log = results / "logs" / entry["stage"] / model / "seed-0.log"
+    assert "goes on after step" in log.read_text(encoding="utf-8")
+    assert weights.read_bytes() == uninterrupted
+
+
+def _kill_in_the_middle(folder: Path, config: Path, target: str, checkpoints: Path) -> int:
+    """Start Snakemake, kill -9 the training after some steps; returns the last whole one."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", config]
+    command += ["--snakefile", PROJECT_ROOT / "Snakefile", "--workflow-profile", PROFILE]
+    with subprocess.Popen(
+        [str(part) for part in [*command, "--", target]],
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as workflow:
+        deadline = time.monotonic() + 300
+        while _last_step(checkpoints) < 3:
+            assert workflow.poll() is None, "the workflow ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint within five minutes"
+            time.sleep(0.002)
+        for process in psutil.Process(workflow.pid).children(recursive=True):
+            if "latent_reasoning." in " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+        last = _last_step(checkpoints)
+        assert workflow.wait(timeout=120) != 0
+    return last
+
+
+def _last_step(checkpoints: Path) -> int:
+    """The last checkpoint's step; 0 where there is none."""
+    names = [file.name for file in checkpoints.glob("step-*")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
