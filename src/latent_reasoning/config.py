@@ -455,6 +455,11 @@ class LatentSftModel(Section):
     stop_label_smoothing: Share = Field(
         0.0, description="Mass moved to the other of the two stop decisions."
     )
+    random_readout: Share = Field(
+        0.0,
+        description="Share of the rows that answer after a random number of their latent steps, "
+        "their stop labels unchanged.",
+    )
     teacher_texts: ReasoningMix = Field(
         default_factory=ReasoningMix, description="Styles of the teacher's reasoning."
     )

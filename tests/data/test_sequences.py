@@ -295,3 +295,21 @@ def test_kept_special_token_text_is_read_as_the_token(tokenizer) -> None:
 def test_the_latent_tokens_text_is_special_for_every_tokenizer(build_tokenizer) -> None:
     with pytest.raises(DataError, match="<START>"):
         apply_special_token_policy([TRAP], build_tokenizer(latent=False), "error")
+
+
+def test_an_early_readout_answers_early_but_is_taught_to_go_on(tokenizer) -> None:
+    steps = LatentSteps(factor=0, bias=3, min=None, max=None)
+    (early,) = encode_latent_rows([ROW], tokenizer, steps=steps, readout=lambda row, n: 1, **LATENT)
+    special = special_token_ids(tokenizer)
+    start = early.student.question_length
+    run = [special.start, special.continue_, special.stop]
+    assert early.student.input_ids[start : start + 3].tolist() == run
+    assert early.student.labels[start : start + 3].tolist() == [
+        special.start,
+        special.continue_,
+        special.continue_,
+    ]
+    (whole,) = encode_latent_rows([ROW], tokenizer, steps=steps, readout=lambda row, n: n, **LATENT)
+    assert (
+        whole.student.labels == encode_latent(ROW, tokenizer, n=3, **LATENT).student.labels
+    ).all()

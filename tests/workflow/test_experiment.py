@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from tests.workflow.workflow_tools import PROFILE, environment, snakemake
 
 CONFIG = PROJECT_ROOT / "config" / "test.yaml"
 MAIN = ("cot-sft", "no-cot-sft", "latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl")
-KILLED_STEPS = 40
+LONG_STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -123,70 +124,82 @@ def test_snakemakes_own_report_holds_the_figures(folder):
 # ------------------------------------------------------------------------------ kill and resume
 
 
-@pytest.mark.parametrize(
-    ("model", "entry"),
-    [
-        ("long-latent", {"stage": "latent_sft", "from": "base"}),
-        ("long-rl", {"stage": "rl", "from": "latent-6"}),
-    ],
-)
-def test_a_killed_training_goes_on_and_ends_with_the_same_bits(folder, results, model, entry):
+LONG = {
+    "long-latent": {"stage": "latent_sft", "from": "base"},
+    "long-rl": {"stage": "rl", "from": "latent-6"},
+}
+
+
+def test_killed_trainings_go_on_and_end_with_the_same_bits(folder, results):
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    training = {"steps": KILLED_STEPS, "validate_every": KILLED_STEPS}
-    config["models"][model] = {**entry, "training": training}
-    file = folder / f"{model}.yaml"
+    training = {"steps": LONG_STEPS, "validate_every": LONG_STEPS}
+    config["models"] |= {name: {**entry, "training": training} for name, entry in LONG.items()}
+    file = folder / "long.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    target = f"results/test/models/{model}/seed-0"
-    weights = results / "models" / model / "seed-0" / "model.safetensors"
-    checkpoints = results / "checkpoints" / model / "seed-0"
+    arguments = ["--configfile", file, "--"]
+    arguments += [f"results/test/models/{name}/seed-0" for name in LONG]
+    weights = {name: results / "models" / name / "seed-0" / "model.safetensors" for name in LONG}
+    checkpoints = {name: results / "checkpoints" / name / "seed-0" for name in LONG}
 
-    result = snakemake(folder, "--configfile", file, "--", target)
+    result = snakemake(folder, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
-    uninterrupted = weights.read_bytes()
-    shutil.rmtree(weights.parent)
-    shutil.rmtree(checkpoints)
+    uninterrupted = {name: file.read_bytes() for name, file in weights.items()}
+    for name in LONG:
+        shutil.rmtree(weights[name].parent)
+        shutil.rmtree(checkpoints[name])
 
-    killed_at = _kill_in_the_middle(folder, file, target, checkpoints)
-    assert not weights.exists()
-    result = snakemake(folder, "--configfile", file, "--", target)
+    killed_after = _kill_in_the_middle(folder, arguments, checkpoints)
+    assert not any(file.exists() for file in weights.values())
+    result = snakemake(folder, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
-    steps = [json.loads(line)["step"] for line in _lines(checkpoints / "metrics.jsonl")]
-    assert 1 < killed_at < KILLED_STEPS
-    assert steps == sorted(steps)
-    log = results / "logs" / entry["stage"] / model / "seed-0.log"
-    assert "goes on after step" in log.read_text(encoding="utf-8")
-    assert weights.read_bytes() == uninterrupted
+    for name, entry in LONG.items():
+        assert 3 <= killed_after[name] < LONG_STEPS
+        log = results / "logs" / entry["stage"] / name / "seed-0.log"
+        assert f"{name}: goes on after step " in log.read_text(encoding="utf-8")
+        lines = (checkpoints[name] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == sorted(steps)
+        assert set(steps) == set(range(1, LONG_STEPS + 1))
+        assert weights[name].read_bytes() == uninterrupted[name]
 
 
-def _kill_in_the_middle(folder: Path, config: Path, target: str, checkpoints: Path) -> int:
-    """Start Snakemake, kill -9 the training after some steps; returns the last whole one."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", config]
-    command += ["--snakefile", PROJECT_ROOT / "Snakefile", "--workflow-profile", PROFILE]
+def _kill_in_the_middle(
+    folder: Path, arguments: list[str | Path], checkpoints: dict[str, Path]
+) -> dict[str, int]:
+    """Run Snakemake and kill -9 each training after some steps; returns the last whole ones."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--workflow-profile", PROFILE]
+    command += ["--snakefile", PROJECT_ROOT / "Snakefile", *arguments]
+    killed_after: dict[str, int] = {}
     with subprocess.Popen(
-        [str(part) for part in [*command, "--", target]],
+        [str(part) for part in command],
         env=environment(folder),
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as workflow:
         deadline = time.monotonic() + 300
-        while _last_step(checkpoints) < 3:
-            assert workflow.poll() is None, "the workflow ended before it could be killed"
+        while len(killed_after) < len(checkpoints):
+            assert workflow.poll() is None, f"ended before all were killed: {killed_after}"
             assert time.monotonic() < deadline, "no checkpoint within five minutes"
+            for model in set(checkpoints) - set(killed_after):
+                if _last_step(checkpoints[model]) >= 3:
+                    _kill(psutil.Process(workflow.pid), model)
+                    killed_after[model] = _last_step(checkpoints[model])
             time.sleep(0.002)
-        for process in psutil.Process(workflow.pid).children(recursive=True):
-            if "latent_reasoning." in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-        last = _last_step(checkpoints)
         assert workflow.wait(timeout=120) != 0
-    return last
+    return killed_after
+
+
+def _kill(workflow: psutil.Process, model: str) -> None:
+    """Kill -9 the training of a model among a workflow's processes."""
+    for process in workflow.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if "-m" in command and model in command:
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def _last_step(checkpoints: Path) -> int:
     """The last checkpoint's step; 0 where there is none."""
     names = [file.name for file in checkpoints.glob("step-*")]
     return max((int(name.removeprefix("step-")) for name in names), default=0)
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines()

@@ -15,6 +15,7 @@ Texts go to the tokenizer in batches, hence functions of many rows.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +106,23 @@ class PlainExample:
 
 @dataclass(frozen=True, slots=True)
 class StudentExample(PlainExample):
-    """A sequence that reasons in latent steps."""
+    """A sequence that reasons in latent steps.
+
+    Attributes:
+        stop_label: what is learned where STOP stands, if not STOP: a row that answers early for
+            practice is still taught to go on (random readout).
+    """
+
+    stop_label: int | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """As for plain text, but for `stop_label`; int64 (T,)."""
+        labels = PlainExample.labels.fget(self)
+        stop = self.question_length + self.reasoning_length - 1
+        if self.stop_label is not None and stop >= self.first_label:
+            labels[stop] = self.stop_label
+        return labels
 
     @property
     def continue_map(self) -> np.ndarray:
@@ -309,6 +326,7 @@ def encode_latent_rows(
     mask_latent_labels: bool,
     learn_start: bool,
     reasonings: Sequence[str] | None = None,
+    readout: Callable[[Row, int], int] | None = None,
 ) -> list[LatentExample]:
     """Rows for teacher (text) and student (START, n CONTINUE, STOP).
 
@@ -323,6 +341,8 @@ def encode_latent_rows(
         mask_latent_labels: the student learns only the answer.
         learn_start: START is a label too, on the question's last token (note 7).
         reasonings: texts in place of the teacher's steps, one a row, used as they are.
+        readout: of a row and its n, the steps after which the student answers; n where None.
+            Its stop decisions are still taught to reach n.
 
     Raises:
         DataError: a row without steps, or a tokenizer that lacks a token.
@@ -339,13 +359,17 @@ def encode_latent_rows(
         rows, pieces.encode(rows, prefix, reasonings), strict=True
     ):
         k = reasoning_step_count(row, drop_last_step=drop_last_step)
-        latent = latent_run(latent_step_count(k, steps), special)
+        n = latent_step_count(k, steps)
+        taken = n if readout is None else readout(row, n)
+        latent = latent_run(taken, special)
         unlearned = len(latent) if mask_latent_labels else (0 if learn_start else 1)
         start = len(question)
         teacher = pieces.join(question, reasoning, answer, start, shift_target, PlainExample)
         student = pieces.join(
             question, latent, answer, start + unlearned, shift_target, StudentExample
         )
+        if taken < n:
+            student = dataclasses.replace(student, stop_label=special.continue_)
         examples.append(LatentExample(teacher, student))
     return examples
 

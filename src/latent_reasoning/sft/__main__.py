@@ -10,7 +10,8 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ from latent_reasoning.data.answers import is_negative
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
 from latent_reasoning.data.styles import styled_reasonings
-from latent_reasoning.device import autocast, resolve_precision
+from latent_reasoning.device import autocast, resolve_precision, seed_for
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
@@ -178,6 +179,7 @@ def latent_examples(
         mask_latent_labels=entry.mask_latent_labels,
         learn_start=entry.learn_start,
         reasonings=reasonings,
+        readout=random_readout(entry.random_readout, run.seed),
     )
     kept = [example for example in examples if within_limit(example, data.max_tokens)]
     if not kept:
@@ -186,6 +188,20 @@ def latent_examples(
             f"sequences longer than data.max_tokens: {data.max_tokens} allows are dropped"
         )
     return kept
+
+
+def random_readout(share: float, seed: int) -> Callable[[Row, int], int]:
+    """After how many of its n latent steps a row answers: `share` of the rows, anywhere in 0..n.
+
+    A function of the seed and the row's id. A model that has only ever answered after n steps
+    cannot be taught by RL to answer sooner.
+    """
+
+    def steps(row: Row, n: int) -> int:
+        generator = random.Random(seed_for(seed, f"readout of {row.id}"))
+        return generator.randint(0, n) if generator.random() < share else n
+
+    return steps
 
 
 @dataclass(frozen=True)
