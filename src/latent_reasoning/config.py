@@ -457,8 +457,8 @@ class LatentSftModel(Section):
     )
     random_readout: Share = Field(
         0.0,
-        description="Share of the rows that answer after a random number of their latent steps, "
-        "their stop labels unchanged.",
+        description="Share of the rows that answer after a random number of their latent steps "
+        "(at least as many as the teacher's text has), their stop labels unchanged.",
     )
     teacher_texts: ReasoningMix = Field(
         default_factory=ReasoningMix, description="Styles of the teacher's reasoning."

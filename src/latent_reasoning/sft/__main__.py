@@ -179,7 +179,7 @@ def latent_examples(
         mask_latent_labels=entry.mask_latent_labels,
         learn_start=entry.learn_start,
         reasonings=reasonings,
-        readout=random_readout(entry.random_readout, run.seed),
+        readout=random_readout(entry, run.seed),
     )
     kept = [example for example in examples if within_limit(example, data.max_tokens)]
     if not kept:
@@ -190,16 +190,20 @@ def latent_examples(
     return kept
 
 
-def random_readout(share: float, seed: int) -> Callable[[Row, int], int]:
-    """After how many of its n latent steps a row answers: `share` of the rows, anywhere in 0..n.
+def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int]:
+    """After how many of its n latent steps a row answers.
 
-    A function of the seed and the row's id. A model that has only ever answered after n steps
-    cannot be taught by RL to answer sooner.
+    A share of the rows answers anywhere from as many steps as the teacher's text has to n; a
+    function of the seed and the row's id. A model that has only ever answered after n steps cannot
+    be taught by RL to answer sooner.
     """
 
     def steps(row: Row, n: int) -> int:
         generator = random.Random(seed_for(seed, f"readout of {row.id}"))
-        return generator.randint(0, n) if generator.random() < share else n
+        if generator.random() >= entry.random_readout:
+            return n
+        told = len(row.steps) - entry.drop_last_step
+        return generator.randint(min(max(told, 0), n), n)
 
     return steps
 
