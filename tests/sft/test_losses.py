@@ -1,4 +1,4 @@
-"""Distillation losses against the definition of method.md, section 4, written out in loops."""
+"""Distillation losses against the definition of docs/method.md, section 4, written out in loops."""
 
 from __future__ import annotations
 

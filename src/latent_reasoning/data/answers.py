@@ -20,7 +20,7 @@ from typing import Literal
 from latent_reasoning.data.sequences import ANSWER_PREFIX, CONTINUE, START, STOP
 
 TOLERANCE = 1e-6
-"""Two answers closer than this are equal (method.md, section 5)."""
+"""Two answers closer than this are equal (docs/method.md, section 5)."""
 
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)")
 # ASCII: Unicode case folding would also match the long s and the dotless i.
@@ -84,7 +84,7 @@ def split_completion(text: str) -> tuple[str, str] | None:
 
 
 def judge(label: str, completion: str, thinking: Thinking) -> Verdict:
-    """Score a completion as the evaluation does (method.md, section 6).
+    """Score a completion as the evaluation does (docs/method.md, section 6).
 
     Args:
         label: the row's answer.

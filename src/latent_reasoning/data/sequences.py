@@ -1,4 +1,4 @@
-"""The only place where rows become token sequences (method.md, section 2).
+"""The only place where rows become token sequences (docs/method.md, section 2).
 
 A training example is five pieces, each tokenised apart so that no token crosses a border (note 2 of
 the conformance README):

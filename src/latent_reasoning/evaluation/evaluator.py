@@ -1,4 +1,4 @@
-"""Greedy evaluation of a model (method.md, section 6; conformance notes 16 and 17).
+"""Greedy evaluation of a model (docs/method.md, section 6; conformance notes 16 and 17).
 
 The model chooses its own number of latent steps, or is made to take a given one (`forced_steps`);
 and accuracy is measured at every forced number from 0 on. Nothing here knows of files.

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation (method.md, section 6): pure functions of counts and columns.
+"""Statistics of an evaluation (docs/method.md, section 6): pure functions of counts and columns.
 
 Shares are fractions 0..1. A badly formatted row is a row: it counts as wrong, with its length.
 """

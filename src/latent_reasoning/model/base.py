@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a local folder, a GGUF file, a hub id (method.md, section 3).
+"""Weights from elsewhere: a local folder, a GGUF file, a hub id (docs/method.md, section 3).
 
 Everything ends as an ordinary model in float32 with its tokenizer; what follows does not know where
 it came from.

@@ -1,6 +1,6 @@
 """How a batch of sequences is cut into passes through the base model.
 
-A sequence is an alternation of text runs and latent runs (method.md, section 3)::
+A sequence is an alternation of text runs and latent runs (docs/method.md, section 3)::
 
     question <START> | <CONTINUE> <CONTINUE> .. | <STOP> answer .. <START> | <CONTINUE> .. | ..
     text run 0         latent run 0               text run 1                 latent run 1

@@ -38,7 +38,7 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """What makes a language model a latent reasoner (method.md, section 3)."""
+    """What makes a language model a latent reasoner (docs/method.md, section 3)."""
 
     start_id: int
     end_id: int

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: advantages, clipped ratio, KL (method.md, section 5).
+"""Group-relative policy optimisation: advantages, clipped ratio, KL (docs/method.md, section 5).
 
 Pure functions of log-probabilities (conformance notes 19 and 20). A row is one *distinct*
 completion; `weights` says how many samples of the group it stands for, so that equal samples are

@@ -1,4 +1,4 @@
-"""Adaptive-length RL as a task of the training loop (method.md, section 5).
+"""Adaptive-length RL as a task of the training loop (docs/method.md, section 5).
 
 A step samples a group of completions for each of its prompts, rewards them, and takes the gradient
 of the GRPO loss. What is particular here:

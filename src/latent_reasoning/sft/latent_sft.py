@@ -1,4 +1,4 @@
-"""Latent SFT: self-distillation of chain of thought into latent steps (method.md, section 4).
+"""Latent SFT: self-distillation of chain of thought into latent steps (docs/method.md, section 4).
 
     loss = CE(teacher) + CE(student) + weighted distances of their hidden states
 

@@ -1,4 +1,4 @@
-"""Distillation losses of latent SFT (method.md, section 4).
+"""Distillation losses of latent SFT (docs/method.md, section 4).
 
 The student's hidden states are drawn to the teacher's: at the target token (`codi`), and in the
 mean over the reasoning (`meaned`), the teacher's over its reasoning tokens, the student's over its
