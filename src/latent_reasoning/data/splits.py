@@ -1,4 +1,4 @@
-"""Which training rows are SFT's and which RL's, and which are dropped (docs/method.md, section 2)."""
+"""Which training rows are SFT's, which RL's, and which are dropped (docs/method.md, section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a language model to a latent reasoner: the four special tokens (docs/method.md, section 3)."""
+"""A language model becomes a latent reasoner: the four special tokens (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

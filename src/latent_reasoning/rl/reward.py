@@ -1,4 +1,4 @@
-"""The relative-length reward of adaptive-length RL (docs/method.md, section 5; conformance note 18).
+"""The relative-length reward of adaptive RL (docs/method.md, section 5; conformance note 18).
 
 A badly formatted sample earns -1, a wrong one 0, a correct one 1 plus a length term
 

@@ -1,4 +1,4 @@
-"""The latent trajectory that all samples of a prompt share (docs/method.md, section 5, "Structure").
+"""The latent trajectory shared by all samples of a prompt (docs/method.md, section 5, "Structure").
 
 Given the question, the latent states are deterministic: only stop decisions and answer tokens are
 random. The samples of a prompt therefore lie on one trajectory and differ only in where they leave
