@@ -2,8 +2,8 @@
 
 The base model's weights are frozen and low-rank adapters trained instead; the latent modules
 (recurrent filter, special tokens' rows) are trained in full beside them (docs/method.md, section
-3). A copy of these modules as they were is kept, so that with the adapter off the model is exactly the
-one it started from: the reference policy of RL.
+3). A copy of these modules as they were is kept, so that with the adapter off the model is exactly
+the one it started from: the reference policy of RL.
 
 An adapter's files use peft's format and the published parameter names (`published.py`).
 """

@@ -1,8 +1,9 @@
 """Special tokens' rows in modules of their own, beside frozen embedding matrices.
 
-With LoRA the embeddings stay frozen, yet the special tokens' rows must learn (docs/method.md, section
-3, `lora_mode`). Tied matrices share one module a token; untied ones have input rows for START and END
-and output rows for START, CONTINUE and STOP. The rows of the matrices themselves are then zero.
+With LoRA the embeddings stay frozen, yet the special tokens' rows must learn (docs/method.md,
+section 3, `lora_mode`). Tied matrices share one module a token; untied ones have input rows for
+START and END and output rows for START, CONTINUE and STOP. The rows of the matrices themselves are
+then zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A language model becomes a latent reasoner: the four special tokens (docs/method.md, section 3)."""
+"""The four special tokens, added to a language model (docs/method.md, section 3)."""
 
 from __future__ import annotations
 
