@@ -138,6 +138,7 @@ class Data(Section):
     )
     hub_id: str | None = Field(None, description="Dataset id of the `hub` source.")
     revision: str | None = Field(None, description="Pinned revision of the `hub` source.")
+    licence: str | None = Field(None, description="Licence of the rows, for the models' cards.")
     generated: GeneratedData = Field(
         default_factory=GeneratedData, description="Settings of the `generated` source."
     )
@@ -929,7 +930,7 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
     plain = dump(experiment)
     data = plain["data"]
     if stage == "data":
-        own = {k: v for k, v in data.items() if k not in ("path", "extra_tests")}
+        own = {k: v for k, v in data.items() if k not in ("path", "licence", "extra_tests")}
         return {"recipe": RECIPE, "data": own}
     if stage == "test_set":
         return {"recipe": RECIPE, "on_bad_row": data["on_bad_row"]}

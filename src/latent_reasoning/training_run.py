@@ -211,7 +211,7 @@ class TrainingRun:
             selection=result.selection,
             metrics=metrics,
             weights_licence=self.experiment.base.licence,
-            data_licence=None,
+            data_licence=self.experiment.data.licence,
             prompt_prefix=self.experiment.data.prompt.evaluation,
         )
 
