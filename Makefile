@@ -57,6 +57,10 @@ docs: $(STAMP) ## write the schema and config/README.md's tables from the typed 
 conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CONFORMANCE=folder
 	$(BIN)/python -m latent_reasoning.conformance $(CONFORMANCE)
 
+.PHONY: benchmark
+benchmark: $(STAMP) ## time the package against the naive paths, one thread: results/benchmarks/
+	$(BIN)/python -m benchmarks
+
 .PHONY: ui
 ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \

@@ -1,0 +1,33 @@
+# How fast the package is against the naive way, on one thread; measured anew when the code changes.
+
+BENCHMARKS = shown(results_root()) / "benchmarks"
+BENCHMARK_CODE = sorted(
+    shown(file)
+    for folder in ("benchmarks", "src/latent_reasoning")
+    for file in (PROJECT_ROOT / folder).rglob("*.py")
+)
+
+
+rule benchmark:
+    input:
+        code=BENCHMARK_CODE,
+    output:
+        BENCHMARKS / "summary.csv",
+    log:
+        BENCHMARKS / "benchmark.log",
+    benchmark:
+        BENCHMARKS / "benchmark.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores  # nothing may run beside what is timed
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        project=shown(PROJECT_ROOT),
+    message:
+        "Timing the package against the naive paths: {output}"
+    shell:
+        "PYTHONPATH={params.project:q}${{PYTHONPATH:+:$PYTHONPATH}} "
+        "python -m benchmarks --output {output} 2> {log}"
