@@ -425,7 +425,7 @@ def _dress(axes: Axes, panel: Panel) -> None:
             for column, style in zip(panel.columns, PART_STYLES, strict=False)
             if column in drawn
         ]
-        axes.legend(handles=handles, loc="lower left", fontsize=7.5)
+        axes.legend(handles=handles, loc="upper right", fontsize=7.5)
 
 
 FIGURES: dict[str, Callable[[Results], Figure]] = {
