@@ -1,9 +1,12 @@
 """One question to a model folder."""
 
+import json
+
 import pytest
 
 from latent_reasoning import ask
 from latent_reasoning.model import checkpoints
+from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import build_base, build_reasoner, build_tokenizer
@@ -40,7 +43,7 @@ def test_a_text_model_shows_its_text_and_a_missing_answer_is_said():
 
 
 def test_the_command_answers_with_the_prefix_of_the_models_card(folder, capsys):
-    assert ask.prompt_prefix(folder) == "w5 "
+    assert prompt_prefix(folder) == "w5 "
     ask.main([str(folder), "w3 w4", "--max-new-tokens", "5", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "answer: none found"
@@ -51,6 +54,12 @@ def test_the_command_answers_with_the_prefix_of_the_models_card(folder, capsys):
 def test_a_plain_folder_answers_too(tmp_path, capsys):
     model = LatentReasoner(build_base().float(), None)
     checkpoints.save(model, build_tokenizer(special=False), tmp_path / "m", {"model": "base"})
-    assert ask.prompt_prefix(tmp_path / "m") == "Question: "
+    assert prompt_prefix(tmp_path / "m") == "Question: "
     ask.main([str(tmp_path / "m"), "w3", "--max-new-tokens", "3", "--prompt-prefix", ""])
     assert "latent steps" not in capsys.readouterr().out
+
+
+def test_a_published_checkpoint_is_asked_without_a_prefix(tmp_path):
+    config = {"_inserted_LatentThinkingModelSettings": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert prompt_prefix(tmp_path) == ""

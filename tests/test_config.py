@@ -160,6 +160,10 @@ REFUSED = [
     ("models.latent.distillation", {"teacher": "rl"}, "neither self nor an sft model of form cot"),
     ("models.latent.distillation", {"traces": "teacher"}, "needs distillation.teacher to name"),
     ("models.latent.teacher_texts", {"full": 0}, "all shares are 0"),
+    ("models.latent.distillation", {"block_range": [1, 0]}, "the first block, 1, comes after"),
+    ("models.latent.distillation", {"block_range": [0, 99]}, "block 99 is not there"),
+    ("models.rl.max_latent_steps", 39, "leave no token of max_new_tokens: 40 for the answer"),
+    ("models.sft.from", "latent", "token SFT starts from a plain language model"),
     ("models.x", {"stage": "import"}, "give either path (hub id or folder) or from: base"),
     (
         "model.recurrent_filter",
@@ -190,6 +194,11 @@ def test_what_cannot_be_run_is_refused_with_what_is_allowed(key, value, words):
     message = error_of(changed(key, value))
     assert "small.yaml: " in message
     assert words in message
+
+
+def test_an_exponent_is_a_number_in_the_reward_too():
+    experiment = resolve(changed("models.rl.reward", {"bonus": "1e-1"}), "small.yaml")
+    assert experiment.models["rl"].reward.bonus == 0.1
 
 
 def test_scratch_needs_generated_text():

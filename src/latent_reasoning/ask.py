@@ -9,11 +9,9 @@ language model's reasoning is printed as text.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from latent_reasoning.command import run_stage
-from latent_reasoning.config import Prompt
 from latent_reasoning.data.answers import find_number, split_completion
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
@@ -22,6 +20,7 @@ from latent_reasoning.data.sequences import (
     encode_prompt,
 )
 from latent_reasoning.device import autocast, resolve_device, resolve_precision
+from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load, load_tokenizer
 from latent_reasoning.model.generation import Generation, generate
 
@@ -47,15 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
             eos_id=tokenizer.eos_token_id,
             batch_size=1,
         )
-    print(describe(generation, tokenizer.decode(generation.ids), tokenizer.eos_token, latent))
-
-
-def prompt_prefix(folder: Path) -> str:
-    """What stands before a question in the model's prompts: its card says; else the default."""
-    file = folder / "card.json"
-    card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    prefix = card.get("prompt_prefix")
-    return Prompt().evaluation if prefix is None else prefix
+    text = tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
+    print(describe(generation, text, tokenizer.eos_token, latent))
 
 
 def describe(generation: Generation, text: str, eos_token: str, latent: bool) -> str:

@@ -48,6 +48,7 @@ def _with_exponent(value: Any) -> Any:
     return value
 
 
+Number = Annotated[float, BeforeValidator(_with_exponent)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_with_exponent)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
@@ -417,6 +418,13 @@ class Distillation(Section):
         "only where their answer is right.",
     )
 
+    @model_validator(mode="after")
+    def _range_in_order(self) -> Distillation:
+        if self.block_range is not None and self.block_range[0] > self.block_range[1]:
+            first, last = self.block_range
+            raise ValueError(f"block_range: the first block, {first}, comes after the last, {last}")
+        return self
+
 
 class SftModel(Section):
     """Token SFT: chain of thought, or the answer alone."""
@@ -480,7 +488,7 @@ class Reward(Section):
     penalty: NonNegative = Field(
         1e-4, description="Size of the length penalty where the group meets the requirement."
     )
-    bonus: float | None = Field(
+    bonus: Number | None = Field(
         1e-1, description="Coefficient below the requirement (longer earns more); null: no term."
     )
     accuracy_requirement: NonNegative | None = Field(
@@ -695,7 +703,18 @@ class Experiment(Section):
                 raise ValueError(f"models.{name}.from: goes in a circle: {' -> '.join(seen)}")
             seen.append(start)
             start = self.models[start].start
+        starts_from = None if entry.start in (None, "base") else self.models[entry.start]
+        if entry.stage == "sft" and getattr(starts_from, "stage", None) in ("latent_sft", "rl"):
+            raise ValueError(
+                f"models.{name}.from: token SFT starts from a plain language model, not from "
+                f"{entry.start!r}, which reasons in latent steps"
+            )
         if entry.stage == "rl":
+            if (entry.max_latent_steps or 0) + 2 > entry.max_new_tokens:
+                raise ValueError(
+                    f"models.{name}.max_latent_steps: {entry.max_latent_steps} steps and STOP "
+                    f"leave no token of max_new_tokens: {entry.max_new_tokens} for the answer"
+                )
             parent = None if entry.start == "base" else self.models[entry.start]
             if parent is None or parent.stage not in ("latent_sft", "rl", "import"):
                 raise ValueError(
@@ -707,6 +726,13 @@ class Experiment(Section):
                     f"data.sft_share: 1.0 leaves no rows for the RL model {name!r}; take less"
                 )
         if entry.stage == "latent_sft":
+            compared = entry.distillation.block_range
+            blocks = self.base.architecture.num_hidden_layers
+            if self.base.source == "scratch" and compared is not None and compared[1] >= blocks:
+                raise ValueError(
+                    f"models.{name}.distillation.block_range: block {compared[1]} is not there; "
+                    f"the base has {blocks}, counted from 0"
+                )
             teacher = entry.distillation.teacher
             if teacher != "self":
                 teacher_entry = self.models.get(teacher)

@@ -64,14 +64,23 @@ def count_labels(labels: Tensor) -> int:
 class BatchPlan:
     """Which examples each micro-batch of a step reads: a function of (seed, step).
 
-    A step's examples are a draw without replacement, whatever the micro-batch size; micro-batches
-    hold examples of like length, so that little is padded.
+    A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
+    hold examples of like length where `by_length`, so that little is padded. Where each micro-batch
+    counts by its examples that would favour the words of short ones: there they stay as drawn.
     """
 
     def __init__(
-        self, lengths: Sequence[int], training: Training, runtime: Runtime, seed: int, name: str
+        self,
+        lengths: Sequence[int],
+        training: Training,
+        runtime: Runtime,
+        seed: int,
+        name: str,
+        *,
+        by_length: bool = True,
     ) -> None:
         self.lengths = lengths
+        self.by_length = by_length
         self.micro_batch_size = runtime.micro_batch_size or training.batch_size
         order = seed_for(seed, f"{name} data order")
         self.sampler = StepSampler(len(lengths), training.batch_size, order)
@@ -79,6 +88,9 @@ class BatchPlan:
     def micro_batches(self, step: int) -> list[list[int]]:
         """Positions of the examples of each micro-batch of `step`."""
         indices = self.sampler.indices(step)
+        if not self.by_length:
+            size = self.micro_batch_size
+            return [indices[first : first + size] for first in range(0, len(indices), size)]
         buckets = bucket_by_length([self.lengths[i] for i in indices], self.micro_batch_size)
         return [[indices[position] for position in bucket] for bucket in buckets]
 
@@ -121,7 +133,8 @@ class TextTask:
         self.by_tokens = whole or training.accumulation == "tokens"
         self.pad_id = pad_id
         self.validate = validate
-        self.plan = BatchPlan([len(e) for e in examples], training, runtime, seed, name)
+        lengths = [len(example) for example in examples]
+        self.plan = BatchPlan(lengths, training, runtime, seed, name, by_length=self.by_tokens)
 
     def micro_batches(self, step: int) -> list[TextBatch]:
         """The step's examples, collated."""

@@ -218,8 +218,8 @@ def _check_finite(values: dict[str, float], name: str, step: int) -> None:
     for key in ("loss", "gradient_norm"):
         if not math.isfinite(values[key]):
             raise DivergenceError(
-                f"{name}: {key} is {values[key]} at step {step + 1}: the training diverged. Start "
-                "it again from its last checkpoint, with a lower learning rate or another seed"
+                f"{name}: {key} is {values[key]} at step {step + 1}: the training diverged. "
+                "Lower its learning rate or change the seed: it then starts afresh"
             )
 
 

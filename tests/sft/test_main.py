@@ -62,7 +62,6 @@ EXPERIMENT = {
         "frozen": LATENT | {"distillation": {"codi_weight": 1.0, "teacher": "cot-sft"}},
         "again": LATENT | {"from": "latent-6", "model": {"recurrent_filter": "SRE"}},
         "wrong-filter": LATENT | {"from": "latent-6"},
-        "token-after-latent": {"stage": "sft", "from": "latent-6", "training": TRAINING},
     },
     "evaluation": {"max_new_tokens": 12},
     "runtime": {"device": "cpu", "checkpoint_every": 1},
@@ -158,11 +157,6 @@ def test_latent_sft_goes_on_from_a_latent_model_of_the_same_filter(world):
     assert load(world("again"), "cpu").settings.recurrent_filter == "SRE"
     with pytest.raises(ConfigError, match=r"recurrent_filter: MLP, but latent-6 has SRE"):
         world("wrong-filter")
-
-
-def test_token_sft_of_a_latent_model_is_refused(world):
-    with pytest.raises(ConfigError, match="token SFT starts from a plain language model"):
-        world("token-after-latent")
 
 
 def test_missing_rows_are_named(world, tmp_path, monkeypatch):

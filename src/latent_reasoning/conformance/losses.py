@@ -180,11 +180,9 @@ def _total_loss(folder: Path, key: str, entry: Mapping[str, Any]) -> None:
         },
         "entry",
     )
-    settings = dict(entry["settings"])
     model = _model(folder, entry["checkpoint"])
-    detach = bool(settings.pop("detach_stop_head", False))
-    model.settings = dataclasses.replace(model.settings, detach_stop_head=detach)
-    losses = _losses(model, _arrays(folder / entry["batch"]), _distillation(settings))
+    distillation = _configured(model, entry["settings"])
+    losses = _losses(model, _arrays(folder / entry["batch"]), distillation)
     _check_components(losses, entry["loss_components"], absolute=COMPONENT_ABSOLUTE)
     losses[TOTAL].backward()
     gradients = _gradients(model)
@@ -322,8 +320,8 @@ def _trajectory(
         eps=entry["eps"],
         max_grad_norm=entry["max_grad_norm"],
     )
-    distillation = _distillation(entry.get("settings") or {"codi_weight": 20})
     model = _model(folder, entry["checkpoint"])
+    distillation = _configured(model, entry.get("settings") or {"codi_weight": 20})
     if perturbation is not None:
         _perturb(model, perturbation)
     batches = [
@@ -410,9 +408,9 @@ def _lora(folder: Path, key: str, entry: Mapping[str, Any]) -> None:
         "entry",
     )
     check_equal(entry.get("eval_mode", True), True, "eval_mode")
-    distillation = _distillation(entry.get("settings") or {"codi_weight": 20})
     batch = _arrays(folder / entry["batch"])
     model = _model(folder, entry["base_checkpoint"])
+    distillation = _configured(model, entry.get("settings") or {"codi_weight": 20})
     load_adapter(model, _present(folder / entry["adapter"]))
     model.eval()
     _check_lora_settings(model, entry["lora_config"])
@@ -482,9 +480,23 @@ def _check_total_norm(gradients: Mapping[str, Tensor], entry: Mapping[str, Any])
         _check_near(total, entry["total_grad_norm"], "gradient norm", relative=GRADIENT_RELATIVE)
 
 
+def _configured(model: LatentReasoner, settings: Mapping[str, Any]) -> Distillation:
+    """Apply the settings of the stop head to `model`; returns those of the distillation."""
+    settings = dict(settings)
+    own = model.settings
+    model.settings = dataclasses.replace(
+        own,
+        detach_stop_head=bool(settings.pop("detach_stop_head", own.detach_stop_head)),
+        stop_head_temperature=settings.pop("binary_head_temp", own.stop_head_temperature),
+    )
+    return _distillation(settings)
+
+
 def _distillation(settings: Mapping[str, Any]) -> Distillation:
     check_known(settings, DISTILLATION_KEYS, "settings")
     given = {name: value for name, value in settings.items() if value is not None}
+    if "normalise" in settings:
+        given["normalise"] = settings["normalise"] or "none"
     for weight in ("codi_weight", "meaned_weight"):
         # `true` stands for a weight of one.
         given[weight] = float(given.get(weight, 0))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from latent_reasoning.command import parser, run_stage
 from latent_reasoning.config import Evaluation as EvaluationSection
-from latent_reasoning.config import Prompt, Runtime, check_digest, load
+from latent_reasoning.config import Runtime, check_digest, load
 from latent_reasoning.data.answers import find_number
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
@@ -27,6 +27,7 @@ from latent_reasoning.device import resolve_device, resolve_precision, set_threa
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import write_evaluation
+from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.paths import Layout
@@ -86,8 +87,9 @@ def evaluate_folder(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.path)
     rows = read_free_rows(options.data, options.limit)
     rows, _ = apply_special_token_policy(rows, tokenizer, "error")
+    prefix = options.prompt_prefix
     settings = EvaluationSettings(
-        prefix=options.prompt_prefix,
+        prefix=prompt_prefix(options.path) if prefix is None else prefix,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         forced_steps=options.forced_steps,
@@ -164,7 +166,7 @@ def _free_options(arguments: list[str]) -> argparse.Namespace:
     add("--limit", type=_positive, help="first rows only")
     add("--forced-steps", type=_count, help="make every row take this many latent steps")
     add("--max-forced-steps", type=_count, help="measure accuracy at every forced n up to this")
-    add("--prompt-prefix", default=Prompt().evaluation, help="text before the question")
+    add("--prompt-prefix", help="text before the question (default: what the card says)")
     add("--max-new-tokens", type=_positive, default=section.max_new_tokens)
     add("--batch-size", type=_positive, default=runtime.evaluation_batch_size)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")

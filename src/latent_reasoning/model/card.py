@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from latent_reasoning.config import Prompt
+from latent_reasoning.model.published import SETTINGS_KEY
+
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
+
+
+def prompt_prefix(folder: Path) -> str:
+    """What stands before a question in a model's prompts: its card says.
+
+    Without a card: nothing for the published checkpoints (conformance note 1), else the default.
+    """
+    card, config = (_read_json(folder / name) for name in ("card.json", "config.json"))
+    if card.get("prompt_prefix") is not None:
+        return card["prompt_prefix"]
+    return "" if SETTINGS_KEY in config else Prompt().evaluation
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def model_card(

@@ -63,7 +63,8 @@ def judge_completions(
     """The verdict on each distinct completion; `prompts` are those of the rollout, in its order."""
     eos_id = tokenizer.eos_token_id
     texts = tokenizer.batch_decode(
-        [[token for token in c.ids if token != eos_id] for c in rollout.completions]
+        [[token for token in c.ids if token != eos_id] for c in rollout.completions],
+        clean_up_tokenization_spaces=False,
     )
     return [
         judge(prompts[completion.prompt].text, text, prompts[completion.prompt].label)
@@ -74,7 +75,7 @@ def judge_completions(
 def reward_groups(
     rollouts: Sequence[Rollout],
     verdicts: Sequence[Sequence[Verdict]],
-    questions: Sequence[int],
+    questions: Sequence[str],
     settings: Reward,
 ) -> tuple[list[Tensor], dict[str, float]]:
     """Advantages of each rollout's completions, (U,) each, and the step's means.

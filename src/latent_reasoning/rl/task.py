@@ -160,7 +160,7 @@ class AdaptiveLengthTask:
             judge_completions(rollout, part, self.tokenizer)
             for rollout, part in zip(rollouts, prompts, strict=True)
         ]
-        questions = [index for part in parts for index in part]
+        questions = [self.prompts[index].text for part in parts for index in part]
         advantages, metrics = reward_groups(rollouts, verdicts, questions, self.entry.reward)
         return [
             GroupBatch(rollout, values, metrics, trajectory if len(parts) == 1 else None)

@@ -126,7 +126,10 @@ def teacher_traces(
             eos_id=tokenizer.eos_token_id,
             batch_size=batch_size,
         )
-        texts = (tokenizer.decode(generation.ids) for generation in generations)
+        texts = (
+            tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
+            for generation in generations
+        )
         kept = [
             replace(row, steps=trace_steps(split_completion(text)[0]))
             for row, text in zip(rows, texts, strict=True)
