@@ -3,9 +3,8 @@
     loss = CE(teacher) + CE(student) + weighted distances of their hidden states
 
 One set of weights reads each row twice: as the teacher, with its reasoning in text, and as the
-student, with latent steps in its place; the question before is read once for both. With a frozen
-teacher (`distillation.teacher`) there is no CE(teacher): the teacher's states come from a cache,
-and only the student learns.
+student, with latent steps in its place. With a frozen teacher (`distillation.teacher`) there is no
+CE(teacher): the teacher's states come from a cache, and only the student learns.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
-from latent_reasoning.sft.question import read_question
 from latent_reasoning.sft.teacher import TeacherStates
 from latent_reasoning.text_training import BatchPlan, count_labels, cross_entropy
 from latent_reasoning.training import LossOutput
@@ -42,14 +40,12 @@ def latent_sft_losses(
     teacher with weights of its own.
     """
     losses: dict[str, Tensor] = {}
-    question = None
     if frozen_teacher is None:
-        question, batch = read_question(model, batch)
-        output, teacher = read_with_states(model, batch, "teacher", distillation, question)
+        output, teacher = read_with_states(model, batch, "teacher", distillation)
         losses[TEACHER_LOSS] = cross_entropy(model, output, batch["labels"])
     else:
         teacher = frozen_teacher
-    output, student = read_with_states(model, batch, "student", distillation, question)
+    output, student = read_with_states(model, batch, "student", distillation)
     labels = batch["latent_labels"]
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
     if teacher is not None and student is not None:
@@ -91,8 +87,7 @@ class LatentSftTask:
         self.validate = validate
         self.teacher_states = teacher_states
         lengths = [len(example.teacher) + len(example.student) for example in examples]
-        exact = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
-        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, by_length=exact)
+        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name)
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
         """The step's examples, collated; the teacher's text is left out where it is frozen."""
