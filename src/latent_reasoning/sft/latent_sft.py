@@ -87,7 +87,8 @@ class LatentSftTask:
         self.validate = validate
         self.teacher_states = teacher_states
         lengths = [len(example.teacher) + len(example.student) for example in examples]
-        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name)
+        exact = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
+        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, by_length=exact)
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
         """The step's examples, collated; the teacher's text is left out where it is frozen."""
