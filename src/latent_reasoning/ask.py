@@ -17,6 +17,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
+    decode,
     encode_prompt,
 )
 from latent_reasoning.device import autocast, resolve_device, resolve_precision
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             eos_id=tokenizer.eos_token_id,
             batch_size=1,
         )
-    text = tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
+    text = decode(tokenizer, generation.ids)
     print(describe(generation, text, tokenizer.eos_token, latent))
 
 

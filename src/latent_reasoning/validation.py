@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.answers import CONTINUE, START, STOP, judge, split_completion
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
 
@@ -43,10 +43,7 @@ def greedy_validation(
         eos_id=tokenizer.eos_token_id,
         batch_size=batch_size,
     )
-    texts = [
-        tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
-        for generation in generations
-    ]
+    texts = [decode(tokenizer, generation.ids) for generation in generations]
     thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
     verdicts = [judge(row.answer, text, thinking) for row, text in zip(rows, texts, strict=True)]
     lengths = [reasoning_length(text, tokenizer, latent, forced_steps)[0] for text in texts]

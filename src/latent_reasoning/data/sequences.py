@@ -166,6 +166,14 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     return SpecialTokens(*ids)
 
 
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated ids as it stands: special tokens kept, no space tidied away.
+
+    Some tokenizers tidy by default, which can join the digits of a number.
+    """
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer puts before every text by itself: BOS, or nothing (GPT-2)."""
     probe = tokenizer("a", add_special_tokens=False)["input_ids"]

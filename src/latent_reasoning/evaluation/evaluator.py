@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.device import autocast
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
 from latent_reasoning.model.generation import Generation, generate
@@ -112,7 +112,7 @@ def score(
 ) -> Prediction:
     """The verdict on one completion, and the length of its reasoning."""
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = decode(tokenizer, ids)
     verdict = judge(row.answer, text, _thinking(latent, forced_steps))
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)
     return Prediction(

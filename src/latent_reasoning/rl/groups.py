@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import START
 from latent_reasoning.data.rows import DataError, Row
-from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.rl.grpo import advantages
 from latent_reasoning.rl.reward import Verdict, judge, label_number, rewards
 from latent_reasoning.rl.rollouts import Rollout
@@ -62,10 +62,10 @@ def judge_completions(
 ) -> list[Verdict]:
     """The verdict on each distinct completion; `prompts` are those of the rollout, in its order."""
     eos_id = tokenizer.eos_token_id
-    texts = tokenizer.batch_decode(
-        [[token for token in c.ids if token != eos_id] for c in rollout.completions],
-        clean_up_tokenization_spaces=False,
-    )
+    texts = [
+        decode(tokenizer, [token for token in completion.ids if token != eos_id])
+        for completion in rollout.completions
+    ]
     return [
         judge(prompts[completion.prompt].text, text, prompts[completion.prompt].label)
         for completion, text in zip(rollout.completions, texts, strict=True)

@@ -21,7 +21,7 @@ from latent_reasoning.config import ConfigError, Distillation
 from latent_reasoning.data.answers import judge, split_completion
 from latent_reasoning.data.collation import bucket_by_length, collate_plain
 from latent_reasoning.data.rows import DataError, Row, read_rows, row_lines
-from latent_reasoning.data.sequences import PlainExample, encode_prompts
+from latent_reasoning.data.sequences import PlainExample, decode, encode_prompts
 from latent_reasoning.files import atomic_file, write_text_atomically
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -126,10 +126,7 @@ def teacher_traces(
             eos_id=tokenizer.eos_token_id,
             batch_size=batch_size,
         )
-        texts = (
-            tokenizer.decode(generation.ids, clean_up_tokenization_spaces=False)
-            for generation in generations
-        )
+        texts = (decode(tokenizer, generation.ids) for generation in generations)
         kept = [
             replace(row, steps=trace_steps(split_completion(text)[0]))
             for row, text in zip(rows, texts, strict=True)
