@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from latent_reasoning.model.passes import Kind, plan_passes
+from latent_reasoning.model import reasoner
+from latent_reasoning.model.passes import Kind, plan_passes, rows_of_like_length
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
 from tests.model.models import (
     ARCHITECTURES,
@@ -68,6 +69,36 @@ def test_states_and_gradients_are_those_of_a_forward_without_cache_or_batch(arch
     states, gradients = largest_differences(build_reasoner(architecture), side)
     assert states < 1e-9
     assert gradients < 1e-9
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_read_in_parts_of_like_length_is_read_as_if_together(architecture, side, monkeypatch):
+    monkeypatch.setattr(reasoner, "PASS_COST", 0)
+    model = build_reasoner(architecture)
+    states, gradients = largest_differences(model, side)
+    assert states < 1e-9
+    assert gradients < 1e-9
+
+
+def test_parts_hold_rows_of_like_length_with_little_padding():
+    mask = torch.arange(9) >= torch.tensor([[4], [1], [8], [0], [3], [4]])
+    parts = rows_of_like_length(mask, allowance=2)
+    assert [rows.tolist() for rows in parts] == [[3, 1], [4, 0, 5], [2]]
+    assert [rows.tolist() for rows in rows_of_like_length(mask, 99)] == [[3, 1, 4, 0, 5, 2]]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_rows_go_on_from_a_prefix_that_was_read_before(architecture):
+    model = build_reasoner(architecture)
+    prefixes, rests = [[5, 6, 7], [4], [2, 3]], [[9, 2], [4, START, CONTINUE, STOP, 8], [START]]
+    prefix = model.start(*pad(prefixes))
+    for _ in range(2):  # the prefix stays as it is
+        input_ids, mask = pad(rests)
+        output = model(input_ids, mask, prefix=prefix)
+        for row, rest in enumerate(rests):
+            expected = slow_hidden_states(model, [*prefixes[row], *rest])[-1][-len(rest) :]
+            assert torch.allclose(output.last_hidden[row, -len(rest) :], expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("recurrent_filter", FILTERS)

@@ -107,6 +107,24 @@ def plan_passes(
     return Plan(passes, index, kinds)
 
 
+def rows_of_like_length(mask: Tensor, allowance: float) -> list[Tensor]:
+    """Rows of `mask` `(B, W)` in parts to be read apart, longest rows first.
+
+    The rows of a part together have at most `allowance` columns of padding.
+    """
+    lengths = mask.sum(1)
+    parts: list[list[int]] = []
+    padded = 0
+    for row in lengths.argsort(descending=True, stable=True).tolist():
+        if parts:
+            padded += int(lengths[parts[-1][0]] - lengths[row])
+        if not parts or padded > allowance:
+            parts.append([])
+            padded = 0
+        parts[-1].append(row)
+    return [torch.tensor(rows) for rows in parts]
+
+
 def _check_legal(
     input_ids: Tensor, mask: Tensor, thinking: Tensor, decided: Tensor, special: SpecialIds
 ) -> None:

@@ -12,18 +12,20 @@ B rows, T positions, W new columns, K cached columns, d hidden size, V vocabular
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from latent_reasoning.model.adapters import Adapter
+from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.filters import SRE, build_filter
-from latent_reasoning.model.passes import Kind, Plan, plan_passes
+from latent_reasoning.model.passes import Kind, Pass, Plan, plan_passes, rows_of_like_length
 from latent_reasoning.model.special_rows import (
     SpecialRows,
     extract_rows,
@@ -34,6 +36,10 @@ from latent_reasoning.model.special_rows import (
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that change logits after the output embedding: not supported."""
+
+PASS_COST = 600_000
+"""What a pass costs beside its tokens, over the squared hidden size, is what so many tokens cost:
+37 at hidden size 128, 2 at 576 (measured on a CPU)."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,16 @@ class ReasoningState:
     norm. `advance` moves a state on in place.
     """
 
-    cache: DynamicCache
+    cache: GrowingCache
     mask: Tensor
     last_hidden: Tensor | None = None
+
+    def fork(self) -> ReasoningState:
+        """The same state to go on from, while this one stays as it is; nothing is copied."""
+        cache = GrowingCache()
+        for layer, entry in enumerate(self.cache.layers):
+            cache.update(entry.keys, entry.values, layer)
+        return ReasoningState(cache, self.mask, self.last_hidden)
 
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
         """A new state of the given rows `(R,)`, which may repeat; this one stays as it is.
@@ -83,7 +96,7 @@ class ReasoningState:
         `mask` `(R, K)` hides columns from the new rows: a row that leaves a shared latent
         trajectory early does not see the steps after.
         """
-        cache = DynamicCache()
+        cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(
                 entry.keys.index_select(0, rows), entry.values.index_select(0, rows), layer
@@ -92,6 +105,17 @@ class ReasoningState:
         return ReasoningState(
             cache, self.mask.index_select(0, rows) if mask is None else mask, last_hidden
         )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a first pass that were read apart, in the columns that they use."""
+
+    rows: Tensor
+    columns: slice
+    state: ReasoningState
+    hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
 
 
 class LatentReasoner(nn.Module):
@@ -126,6 +150,11 @@ class LatentReasoner(nn.Module):
         """Where the weights are."""
         return self.base.get_input_embeddings().weight.device
 
+    @property
+    def pass_cost(self) -> float:
+        """How many tokens could be read in the time that a pass takes beside its tokens."""
+        return PASS_COST / self.base.config.hidden_size**2
+
     # ------------------------------------------------------------------------------- the forward
 
     def forward(
@@ -135,14 +164,16 @@ class LatentReasoner(nn.Module):
         *,
         output_hidden_states: bool = False,
         hidden_at: Tensor | None = None,
+        prefix: ReasoningState | None = None,
     ) -> ReasonerOutput:
         """Hidden states of a batch `(B, T)`, latent steps included.
 
         `attention_mask` is 1 at tokens, 0 at padding. `hidden_at` `(B, T)` restricts
-        `hidden_states` to some positions. Raises `ValueError` where a sequence is illegal.
+        `hidden_states` to some positions. `prefix` is a text that the rows go on from, as `start`
+        read it; it stays as it is. Raises `ValueError` where a sequence is illegal.
         """
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
-        _, last, every = self._run(plan, output_hidden_states, cached=len(plan.passes) > 1)
+        _, last, every = self._run(plan, output_hidden_states, len(plan.passes) > 1, prefix)
         shape = (*input_ids.shape, -1)
         index = None if plan.index is None else plan.index.flatten().to(self.device)
         last_hidden = _gather(last, index).view(shape)
@@ -199,14 +230,22 @@ class LatentReasoner(nn.Module):
         return self.recurrent_filter(hidden)
 
     def _run(
-        self, plan: Plan, output_hidden_states: bool = False, cached: bool = True
+        self,
+        plan: Plan,
+        output_hidden_states: bool = False,
+        cached: bool = True,
+        prefix: ReasoningState | None = None,
     ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
         """Do the passes of a plan: the state after them, and last and all states of each pass."""
-        mask = torch.zeros(len(plan.kinds), 0, dtype=torch.bool, device=self.device)
-        state = ReasoningState(DynamicCache(), mask)
         last, every = [], []
-        for step in plan.passes:
-            step = step.to(self.device)
+        passes = [step.to(self.device) for step in plan.passes]
+        if prefix is None:
+            state, hidden, hidden_states = self._begin(passes.pop(0), output_hidden_states, cached)
+            last.append(hidden)
+            every.append(hidden_states)
+        else:
+            state = prefix.fork()
+        for step in passes:
             if step.rows is not None:
                 state = state.select(step.rows)
             columns = []
@@ -216,12 +255,42 @@ class LatentReasoner(nn.Module):
                 columns.append(self.embed(step.token_ids))
             inputs_embeds = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
             hidden, hidden_states = self._advance(
-                state, inputs_embeds, step.mask, output_hidden_states, cached
+                state, inputs_embeds, step.mask, output_hidden_states
             )
             last.append(hidden)
-            if hidden_states is not None:
-                every.append(hidden_states)
+            every.append(hidden_states)
         return state, last, every
+
+    def _begin(
+        self, step: Pass, output_hidden_states: bool, cached: bool
+    ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
+        """The first pass, of text alone, in parts of rows of like length: padding costs nothing."""
+        inputs_embeds = self.embed(step.token_ids)
+        parts = []
+        for rows, columns in self._parts(step.mask):
+            mask = step.mask[rows, columns]
+            state = ReasoningState(GrowingCache(), mask[:, :0])
+            hidden, hidden_states = self._advance(
+                state, inputs_embeds[rows, columns], mask, output_hidden_states, cached
+            )
+            parts.append(_Part(rows, columns, state, hidden, hidden_states))
+        if len(parts) == 1:
+            return state, hidden, hidden_states
+        return _join(parts, step.mask)
+
+    def _parts(self, mask: Tensor) -> list[tuple[Tensor, slice]]:
+        """Rows to be read together, and the columns that they use, of `mask` `(B, W)`."""
+        everything = [(slice(None), slice(None))]
+        if mask.device.type != "cpu":
+            return everything
+        parts = rows_of_like_length(mask, self.pass_cost)
+        if len(parts) == 1:
+            return everything
+        used = (mask[rows].any(0).nonzero() for rows in parts)
+        return [
+            (rows, slice(int(columns[0]), int(columns[-1]) + 1))
+            for rows, columns in zip(parts, used, strict=True)
+        ]
 
     def _advance(
         self,
@@ -348,6 +417,32 @@ class LatentReasoner(nn.Module):
             fold_rows(self.base, self.settings, self.special_rows)
             self.special_rows = None
         self.settings = dataclasses.replace(self.settings, special_rows=to)
+
+
+def _join(
+    parts: list[_Part], mask: Tensor
+) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
+    """Parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
+    order = torch.cat([part.rows for part in parts]).argsort()
+
+    def join(tensors: Iterable[Tensor]) -> Tensor:
+        """Tensors `(R, .., w, d)` of the parts as `(B, .., W, d)`, zero in unused columns."""
+        padded = [
+            functional.pad(tensor, (0, 0, part.columns.start, mask.shape[1] - part.columns.stop))
+            for tensor, part in zip(tensors, parts, strict=True)
+        ]
+        return torch.cat(padded).index_select(0, order)
+
+    cache = GrowingCache()
+    for layer, entries in enumerate(zip(*(part.state.cache.layers for part in parts), strict=True)):
+        keys, values = join(e.keys for e in entries), join(e.values for e in entries)
+        cache.update(keys, values, layer)
+    hidden = join(part.hidden for part in parts)
+    hidden_states = None
+    if parts[0].hidden_states is not None:
+        layers = zip(*(part.hidden_states for part in parts), strict=True)
+        hidden_states = tuple(join(layer) for layer in layers)
+    return ReasoningState(cache, mask, hidden[:, -1]), hidden, hidden_states
 
 
 def _gather(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:

@@ -3,8 +3,9 @@
     loss = CE(teacher) + CE(student) + weighted distances of their hidden states
 
 One set of weights reads each row twice: as the teacher, with its reasoning in text, and as the
-student, with latent steps in its place. With a frozen teacher (`distillation.teacher`) there is no
-CE(teacher): the teacher's states come from a cache, and only the student learns.
+student, with latent steps in its place; the question before is read once for both. With a frozen
+teacher (`distillation.teacher`) there is no CE(teacher): the teacher's states come from a cache,
+and only the student learns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
+from latent_reasoning.sft.question import read_question
 from latent_reasoning.sft.teacher import TeacherStates
 from latent_reasoning.text_training import BatchPlan, count_labels, cross_entropy
 from latent_reasoning.training import LossOutput
@@ -40,12 +42,14 @@ def latent_sft_losses(
     teacher with weights of its own.
     """
     losses: dict[str, Tensor] = {}
+    question = None
     if frozen_teacher is None:
-        output, teacher = read_with_states(model, batch, "teacher", distillation)
+        question, batch = read_question(model, batch)
+        output, teacher = read_with_states(model, batch, "teacher", distillation, question)
         losses[TEACHER_LOSS] = cross_entropy(model, output, batch["labels"])
     else:
         teacher = frozen_teacher
-    output, student = read_with_states(model, batch, "student", distillation)
+    output, student = read_with_states(model, batch, "student", distillation, question)
     labels = batch["latent_labels"]
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
     if teacher is not None and student is not None:

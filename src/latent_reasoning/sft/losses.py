@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from latent_reasoning.config import Distillation
-from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput, ReasoningState
 
 STD_EPSILON = 1e-8
 DISTANCES = {
@@ -51,10 +51,11 @@ def read_with_states(
     batch: dict[str, Tensor],
     side: Literal["teacher", "student"],
     distillation: Distillation,
+    prefix: ReasoningState | None = None,
 ) -> tuple[ReasonerOutput, StateSummary | None]:
     """Forward of one side of a batch of `collate_latent`, and its states as far as any is compared.
 
-    The batch stays on the CPU, where the reasoner plans its passes.
+    The batch stays on the CPU, where the reasoner plans its passes; it goes on from `prefix`.
     """
     before = "latent_" if side == "student" else ""
     target_map = batch[f"{before}target_token_map"]
@@ -68,6 +69,7 @@ def read_with_states(
         batch[f"{before}attention_mask"],
         output_hidden_states=compared,
         hidden_at=selected,
+        prefix=prefix,
     )
     if not compared:
         return output, None
