@@ -93,9 +93,8 @@ def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
     model = reasoner()
     settings = SamplingSettings(1.0, 9, EOS, 3)
     rows = []
-    model.base.base_model.register_forward_pre_hook(
-        lambda _module, _arguments, keywords: rows.append(keywords["inputs_embeds"].shape[:2]),
-        with_kwargs=True,
+    model.base.base_model.layers[0].mlp.register_forward_pre_hook(
+        lambda _module, arguments: rows.append(arguments[0].shape[:2])
     )
     rollout, trajectory = sample(model, PROMPTS, draw_uniforms(3, 16, 9, seed=1), settings)
     longest_answer = max(len(c.ids) - c.ids.index(STOP) - 1 for c in rollout.completions)

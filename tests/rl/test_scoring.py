@@ -106,7 +106,7 @@ def test_the_trajectory_of_sampling_serves_the_update(reasoner):
     uniforms = draw_uniforms(3, 16, SETTINGS.max_new_tokens, seed=0)
     rollout, trajectory = sample(model, PROMPTS, uniforms, SETTINGS)
     forwards = []
-    model.base.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    model.base.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(1))
     reused = score(model, PROMPTS, rollout.completions, SETTINGS, trajectory)
     assert len(forwards) == 1
     afresh = score(model, PROMPTS, rollout.completions, SETTINGS)

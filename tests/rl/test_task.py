@@ -149,7 +149,7 @@ def test_iterations_update_on_the_same_samples_with_their_first_log_probabilitie
 def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build):
     task = build(kl_weight=0.0)
     calls = []
-    task.model.base.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    task.model.base.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     (batch,) = task.micro_batches(0)
     assert batch.trajectory.hidden[-1].requires_grad
     sampling_calls = len(calls)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from latent_reasoning.model.adapters import Adapter
+from latent_reasoning.model.blocks import SharedPrefix, run_blocks, runs_directly
 from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.filters import SRE, build_filter
 from latent_reasoning.model.passes import Kind, Pass, Plan, plan_passes, rows_of_like_length
@@ -82,19 +83,19 @@ class ReasoningState:
     cache: GrowingCache
     mask: Tensor
     last_hidden: Tensor | None = None
+    prefix: SharedPrefix | None = None
 
     def fork(self) -> ReasoningState:
         """The same state to go on from, while this one stays as it is; nothing is copied."""
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(entry.keys, entry.values, layer)
-        return ReasoningState(cache, self.mask, self.last_hidden)
+        return ReasoningState(cache, self.mask, self.last_hidden, self.prefix)
 
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
         """A new state of the given rows `(R,)`, which may repeat; this one stays as it is.
 
-        `mask` `(R, K)` hides columns from the new rows: a row that leaves a shared latent
-        trajectory early does not see the steps after.
+        `mask` `(R, K)` hides columns from the new rows.
         """
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
@@ -103,7 +104,10 @@ class ReasoningState:
             )
         last_hidden = None if self.last_hidden is None else self.last_hidden.index_select(0, rows)
         return ReasoningState(
-            cache, self.mask.index_select(0, rows) if mask is None else mask, last_hidden
+            cache,
+            self.mask.index_select(0, rows) if mask is None else mask,
+            last_hidden,
+            None if self.prefix is None else self.prefix.select(rows),
         )
 
 
@@ -191,7 +195,7 @@ class LatentReasoner(nn.Module):
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
         """Read prompts `(B, T)`, which may hold latent steps, and be ready to go on from them."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
-        state, last, _ = self._run(plan)
+        state, last, _ = self._run(plan, text_states="last")
         # The last column may be masked for a row whose last token stands in an earlier one.
         last_token = (attention_mask.cpu() * torch.arange(input_ids.shape[1])).argmax(1)
         index = torch.arange(input_ids.numel()).view(input_ids.shape)
@@ -199,6 +203,11 @@ class LatentReasoner(nn.Module):
         index = index.gather(1, last_token[:, None])[:, 0]
         state.last_hidden = _gather(last, index.to(self.device))
         return state
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
+        """Read texts `(B, T)` whose own states nobody asks for: a prefix to go on from."""
+        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
+        return self._run(plan, text_states="none")[0]
 
     def advance(
         self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None
@@ -208,6 +217,17 @@ class LatentReasoner(nn.Module):
         `mask` `(B, W)` is False where a row has nothing in a column; None: nowhere.
         """
         return self._advance(state, inputs_embeds, mask)[0]
+
+    def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
+        """New rows `(R,)` that go on from rows of `state`, whose columns they share uncopied.
+
+        `mask` `(R, K)` says which of them each new row sees: one that leaves a shared latent
+        trajectory early does not see the steps after.
+        """
+        if not runs_directly(self.base) or state.prefix is not None:
+            return state.select(rows, mask)
+        prefix = SharedPrefix.of(state.cache, rows, mask)
+        return ReasoningState(GrowingCache(), mask[:, :0], None, prefix)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings `(.., d)` of tokens; STOP reads END's row."""
@@ -235,12 +255,21 @@ class LatentReasoner(nn.Module):
         output_hidden_states: bool = False,
         cached: bool = True,
         prefix: ReasoningState | None = None,
+        text_states: Literal["all", "last", "none"] = "all",
     ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
-        """Do the passes of a plan: the state after them, and last and all states of each pass."""
+        """Do the passes of a plan: the state after them, and last and all states of each pass.
+
+        `text_states` says which states of the first pass are wanted: the others are zero.
+        """
         last, every = [], []
         passes = [step.to(self.device) for step in plan.passes]
         if prefix is None:
-            state, hidden, hidden_states = self._begin(passes.pop(0), output_hidden_states, cached)
+            first = passes.pop(0)
+            if passes and text_states == "none":
+                text_states = "last"
+            state, hidden, hidden_states = self._begin(
+                first, output_hidden_states, cached, text_states
+            )
             last.append(hidden)
             every.append(hidden_states)
         else:
@@ -255,24 +284,35 @@ class LatentReasoner(nn.Module):
                 columns.append(self.embed(step.token_ids))
             inputs_embeds = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
             hidden, hidden_states = self._advance(
-                state, inputs_embeds, step.mask, output_hidden_states
+                state, inputs_embeds, step.mask, output_hidden_states=output_hidden_states
             )
             last.append(hidden)
             every.append(hidden_states)
         return state, last, every
 
     def _begin(
-        self, step: Pass, output_hidden_states: bool, cached: bool
+        self,
+        step: Pass,
+        output_hidden_states: bool,
+        cached: bool,
+        text_states: Literal["all", "last", "none"],
     ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
         """The first pass, of text alone, in parts of rows of like length: padding costs nothing."""
         inputs_embeds = self.embed(step.token_ids)
         parts = []
         for rows, columns in self._parts(step.mask):
             mask = step.mask[rows, columns]
+            first_read = _first_read(mask, text_states)
             state = ReasoningState(GrowingCache(), mask[:, :0])
             hidden, hidden_states = self._advance(
-                state, inputs_embeds[rows, columns], mask, output_hidden_states, cached
+                state,
+                inputs_embeds[rows, columns],
+                mask,
+                first_read=first_read,
+                output_hidden_states=output_hidden_states,
+                cached=cached,
             )
+            hidden = functional.pad(hidden, (0, 0, first_read, 0))
             parts.append(_Part(rows, columns, state, hidden, hidden_states))
         if len(parts) == 1:
             return state, hidden, hidden_states
@@ -297,26 +337,32 @@ class LatentReasoner(nn.Module):
         state: ReasoningState,
         inputs_embeds: Tensor,
         mask: Tensor | None = None,
+        *,
+        first_read: int = 0,
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """`advance`, with all hidden states if asked for; `cached` False leaves no cache behind."""
+        """`advance`, with states from column `first_read` on alone, with all hidden states if asked
+        for; `cached` False leaves no cache behind."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
         # Positions count real tokens: columns a row skips must not move it (absolute positions).
         positions = state.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         state.mask = torch.cat([state.mask, mask], 1)
-        output = self.base.base_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=state.mask.long(),
-            position_ids=positions.clamp(min=0),
-            past_key_values=state.cache if cached else None,
-            use_cache=cached,
+        if state.prefix is not None:
+            positions = positions + state.prefix.mask.sum(1, keepdim=True)
+        hidden, hidden_states = run_blocks(
+            self.base,
+            inputs_embeds,
+            positions.clamp(min=0),
+            state.mask,
+            state.cache if cached else None,
+            state.prefix,
+            first_read=first_read,
             output_hidden_states=output_hidden_states,
         )
-        hidden = output.last_hidden_state
-        state.last_hidden = hidden[:, -1]
-        return hidden, output.hidden_states if output_hidden_states else None
+        state.last_hidden = hidden[:, -1] if hidden.shape[1] else None
+        return hidden, hidden_states
 
     # ---------------------------------------------------------------------------------- the heads
 
@@ -417,6 +463,15 @@ class LatentReasoner(nn.Module):
             fold_rows(self.base, self.settings, self.special_rows)
             self.special_rows = None
         self.settings = dataclasses.replace(self.settings, special_rows=to)
+
+
+def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> int:
+    """The first column of a text's `mask` `(R, W)` whose state is wanted."""
+    width = mask.shape[1]
+    if text_states == "last":
+        columns = torch.arange(width, device=mask.device)
+        return int((mask.long() * columns).argmax(1).min())
+    return width if text_states == "none" else 0
 
 
 def _join(

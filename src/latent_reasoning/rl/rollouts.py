@@ -174,7 +174,7 @@ def _sample_answers(
         token=torch.full_like(leaves[0], special.stop_id),
         thinking=torch.full_like(leaves[0], -1),
     )
-    state = trajectory.leave(leaves[0], leaves[1])
+    state = trajectory.leave(model, leaves[0], leaves[1])
     while True:
         tokens = _next_tokens(model, state, rows, uniforms, settings)[row, member]
         position = rows.length[row]

@@ -149,6 +149,7 @@ def _score_answers(
         return
     device, stop_id = model.device, model.settings.stop_id
     state = trajectory.leave(
+        model,
         torch.tensor([row.prompt for row in rows], device=device),
         torch.tensor([row.steps for row in rows], device=device),
     )

@@ -51,14 +51,14 @@ class Trajectory:
             inputs = model.latent_input(self.hidden[-1]).unsqueeze(1)
             self.hidden.append(model.advance(self.state, inputs)[:, -1])
 
-    def leave(self, prompts: Tensor, steps: Tensor) -> ReasoningState:
+    def leave(self, model: LatentReasoner, prompts: Tensor, steps: Tensor) -> ReasoningState:
         """A state for each sample that leaves prompt `prompts[i]` after `steps[i]` latent steps.
 
         Both are (R,). The new rows see the prompt and their own steps, none of those after.
         """
         columns = torch.arange(self.state.mask.shape[1], device=prompts.device)
         own = columns < self.prompt_columns + steps[:, None]
-        return self.state.select(prompts, self.state.mask[prompts] & own)
+        return model.branch(self.state, prompts, self.state.mask[prompts] & own)
 
     def decision_log_probs(self, model: LatentReasoner, temperature: float) -> Tensor:
         """Log-probabilities of CONTINUE and STOP at each decision, (P, N + 1, 2)."""

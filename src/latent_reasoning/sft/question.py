@@ -36,7 +36,7 @@ def read_question(
         return None, batch
     ids = _from_first_token(batch, "", int(count.max()))
     mask = torch.arange(ids.shape[1]) < count[:, None]
-    state = model.start(ids.to(model.device), mask.to(model.device))
+    state = model.read(ids.to(model.device), mask.to(model.device))
     rest: dict[str, Tensor] = {}
     for side in SIDES:
         rest |= _without(batch, side, count)

@@ -1,0 +1,281 @@
+"""The base model's blocks, run on top of a growing cache.
+
+A call of a transformers model costs 2 ms for four blocks beside its arithmetic: masks, cache
+classes and decorators, most of the time of a latent step or a written token. For Llama-shaped
+models the same modules (adapters included) are therefore called one after the other here, and
+rows that go on from one text attend to its keys and values where they are, uncopied
+(`SharedPrefix`). Every other architecture goes through transformers itself. Both give the same
+states (`tests/model/test_blocks.py`).
+
+R rows, W new columns, K columns of the rows' own, P texts of K_p columns that they share, H heads
+of size s over G groups of keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from latent_reasoning.model.cache import GrowingCache
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Texts that rows go on from: row i from text `rows[i]`, of which it sees `mask[i]`.
+
+    `cache` holds P texts, `rows` is (R,), `mask` (R, K_p). The rows of a text are brought together
+    to attend to it at once: `slots` (P * S,) are the rows of each text, S of the text with most
+    (others are filled up with row 0), and `places` (R,) each row's place in them; both are None
+    where the rows stand like that already. `bias` (P, 1, S, 1, K_p) is the mask in that order.
+    """
+
+    cache: GrowingCache
+    rows: Tensor
+    mask: Tensor
+    bias: Tensor
+    slots: Tensor | None
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, cache: GrowingCache, rows: Tensor, mask: Tensor) -> SharedPrefix:
+        """Arrange the rows by their texts."""
+        texts = len(cache.layers[0].keys)
+        one_hot = functional.one_hot(rows, texts)
+        rank = (one_hot.cumsum(0) - 1).gather(1, rows[:, None])[:, 0]
+        most = int(rank.max()) + 1
+        places = rows * most + rank
+        slots = torch.zeros(texts * most, dtype=torch.long, device=rows.device)
+        slots[places] = torch.arange(len(rows), device=rows.device)
+        bias = _bias(mask, cache.layers[0].keys.dtype)[slots].view(texts, 1, most, 1, -1)
+        if torch.equal(slots, places):
+            slots = places = None
+        return cls(cache, rows, mask, bias, slots, places)
+
+    def select(self, rows: Tensor) -> SharedPrefix:
+        """The same texts for some of the rows (R',), which may repeat."""
+        return SharedPrefix.of(self.cache, self.rows[rows], self.mask[rows])
+
+    def attend(self, queries: Tensor, layer: int) -> _Mixture:
+        """What `queries` (R, G, M, s) find in the text of their row."""
+        entry = self.cache.layers[layer]
+        count = queries.shape[2]
+        grouped = self._by_text(queries)
+        scores = torch.matmul(grouped, entry.keys.transpose(-1, -2))
+        texts, groups, _, columns = scores.shape
+        scores.view(texts, groups, -1, count, columns).add_(self.bias)
+        mixture = _mix(scores, entry.values)
+        return _Mixture(*(self._by_row(part, count) for part in mixture))
+
+    def _by_text(self, states: Tensor) -> Tensor:
+        """(R, G, M, n) -> (P, G, S * M, n)."""
+        _, groups, count, size = states.shape
+        texts, _, most = self.bias.shape[:3]
+        if self.slots is not None:
+            states = states.index_select(0, self.slots)
+        grouped = states.view(texts, most, groups, count, size).transpose(1, 2)
+        return grouped.reshape(texts, groups, most * count, size)
+
+    def _by_row(self, states: Tensor, count: int) -> Tensor:
+        """(P, G, S * M, n) -> (R, G, M, n)."""
+        _, groups, _, size = states.shape
+        apart = states.view(len(states), groups, -1, count, size).transpose(1, 2)
+        apart = apart.reshape(-1, groups, count, size)
+        return apart if self.places is None else apart.index_select(0, self.places)
+
+
+class _Mixture(NamedTuple):
+    """Attention before its division: `values` (.., M, s) and `total` (.., M, 1) over exp(score -
+    `largest` (.., M, 1))."""
+
+    values: Tensor
+    total: Tensor
+    largest: Tensor
+
+    def joined(self, other: _Mixture) -> Tensor:
+        """Attention (.., M, s) over what both have seen."""
+        largest = torch.maximum(self.largest, other.largest)
+        own, others = (self.largest - largest).exp(), (other.largest - largest).exp()
+        total = self.total * own + other.total * others
+        return (self.values * own + other.values * others) / total
+
+
+def _mix(scores: Tensor, values: Tensor) -> _Mixture:
+    """Values (.., K, s) weighted by the exponentials of scores (.., M, K), which are used up."""
+    largest = scores.detach().amax(-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    return _Mixture(torch.matmul(weights, values), weights.sum(-1, keepdim=True), largest)
+
+
+def runs_directly(base: PreTrainedModel) -> bool:
+    """Whether the blocks of `base` can be called one by one: a plain Llama with SDPA attention."""
+    return (
+        type(base) is LlamaForCausalLM
+        and base.config._attn_implementation == "sdpa"
+        and not base.config.attention_dropout
+    )
+
+
+def run_blocks(
+    base: PreTrainedModel,
+    inputs_embeds: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    cache: GrowingCache | None,
+    prefix: SharedPrefix | None = None,
+    *,
+    first_read: int = 0,
+    output_hidden_states: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """States of new columns (R, W, d) after the final norm, and all states if asked for.
+
+    `positions` is (R, W); `mask` (R, K) says which of the rows' own columns, the new ones included,
+    hold a token. `cache` grows; None: nothing is kept. States are returned from column `first_read`
+    on: of those before, the last block only computes keys and values. A `prefix` needs
+    `runs_directly`.
+    """
+    if not runs_directly(base):
+        output = base.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=output_hidden_states,
+        )
+        every = output.hidden_states if output_hidden_states else None
+        return output.last_hidden_state[:, first_read:], every
+    model = base.model
+    width = inputs_embeds.shape[1]
+    visible = _visible(mask, width, prefix, inputs_embeds.dtype)
+    rotation = _rotation(model, inputs_embeds, positions)
+    hidden, every = inputs_embeds, []
+    for index, block in enumerate(model.layers):
+        every.append(hidden)
+        states = block.input_layernorm(hidden)
+        if first_read and index == len(model.layers) - 1:
+            hidden = hidden[:, first_read:]
+            visible = _visible(mask, width - first_read, prefix, inputs_embeds.dtype)
+        attention = _Attention(block.self_attn, index, rotation, cache, prefix)
+        hidden = hidden + attention(states, hidden.shape[1], visible)
+        hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+    hidden = model.norm(hidden)
+    return hidden, (*every, hidden) if output_hidden_states else None
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Self-attention of one block: its weights, and what a pass has in common with the others."""
+
+    module: torch.nn.Module
+    layer: int
+    rotation: tuple[Tensor, Tensor]
+    cache: GrowingCache | None
+    prefix: SharedPrefix | None
+
+    def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:
+        """The last `count` of new columns (R, W, d) attend to their text, their row and the new
+        columns: (R, `count`, d)."""
+        module, (rows, width) = self.module, states.shape[:2]
+        cos, sin = self.rotation
+        keys = _rotated(self._heads(module.k_proj(states)), cos, sin)
+        values = self._heads(module.v_proj(states))
+        if self.cache is not None:
+            keys, values = self.cache.update(keys, values, self.layer)
+        if not count:
+            return states[:, width:]
+        first = width - count
+        queries = self._heads(module.q_proj(states[:, first:]))
+        queries = _rotated(queries, cos[:, :, first:], sin[:, :, first:])
+        if self.prefix is None and count > 1:
+            mixed = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=visible,
+                is_causal=visible is None,
+                scale=module.scaling,
+                enable_gqa=True,
+            )
+        else:
+            queries = queries * module.scaling
+            mixed = _grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
+        return module.o_proj(mixed.transpose(1, 2).reshape(rows, count, -1))
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """(R, W, heads * s) -> (R, heads, W, s)."""
+        return states.unflatten(-1, (-1, self.module.head_dim)).transpose(1, 2)
+
+
+def _grouped_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    prefix: SharedPrefix | None,
+    layer: int,
+) -> Tensor:
+    """Attention in products that copy no keys: few queries, or a text that rows share.
+
+    `queries` (R, H, W, s), already scaled, against `keys` and `values` (R, G, K, s): the queries of
+    a group of heads stand in a column. `bias` is (R, W or 1, K).
+    """
+    rows, heads, width, size = queries.shape
+    groups = keys.shape[1]
+    queries = queries.reshape(rows, groups, -1, size)
+    scores = torch.matmul(queries, keys.transpose(-1, -2))
+    if bias is not None:
+        scores.view(rows, groups, -1, width, keys.shape[2]).add_(bias[:, None, None])
+    if prefix is None:
+        mixed = torch.matmul(scores.softmax(-1), values)
+        return mixed.view(rows, heads, width, size)
+    mixed = prefix.attend(queries, layer).joined(_mix(scores, values))
+    return mixed.view(rows, heads, width, size)
+
+
+def _rotation(
+    model: torch.nn.Module, inputs_embeds: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (R, 1, W, s) of the positions, the first half of the sines negated."""
+    cos, sin = model.rotary_emb(inputs_embeds, position_ids=positions)
+    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
+    return cos.unsqueeze(1), sin.unsqueeze(1)
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (R, heads, W, s) by `_rotation`'s cosines and sines."""
+    # Products and sum as transformers rounds them: some recorded gradients are so sensitive that a
+    # fused operation, though more exact, moves them by a thousandth.
+    left, right = states.chunk(2, -1)
+    return states * cos + torch.cat([right, left], -1) * sin
+
+
+def _visible(
+    mask: Tensor, width: int, prefix: SharedPrefix | None, dtype: torch.dtype
+) -> Tensor | None:
+    """What each of the last `width` columns sees of its row's own (R, K) columns.
+
+    None: all that come before it. For SDPA a truth value (R, 1, W, K); for single columns and
+    beside a shared text, numbers to be added to the scores, (R, W or 1, K).
+    """
+    columns = mask.shape[1]
+    everything = bool(mask.all())
+    if width <= 1:
+        return None if everything else _bias(mask, dtype)[:, None]
+    if prefix is None and everything and width == columns:
+        return None
+    new = torch.arange(columns - width, columns, device=mask.device)
+    before = torch.arange(columns, device=mask.device) <= new[:, None]
+    visible = mask[:, None] & before
+    return visible[:, None] if prefix is None else _bias(visible, dtype)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, minus infinity elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )

@@ -1,0 +1,116 @@
+"""Blocks called one by one against transformers' own forward, float64, states and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from latent_reasoning.config import Lora
+from latent_reasoning.model import blocks, reasoner
+from latent_reasoning.model.adapters import attach_lora
+from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.reasoner import LatentReasoner
+from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
+
+PROMPTS = [[2, 3, 4, 5, 6, START], [7, START], [8, 9, 3, START], [5, 6, START]]
+# Five answers go on from the first prompt, one from the second, none from the third.
+TEXTS = torch.tensor([0, 0, 3, 0, 1, 0, 0])
+
+
+@pytest.fixture
+def through_transformers(monkeypatch):
+    """Switches to transformers' own forward, and to copies of shared texts."""
+
+    def switch() -> None:
+        for module in (blocks, reasoner):
+            monkeypatch.setattr(module, "runs_directly", lambda base: False)
+
+    return switch
+
+
+def states(model: LatentReasoner) -> list[Tensor]:
+    """States of prompts, latent steps in which rows take part or not, and branches of answers."""
+    torch.manual_seed(1)
+    state = model.start(*pad(PROMPTS, "left"))
+    results = [state.last_hidden]
+    for taking_part in ([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]):
+        mask = torch.tensor(taking_part).bool()[:, None]
+        inputs = model.latent_input(state.last_hidden).unsqueeze(1)
+        results.append(model.advance(state, inputs, mask)[mask])
+    columns = torch.arange(state.mask.shape[1])
+    own_steps = torch.tensor([0, 1, 3, 1, 1, 0, 1])
+    seen = state.mask[TEXTS] & (columns < 6 + own_steps[:, None])
+    branches = model.branch(state, TEXTS, seen)
+    width = 4
+    mask = torch.arange(width) < torch.tensor([4, 2, 3, 4, 1, 4, 4])[:, None]
+    inputs = torch.randn(len(TEXTS), width, HIDDEN, dtype=torch.float64)
+    results.append(model.advance(branches, inputs, mask)[mask])
+    fewer = branches.select(torch.tensor([3, 3, 5, 2]))
+    for _ in range(2):
+        inputs = torch.randn(4, 1, HIDDEN, dtype=torch.float64)
+        results.append(model.advance(fewer, inputs)[:, -1])
+    return results
+
+
+def gradients(model: LatentReasoner, results: list[Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(2)
+    sum((result * torch.randn_like(result)).sum() for result in results).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_states_and_gradients_equal_those_of_transformers(through_transformers, with_lora, tied):
+    model = build_reasoner(tied=tied)
+    if with_lora:
+        torch.manual_seed(3)
+        attach_lora(model, Lora(r=2, alpha=4, dropout=0.0))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.double()
+    assert runs_directly(model.base)
+    own = states(model)
+    own_gradients = gradients(model, own)
+    through_transformers()
+    expected = states(model)
+    expected_gradients = gradients(model, expected)
+    for actual, other in zip(own, expected, strict=True):
+        assert (actual - other).abs().max() < 1e-11
+    assert own_gradients.keys() == expected_gradients.keys()
+    for name, gradient in own_gradients.items():
+        other = expected_gradients[name]
+        assert (gradient - other).norm() <= 1e-9 * max(other.norm(), 1e-3), name
+
+
+def test_a_branch_copies_nothing_of_the_text_that_it_shares():
+    model = build_reasoner()
+    state = model.start(*pad(PROMPTS, "left"))
+    branches = model.branch(state, TEXTS, state.mask[TEXTS])
+    assert branches.prefix.cache is state.cache
+    assert branches.cache.get_seq_length() == 0
+    assert branches.select(torch.tensor([1, 4])).prefix.cache is state.cache
+
+
+def test_other_architectures_go_through_transformers():
+    assert not runs_directly(build_base("gpt2"))
+    assert not runs_directly(build_base("qwen2"))
+    with_dropout = build_base()
+    with_dropout.config.attention_dropout = 0.1
+    assert not runs_directly(with_dropout)
+
+
+def test_of_a_prompt_the_last_block_reads_the_last_token_alone():
+    model = build_reasoner()
+    widths = []
+    for block in model.base.model.layers:
+        block.mlp.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape))
+    state = model.start(*pad(PROMPTS, "left"))
+    assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 1, HIDDEN)]
+    widths.clear()
+    model.read(*pad(PROMPTS, "left"))
+    assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 0, HIDDEN)]
+    everything = model(*pad(PROMPTS, "left")).last_hidden[:, -1]
+    assert (state.last_hidden - everything).abs().max() < 1e-12
