@@ -112,18 +112,26 @@ def test_the_forced_curve_of_a_latent_model_goes_from_0_to_the_maximum(latent, t
 def test_a_point_of_the_forced_curve_counts_the_right_answers(latent, tokenizer, rows, monkeypatch):
     digits = [tokenizer(row.answer, add_special_tokens=False)["input_ids"] for row in rows]
 
-    def oracle(model, prompts, **settings):
-        """Right for the first `latent steps` rows of the call."""
-        steps = prompts[0].count(model.settings.continue_id)
+    def oracle(model, prompts, ending, *, last, eos_id, **settings):
+        """Right for the first `latent steps` rows."""
         return [
-            Generation([*(digit if i < steps else []), settings["eos_id"]], [], 0, False)
-            for i, digit in enumerate(digits)
+            [
+                Generation([*(digit if i < steps else []), eos_id], [], 0, False)
+                for i, digit in enumerate(digits)
+            ]
+            for steps in range(last + 1)
         ]
 
-    monkeypatch.setattr(evaluator, "generate", oracle)
+    monkeypatch.setattr(evaluator, "generate_forced", oracle)
     settings = EvaluationSettings("", 4, max_forced_steps=2)
     points = evaluator.forced_curve(latent, tokenizer, rows, settings)
     assert [point.correct for point in points] == [0, 1, 2]
+
+
+def test_the_forced_curve_equals_an_evaluation_at_each_length(latent, tokenizer, rows):
+    settings = EvaluationSettings("Question: ", 5, max_forced_steps=3)
+    curve = evaluator._predict_forced(latent, tokenizer, rows, settings, 3)
+    assert curve == [predict(latent, tokenizer, rows, settings, steps) for steps in range(4)]
 
 
 def test_a_plain_model_has_only_the_forced_answer_at_once(plain, tokenizer, rows):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent_reasoning.model.generation import generate
+from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import (
     CONTINUE,
@@ -91,3 +91,17 @@ def test_generation_stays_greedy_where_the_generation_config_samples():
     model.base.generation_config.do_sample = True
     model.base.generation_config.temperature = 5.0
     assert [generation.ids for generation in completions(model)] == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_forced_completions_equal_those_of_prompts_with_that_many_steps(architecture, batch_size):
+    model = build_reasoner(architecture)
+    questions = [[5, 6, 7], [9], [2, 3, 4, 8, 9, 10], [12, 13]]
+    settings = {"max_new_tokens": 8, "eos_id": EOS, "batch_size": batch_size}
+    ending = [STOP, 3, 4]
+    prompts = [[*question, START] for question in questions]
+    curve = generate_forced(model, prompts, ending, last=4, **settings)
+    for steps, generations in enumerate(curve):
+        whole = [[*question, START, *[CONTINUE] * steps, *ending] for question in questions]
+        assert generations == generate(model, whole, **settings)

@@ -6,6 +6,7 @@ and accuracy is measured at every forced number from 0 on. Nothing here knows of
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.device import autocast
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
-from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.model.generation import Generation, generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.validation import reasoning_length
 
@@ -67,12 +68,45 @@ def forced_curve(
     if settings.max_forced_steps is None:
         return []
     rows = rows[: settings.forced_rows]
-    last = 0 if model.settings is None else settings.max_forced_steps
-    points = []
-    for steps in range(last + 1):
-        predictions = predict(model, tokenizer, rows, settings, steps)
-        points.append(ForcedPoint(steps, len(rows), sum(p.correct for p in predictions)))
-    return points
+    if model.settings is None:
+        curve = [predict(model, tokenizer, rows, settings, 0)]
+    else:
+        curve = _predict_forced(model, tokenizer, rows, settings, settings.max_forced_steps)
+    return [
+        ForcedPoint(steps, len(rows), sum(p.correct for p in predictions))
+        for steps, predictions in enumerate(curve)
+    ]
+
+
+def _predict_forced(
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    settings: EvaluationSettings,
+    last: int,
+) -> list[list[Prediction]]:
+    """Predictions of the rows after 0, 1, .., `last` latent steps, each prompt read once."""
+    encode = functools.partial(encode_prompts, rows, tokenizer, prefix=settings.prefix, latent=True)
+    prompts = encode()
+    ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
+    model.eval()
+    with autocast(model.device, settings.precision):
+        curve = generate_forced(
+            model,
+            prompts,
+            ending,
+            last=last,
+            max_new_tokens=settings.max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            batch_size=settings.batch_size,
+        )
+    return [
+        [
+            score(row, generation, tokenizer, latent=True, forced_steps=steps)
+            for row, generation in zip(rows, generations, strict=True)
+        ]
+        for steps, generations in enumerate(curve)
+    ]
 
 
 def predict(

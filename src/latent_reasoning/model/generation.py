@@ -14,10 +14,15 @@ from torch import Tensor
 
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+from latent_reasoning.model.trajectory import Trajectory
 
 COMPACT_BELOW = 0.75
 """Rows that are done leave once at most this share still goes on: leaving copies the cache."""
+
+
+FORCED_ROWS = 4
+"""Rows in a batch for each prompt that `batch_size` allows, where rows share their prompt."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,49 @@ def generate(
     results: dict[int, Generation] = {}
     for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
         ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
-        writer = _Writer(model, ids.to(model.device), mask.to(model.device), max_latent_steps)
+        writer = _Writer.after_prompts(
+            model, ids.to(model.device), mask.to(model.device), max_latent_steps
+        )
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
         for position, row, decisions in zip(batch, tokens, probabilities, strict=True):
             results[position] = _generation(model, row, decisions, eos_id)
     return [results[position] for position in range(len(prompts))]
+
+
+@torch.no_grad()
+def generate_forced(
+    model: LatentReasoner,
+    prompts: Sequence[Sequence[int]],
+    ending: Sequence[int],
+    *,
+    last: int,
+    max_new_tokens: int,
+    eos_id: int,
+    batch_size: int,
+) -> list[list[Generation]]:
+    """Greedy completions after 0, 1, .., `last` forced latent steps: a list for each number.
+
+    Equal to `generate` on prompts with that many CONTINUE and `ending` (STOP and what else is not
+    left to the model). But each prompt, which ends in START, is read once, and its latent steps are
+    taken once: every number of steps leaves the same trajectory.
+    """
+    counts = torch.arange(last + 1, device=model.device)
+    results: list[list[Generation | None]] = [[None] * len(prompts) for _ in counts]
+    # The rows of a prompt share its keys and values, so that more of them fit.
+    prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
+    for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
+        trajectory = Trajectory.begin(model, [prompts[position] for position in batch])
+        trajectory.extend(model, last)
+        of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
+        state = trajectory.leave(model, of_prompt, counts.repeat(len(batch)))
+        ids = torch.tensor([list(ending)], device=model.device).expand(len(of_prompt), -1)
+        model.advance(state, model.embed(ids))
+        writer = _Writer(model, state, torch.full_like(of_prompt, Kind.ANSWER))
+        tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        for row, (ids, decisions) in enumerate(zip(tokens, probabilities, strict=True)):
+            position, steps = batch[row // len(counts)], row % len(counts)
+            results[steps][position] = _generation(model, ids, decisions, eos_id)
+    return results
 
 
 def _generation(
@@ -77,33 +120,50 @@ class _Writer:
     def __init__(
         self,
         model: LatentReasoner,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        max_latent_steps: int | None,
+        state: ReasoningState,
+        kinds: Tensor,
+        max_latent_steps: int | None = None,
     ) -> None:
+        """Go on from `state`, whose last positions are of `kinds` (B,)."""
         self.model = model
         self.settings = model.settings
         self.max_latent_steps = max_latent_steps
-        self.state = model.start(input_ids, attention_mask)
-        self.rows = torch.arange(len(input_ids), device=model.device)
+        self.state = state
+        self.kinds = kinds
+        self.rows = torch.arange(len(kinds), device=model.device)
         self.run_steps = torch.zeros_like(self.rows)
-        self.kinds = torch.full_like(self.rows, Kind.TEXT)
-        if self.settings is not None:
-            has_stopped = (attention_mask.bool() & (input_ids == self.settings.stop_id)).any(1)
-            self.kinds = torch.where(has_stopped, int(Kind.ANSWER), self.kinds)
-            is_continue = input_ids == self.settings.continue_id
-            self.run_steps = is_continue[:, :-1].flip(1).cumprod(1).sum(1)
-            self._note(input_ids[:, -1])
+
+    @classmethod
+    def after_prompts(
+        cls,
+        model: LatentReasoner,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_latent_steps: int | None,
+    ) -> _Writer:
+        """Read prompts (B, T), padded on the left, and go on from them."""
+        kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
+        state = model.start(input_ids, attention_mask)
+        if model.settings is None:
+            return cls(model, state, kinds)
+        has_stopped = (attention_mask.bool() & (input_ids == model.settings.stop_id)).any(1)
+        kinds = torch.where(has_stopped, int(Kind.ANSWER), kinds)
+        writer = cls(model, state, kinds, max_latent_steps)
+        is_continue = input_ids == model.settings.continue_id
+        writer.run_steps = is_continue[:, :-1].flip(1).cumprod(1).sum(1)
+        writer._note(input_ids[:, -1])
+        return writer
 
     def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:
         """Ids (B, S) and stop probabilities (B, S, 2), zeros where nothing was decided."""
-        count = len(self.rows)
+        count, written = len(self.rows), 0
         ids = torch.full((count, max_new_tokens), eos_id, device=self.rows.device)
         probabilities = torch.zeros(count, max_new_tokens, 2, device=self.rows.device)
         done = torch.zeros(count, dtype=torch.bool, device=self.rows.device)
         for step in range(max_new_tokens):
             tokens = self._choose(probabilities[:, step])
             ids[self.rows, step] = torch.where(done, eos_id, tokens)
+            written = step + 1
             done |= tokens == eos_id
             going = (~done).nonzero()[:, 0]
             if not len(going):
@@ -112,9 +172,9 @@ class _Writer:
                 self._keep(going)
                 done, tokens = done[going], tokens[going]
             self._note(tokens)
-            if step + 1 < max_new_tokens:
+            if written < max_new_tokens:
                 self._advance(tokens)
-        return ids.tolist(), probabilities.tolist()
+        return ids[:, :written].tolist(), probabilities[:, :written].tolist()
 
     def _choose(self, probabilities: Tensor) -> Tensor:
         """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""

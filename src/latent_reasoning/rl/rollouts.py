@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
-from latent_reasoning.rl.trajectory import Trajectory
+from latent_reasoning.model.trajectory import Trajectory
 
 CONTINUES, STOPS = 0, 1
 """Order of the two decisions in the stop head's logits."""

@@ -28,11 +28,11 @@ from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.device import seed_for
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score
-from latent_reasoning.rl.trajectory import Trajectory
 from latent_reasoning.text_training import BatchPlan
 from latent_reasoning.training import LossOutput
 
