@@ -104,7 +104,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(build, kind, lora):
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_reference_stays_the_start_model(build, lora):
     task = build(lora=lora, kl_weight=0.5)
-    assert gradients(task, step=0)[0]["kl"] == 0
+    assert gradients(task, step=0)[0]["kl"] == pytest.approx(0, abs=1e-12)
     before = task.micro_batches(0)[0].reference
     perturb(task.model)
     rollout = task.micro_batches(0)[0].rollout
@@ -115,7 +115,7 @@ def test_the_reference_stays_the_start_model(build, lora):
 def test_no_reference_is_computed_without_kl(build):
     task = build(kl_weight=0.0)
     assert task.start_model is None
-    assert gradients(task, step=0)[0]["kl"] == 0
+    assert gradients(task, step=0)[0]["kl"] == pytest.approx(0, abs=1e-12)
     assert task.micro_batches(0)[0].reference is None
 
 

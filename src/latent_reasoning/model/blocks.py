@@ -232,9 +232,9 @@ def _grouped_attention(
         scores.view(rows, groups, -1, width, keys.shape[2]).add_(bias[:, None, None])
     if prefix is None:
         mixed = torch.matmul(scores.softmax(-1), values)
-        return mixed.view(rows, heads, width, size)
+        return mixed.reshape(rows, heads, width, size)
     mixed = prefix.attend(queries, layer).joined(_mix(scores, values))
-    return mixed.view(rows, heads, width, size)
+    return mixed.reshape(rows, heads, width, size)
 
 
 def _rotation(
