@@ -105,7 +105,11 @@ class _Mixture(NamedTuple):
 
 
 def _mix(scores: Tensor, values: Tensor) -> _Mixture:
-    """Values (.., K, s) weighted by the exponentials of scores (.., M, K), which are used up."""
+    """Values (.., K, s) weighted by the exponentials of scores (.., M, K), which are used up.
+
+    In float32 at least, whatever the precision of the products (as softmax under autocast).
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     largest = scores.detach().amax(-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
     return _Mixture(torch.matmul(weights, values), weights.sum(-1, keepdim=True), largest)
