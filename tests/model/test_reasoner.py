@@ -286,3 +286,30 @@ def test_rows_leave_a_shared_trajectory_at_different_steps(architecture):
         assert torch.allclose(hidden[row], expected, atol=1e-9)
     assert len(state.mask) == 1
     assert state.mask.shape[1] == len(prompt) + 3
+
+
+def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(monkeypatch):
+    model = build_reasoner()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, HIDDEN, generator=generator, dtype=torch.float64)
+    kinds = torch.tensor([Kind.ANSWER, Kind.THINKING, *[Kind.TEXT] * 6, Kind.ANSWER])
+    targets = torch.tensor([3, STOP, *range(4, 11)])
+
+    def log_probabilities_and_gradients():
+        model.zero_grad()
+        own = hidden.clone().requires_grad_()
+        result = model.target_log_probabilities(own, kinds, targets, temperature=0.7)
+        (result * torch.arange(1, 10)).sum().backward()
+        weight = model.base.get_output_embeddings().weight
+        return result.detach(), own.grad, weight.grad.clone()
+
+    whole = log_probabilities_and_gradients()
+    computed = []
+    plain_logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda h, k: computed.append(len(h)) or plain_logits(h, k))
+    monkeypatch.setattr(reasoner, "LOGITS_AT_ONCE", 3 * VOCABULARY + 1)
+    parts = log_probabilities_and_gradients()
+    # Eight positions by threes, and each part once more for its gradient.
+    assert sorted(computed) == [2, 2, 3, 3, 3, 3]
+    for own, expected in zip(parts, whole, strict=True):
+        assert (own - expected).abs().max() < 1e-12

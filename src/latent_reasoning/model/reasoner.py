@@ -12,6 +12,7 @@ B rows, T positions, W new columns, K cached columns, d hidden size, V vocabular
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ from latent_reasoning.model.special_rows import (
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that change logits after the output embedding: not supported."""
+
+LOGITS_AT_ONCE = 2**26
+"""256 MiB of logits in float32: 523 positions of Llama 3.2's vocabulary."""
 
 PASS_COST = 600_000
 """What a pass costs beside its tokens, over the squared hidden size, is what so many tokens cost:
@@ -409,7 +414,8 @@ class LatentReasoner(nn.Module):
         """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
 
         The same as gathering from `logits(..) / temperature`, but stop decisions cost two logits
-        instead of V. In float32 at least.
+        instead of V, and of a large vocabulary no more than `LOGITS_AT_ONCE` are held: the others
+        are computed again for their gradient. In float32 at least.
         """
         result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
         is_thinking = (
@@ -417,14 +423,25 @@ class LatentReasoner(nn.Module):
         )
         text = (~is_thinking).nonzero()[:, 0]
         thinking = is_thinking.nonzero()[:, 0]
-        if len(text):
-            logits = self.logits(hidden[text], kinds[text]).to(result.dtype) / temperature
-            result = result.index_add(0, text, -_cross_entropy(logits, targets[text]))
+        count = max(1, LOGITS_AT_ONCE // self.base.config.vocab_size)
+        for part in text.split(count) if len(text) else ():
+            compute = functools.partial(self._text_log_probabilities, temperature=temperature)
+            if len(text) > count and torch.is_grad_enabled():
+                compute = functools.partial(checkpoint, compute, use_reentrant=False)
+            log_probs = compute(hidden[part], kinds[part], targets[part])
+            result = result.index_add(0, part, log_probs)
         if len(thinking):
             logits = self.stop_logits(hidden[thinking]).to(result.dtype) / temperature
             choice = (targets[thinking] == self.settings.stop_id).long()
             result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
         return result
+
+    def _text_log_probabilities(
+        self, hidden: Tensor, kinds: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """Log-probabilities `(M,)` over the vocabulary."""
+        logits = self.logits(hidden, kinds)
+        return -_cross_entropy(logits.to(_at_least_float32(logits.dtype)) / temperature, targets)
 
     @property
     def _stop_ids(self) -> list[int]:
