@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from latent_reasoning.config import (
     ConfigError,
     Experiment,
     Section,
-    check_digest,
     dump,
     dump_yaml,
     expand_path,
@@ -27,8 +25,6 @@ from latent_reasoning.config import (
     merge,
     resolve,
     schema_of_experiment,
-    science,
-    science_digest,
 )
 
 CONFIG = PROJECT_ROOT / "config"
@@ -291,15 +287,9 @@ def test_the_schema_refuses_unknown_keys_and_wrong_types():
 # ----------------------------------------------------------------------------- generated files
 
 
-def test_the_schema_file_is_the_configurations():
-    assert config_docs.SCHEMA.read_text(encoding="utf-8") == config_docs.schema_text(), (
-        "run make docs"
-    )
-
-
-def test_the_readme_documents_every_key_as_it_is():
-    text = config_docs.README.read_text(encoding="utf-8")
-    assert config_docs.readme_text(text) == text, "run make docs"
+def test_every_generated_file_is_current():
+    for path, text in config_docs.wanted_files().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make docs"
 
 
 def test_every_key_has_a_description_in_the_readme():
@@ -402,65 +392,6 @@ def test_every_setting_of_paper_yaml_names_its_source():
     assert above in "\n".join(settings)
     untold = [line for line in valued if not any(tag in line for tag in tags)]
     assert untold == ["        [q_proj, k_proj, v_proj, o_proj, up_proj, down_proj, gate_proj]"]
-
-
-# ---------------------------------------------------------------------------- what changes what
-
-
-def test_science_ignores_how_it_runs_and_where_files_lie():
-    experiment = shipped(["test.yaml"])
-    other = resolve(
-        merge(
-            dump(experiment),
-            {
-                "runtime": {"device": "auto", "threads": 4, "micro_batch_size": 2},
-                "tracking": {"enabled": False},
-                "report": {"title": "Another"},
-                "base": {"path": "elsewhere", "licence": "MIT-0"},
-            },
-        ),
-        "other.yaml",
-    )
-    for stage, model in (("data", None), ("base", None), ("model", "latent-6-rl")):
-        assert science_digest(experiment, stage, model) == science_digest(other, stage, model)
-
-
-def test_science_of_a_model_holds_its_ancestors_and_no_other_model():
-    experiment = shipped(["test.yaml"])
-    chain = science(experiment, "model", "latent-6-rl")["models"]
-    assert set(chain) == {"latent-6", "latent-6-rl"}
-
-
-def test_science_of_a_student_holds_its_frozen_teacher():
-    raw = changed("models.latent.distillation", {"teacher": "sft"})
-    chain = science(resolve(raw, "small.yaml"), "model", "rl")["models"]
-    assert set(chain) == {"latent", "rl", "sft"}
-
-
-def test_swapped_values_change_the_digest():
-    one = changed("stages.rl", {"epsilon": 0.2, "kl_weight": 0.1})
-    other = changed("stages.rl", {"epsilon": 0.1, "kl_weight": 0.2})
-    digests = {science_digest(resolve(raw, "small.yaml"), "model", "rl") for raw in (one, other)}
-    assert len(digests) == 2
-
-
-def test_a_digest_is_the_same_text_each_time():
-    assert science_digest(resolve(SMALLEST, "small.yaml"), "model", "sft") == science_digest(
-        resolve(json.loads(json.dumps(SMALLEST)), "other.yaml"), "model", "sft"
-    )
-
-
-def test_a_file_that_changed_after_planning_is_refused():
-    experiment = shipped(["test.yaml"])
-    planned = science_digest(experiment, "model", "cot-sft")
-    assert check_digest(experiment, "model", planned, "cot-sft") == planned
-    with pytest.raises(ConfigError, match="the file changed after the workflow started"):
-        check_digest(experiment, "model", "0" * 16, "cot-sft")
-
-
-def test_an_unknown_model_is_named_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"'nobody' is not in the configuration; it has sft,"):
-        science(resolve(SMALLEST, "small.yaml"), "model", "nobody")
 
 
 # ------------------------------------------------------------------------------------- paths

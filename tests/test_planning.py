@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from latent_reasoning import planning
-from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
+from latent_reasoning.config import PROJECT_ROOT, ConfigError, load, resolve
+from latent_reasoning.paths import Layout
 
 
 def test_a_fingerprint_follows_the_content_and_not_the_path_or_time(tmp_path):
@@ -20,7 +21,7 @@ def test_a_fingerprint_follows_the_content_and_not_the_path_or_time(tmp_path):
     assert planning.fingerprint(str(one), "key") != planning.fingerprint(str(other), "key")
 
 
-def test_a_folders_fingerprint_counts_names_and_every_file(tmp_path):
+def test_a_folders_fingerprint_counts_names_and_every_file_that_is_loaded(tmp_path):
     def folder(name: str, **files: str) -> str:
         path = tmp_path / name
         path.mkdir()
@@ -28,11 +29,38 @@ def test_a_folders_fingerprint_counts_names_and_every_file(tmp_path):
             (path / file).write_text(content, encoding="utf-8")
         return planning.fingerprint(str(path), "key")
 
-    first = folder("a", train="1", test="2")
-    assert folder("b", train="1", test="2") == first
-    assert folder("c", train="2", test="1") != first
-    assert folder("d", train="1") != first
-    assert folder("e", train="1", test="2", **{".snakemake_timestamp": ""}) == first
+    weights = {"model.safetensors": "1", "config.json": "2"}
+    first = folder("a", **weights)
+    assert folder("b", **weights) == first
+    assert folder("c", **{"model.safetensors": "2", "config.json": "1"}) != first
+    assert folder("d", **{"model.safetensors": "1"}) != first
+    notes = {"README.md": "fine", "card.json": "{}", "notes.txt": "", ".snakemake_timestamp": ""}
+    assert folder("e", **weights, **notes) == first
+    assert folder("f", **weights, **{"vocab.txt": ""}) != first
+
+
+def test_a_note_beside_raw_rows_changes_nothing(tmp_path):
+    raw = {"experiment": "x", "models": {"sft": {"stage": "sft", "training": {"steps": 1}}}}
+    raw |= {"data": {"source": "local", "path": str(tmp_path)}}
+    raw |= {"base": {"source": "local", "path": "base"}}
+    experiment = resolve(raw, "x.yaml")
+    (tmp_path / "train.jsonl").write_text("{}", encoding="utf-8")
+    first = planning.content_of_rows(experiment)
+    (tmp_path / "README.md").write_text("where they come from", encoding="utf-8")
+    assert planning.content_of_rows(experiment) == first
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    assert planning.content_of_rows(experiment) != first
+
+
+def test_a_models_digest_is_a_small_file_beside_its_folder(tmp_path):
+    layout = Layout(tmp_path, base_has_seeds=True)
+    folder, file = layout.model("latent-6", 0), layout.model_digest("latent-6", 0)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    planning.write_model_digest(folder, file)
+    assert file == folder.parent / "seed-0.sha256"
+    assert file.read_text("utf-8") == planning.fingerprint(str(folder), "model") + "\n"
+    assert Layout(tmp_path, base_has_seeds=False).model_digest("base", 0).name == "base.sha256"
 
 
 def test_a_large_file_counts_by_its_size_and_both_ends(tmp_path, monkeypatch):

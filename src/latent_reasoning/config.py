@@ -2,8 +2,7 @@
 
 An experiment is one YAML file (a second may override it). `load` merges the files, fills every
 default, checks everything and returns an `Experiment`; anything wrong is a `ConfigError` that names
-the file, the key and what is allowed. `science` says which keys a stage's result depends on, and
-`digest` condenses them, so that a stage can refuse a file that is not the one it was planned with.
+the file, the key and what is allowed. Which keys a result depends on is said in `science.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-
-RECIPE = 1
-"""Raised by hand when a change of the code changes a result: every stage then runs again."""
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 """Relative paths of a configuration start here (the folder that holds the Snakefile)."""
@@ -535,6 +531,9 @@ class ImportModel(Section):
         None, description="Hub id or folder (`${LATENT_REASONING_BASE}` allowed)."
     )
     revision: str | None = Field(None, description="Pinned revision of a hub id.")
+    licence: str | None = Field(
+        None, description="Licence of the weights, for the model's card; `from: base` has its own."
+    )
     forced_steps: Count | None = Field(
         None, description="Evaluate with this many latent steps; null: adaptive."
     )
@@ -923,7 +922,7 @@ def schema_of_experiment() -> dict[str, Any]:
     return Experiment.model_json_schema(by_alias=True)
 
 
-# ------------------------------------------------------------------------------ what changes what
+# -------------------------------------------------------------------------------------- digests
 
 
 def canonical(value: Any) -> str:
@@ -934,77 +933,3 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """16 hexadecimal digits of the SHA-256 of `canonical(value)`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
-
-
-READING_KEYS = (
-    "natural_language",
-    "prompt",
-    "drop_negative_for_sft",
-    "max_tokens",
-    "special_token_text",
-)
-"""Keys of `data` that say how prepared rows are read; the rows count by their own digest."""
-
-
-def science(experiment: Experiment, stage: str, model: str | None = None) -> dict[str, Any]:
-    """The keys that the result of a stage depends on, those of the stages before it included.
-
-    `stage` is one of data, test_set (an extra one), base, model (with `model`: an entry of
-    `models`) and evaluation (with `model`). Runtime, tracking and report keys are in none of them,
-    nor are paths: files count by their content, which the DAG compares.
-    """
-    plain = dump(experiment)
-    data = plain["data"]
-    if stage == "data":
-        own = {k: v for k, v in data.items() if k not in ("path", "licence", "extra_tests")}
-        return {"recipe": RECIPE, "data": own}
-    if stage == "test_set":
-        return {"recipe": RECIPE, "on_bad_row": data["on_bad_row"]}
-    keys: dict[str, Any] = {"recipe": RECIPE, "data": {key: data[key] for key in READING_KEYS}}
-    keys["base"] = {k: v for k, v in plain["base"].items() if k not in ("path", "licence")}
-    if plain["base"]["source"] != "scratch":
-        for unused in ("architecture", "texts", "training"):
-            keys["base"].pop(unused)
-    if stage == "base":
-        return keys
-    if model not in experiment.models:
-        raise ConfigError(
-            f"model {model!r} is not in the configuration; it has {', '.join(experiment.models)}"
-        )
-    chain: dict[str, Any] = {}
-    wanted = [model]
-    while wanted:
-        name = wanted.pop()
-        entry = experiment.models[name]
-        chain[name] = plain["models"][name]
-        chain[name] = {k: v for k, v in chain[name].items() if k != "forced_steps"}
-        if entry.start not in (None, "base"):
-            wanted.append(entry.start)
-        if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
-            wanted.append(entry.distillation.teacher)
-    keys["models"] = chain
-    if stage == "model":
-        return keys
-    if stage == "evaluation":
-        keys["evaluation"] = {k: v for k, v in plain["evaluation"].items() if k != "datasets"}
-        keys["forced_steps"] = getattr(experiment.models[model], "forced_steps", None)
-        return keys
-    raise ValueError(f"unknown stage {stage!r}")
-
-
-def science_digest(experiment: Experiment, stage: str, model: str | None = None) -> str:
-    """Digest of `science`; a stage refuses to run where it differs from the planned one."""
-    return digest(science(experiment, stage, model))
-
-
-def check_digest(
-    experiment: Experiment, stage: str, expected: str | None, model: str | None = None
-) -> str:
-    """The stage's digest; raises `ConfigError` where the file changed since the DAG was planned."""
-    actual = science_digest(experiment, stage, model)
-    if expected is not None and expected != actual:
-        raise ConfigError(
-            f"the configuration of {model or stage} has digest {actual}, but {expected} was "
-            "planned: the file changed after the workflow started; start it again"
-        )
-    return actual

@@ -1,6 +1,7 @@
-"""The JSON schema and the tables of `config/README.md`, made from the typed configuration.
+"""What is generated from the typed configuration: the JSON schema, the record of the scientific
+defaults, and the tables of `config/README.md`.
 
-python -m latent_reasoning.config_docs            write both files
+python -m latent_reasoning.config_docs            write the files
 python -m latent_reasoning.config_docs --check    fail where a file on disk is not current
 """
 
@@ -18,16 +19,18 @@ from pydantic_core import PydanticUndefined
 
 from latent_reasoning.config import (
     PROJECT_ROOT,
+    ConfigError,
     Experiment,
     ImportModel,
     LatentSftModel,
     RlModel,
-    Section,
     SftModel,
     schema_of_experiment,
 )
+from latent_reasoning.science import defaults_text, section_in
 
 SCHEMA = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
+DEFAULTS = PROJECT_ROOT / "workflow" / "schemas" / "defaults.json"
 README = PROJECT_ROOT / "config" / "README.md"
 BEGIN = "<!-- tables: written by `make docs`, do not edit below -->"
 END = "<!-- end of the tables -->"
@@ -75,17 +78,10 @@ def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
         annotation = field.annotation
         if get_origin(annotation) is dict:
             annotation, name = get_args(annotation)[1], f"{name}.NAME"
-        inner = _section_of(annotation)
+        inner = section_in(annotation)
         if inner is not None:
             yield name, inner
             yield from _sections(inner, f"{name}.")
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation names, perhaps optionally; None for anything else."""
-    options = get_args(annotation) or (annotation,)
-    sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
-    return sections[0] if len(sections) == 1 else None
 
 
 def _table(title: str, section: type[BaseModel]) -> str:
@@ -161,14 +157,30 @@ def _allowed_list(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     return f"list of {_allowed(schema['items'], definitions)}"
 
 
+def wanted_files() -> dict[Path, str]:
+    """Every generated file as it should be.
+
+    Raises `ConfigError` where a default of science changed without a new recipe (`science.py`).
+    """
+    return {
+        SCHEMA: schema_text(),
+        DEFAULTS: defaults_text(json.loads(_read(DEFAULTS) or "{}")),
+        README: readme_text(_read(README)),
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Write both files, or say which is not current."""
+    """Write the files, or say which is not current, or which default may not change silently."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--check", action="store_true", help="write nothing; fail if not current")
     check = options.parse_args(arguments).check
-    wanted = {SCHEMA: schema_text(), README: readme_text(README.read_text(encoding="utf-8"))}
+    try:
+        wanted = wanted_files()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     stale = [path for path, text in wanted.items() if _read(path) != text]
     for path in stale:
         if check:

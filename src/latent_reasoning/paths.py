@@ -59,6 +59,11 @@ class Layout:
             return self.base(seed)
         return self.folder / "models" / model / f"seed-{seed}"
 
+    def model_digest(self, model: str, seed: int) -> Path:
+        """A small file with the digest of the model's weights: what the DAG compares."""
+        folder = self.model(model, seed)
+        return folder.with_name(f"{folder.name}.sha256")
+
     def checkpoints(self, model: str, seed: int) -> Path:
         """Resumable state of a training, outside every declared output."""
         return self.folder / "checkpoints" / model / f"seed-{seed}"

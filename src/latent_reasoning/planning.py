@@ -25,6 +25,11 @@ from latent_reasoning.files import sha256_of, write_text_atomically
 WHOLE_FILE_LIMIT = 256 * 1024**2
 """Larger files (weights) count by their size and both ends, so that planning stays quick."""
 END_BYTES = 1024**2
+ROW_FILES = (".jsonl", ".parquet")
+"""What counts of a folder of raw rows, by the names' ends."""
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
+"""What counts of a model folder: what is loaded. Notes, and the card with its versions, do not."""
+CARD = "card.json"
 
 
 def command_line_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def content_of_rows(experiment: Experiment) -> str:
     """Digest of the local raw rows of the training, validation and test splits."""
     if experiment.data.source != "local":
         return ""
-    return fingerprint(experiment.data.path, "data.path")
+    return fingerprint(experiment.data.path, "data.path", ROW_FILES)
 
 
 def content_of_test_set(experiment: Experiment, dataset: str) -> str:
@@ -82,24 +87,35 @@ def content_of_model(experiment: Experiment, model: str) -> str:
     return ""
 
 
-def fingerprint(path: str, key: str) -> str:
+def fingerprint(path: str, key: str, counted: tuple[str, ...] = MODEL_FILES) -> str:
     """Digest of a file's content, or of the names and content of a folder's files.
 
-    Raises `ConfigError` naming the configuration's key where there is no such file.
+    Of a folder, files whose name ends on one of `counted` count: a note put beside weights or rows
+    reruns nothing. Raises `ConfigError` naming the configuration's key where there is no such file.
     """
     location = expand_path(path)
     try:
         if not location.is_dir():
             return _content(location)[:16]
-        files = sorted(file for file in location.iterdir() if _counts(file))
+        files = sorted(file for file in location.iterdir() if _counts(file, counted))
         return digest([[file.name, _content(file)] for file in files])
     except OSError as error:
         raise ConfigError(f"{key}: {location}: {error.strerror or error}") from None
 
 
-def _counts(file: Path) -> bool:
+def write_model_digest(folder: Path, file: Path) -> None:
+    """Write the fingerprint of a model folder, once that is complete, into a small file.
+
+    Snakemake compares small files by content, folders by time alone: with it, a fresh time stamp
+    on a model retrains nothing.
+    """
+    write_text_atomically(file, fingerprint(str(folder), str(folder)) + "\n")
+
+
+def _counts(file: Path, counted: tuple[str, ...]) -> bool:
     """Hidden files are other programs' notes, such as Snakemake's time stamp of a folder."""
-    return file.is_file() and not file.name.startswith(".")
+    hidden = file.name.startswith(".")
+    return file.name.endswith(counted) and not hidden and file.name != CARD and file.is_file()
 
 
 def _content(file: Path) -> str:

@@ -25,7 +25,7 @@ from latent_reasoning.model.card import card_text, model_card
 from latent_reasoning.model.checkpoints import write_model
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.paths import Layout
-from latent_reasoning.planning import fingerprint
+from latent_reasoning.planning import fingerprint, write_model_digest
 from latent_reasoning.tracking import open_tracker
 from latent_reasoning.training import (
     Task,
@@ -130,7 +130,7 @@ class TrainingRun:
         in circles, and would only cost time.
         """
         rows = self.rows("validation", tokenizer)[: training.validation_rows]
-        limit = min(self.experiment.evaluation.max_new_tokens, 2 * longest_completion)
+        limit = 2 * longest_completion
         return lambda: greedy_validation(
             model,
             tokenizer,
@@ -190,6 +190,7 @@ class TrainingRun:
             write_json(temporary / "card.json", card)
             write_text_atomically(temporary / "README.md", card_text(card))
             write_training_csv(result.metrics, temporary / "training.csv")
+        write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
         return folder
 
     def card(self, result: TrainResult) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from latent_reasoning.config import ConfigError, Data, load, science_digest
+from latent_reasoning.config import ConfigError, Data, load
 from latent_reasoning.data.__main__ import main
 from latent_reasoning.data.prepare import prepare
 from latent_reasoning.data.rows import DataError, normalise_question, read_rows
+from latent_reasoning.science import science_digest
 
 
 def silent(line: str) -> None:

@@ -7,11 +7,12 @@ import pandas
 import pytest
 
 from latent_reasoning.command import run_stage
-from latent_reasoning.config import ConfigError, resolve, science_digest
+from latent_reasoning.config import ConfigError, resolve
 from latent_reasoning.data.rows import DataError, row_lines
 from latent_reasoning.evaluation.__main__ import main, read_free_rows
 from latent_reasoning.model.checkpoints import CheckpointError, write_model
 from latent_reasoning.paths import Layout
+from latent_reasoning.science import science_digest
 
 TRAINING = {"steps": 1}
 CONFIG = {

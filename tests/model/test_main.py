@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from latent_reasoning.config import ConfigError, load, science_digest
+from latent_reasoning.config import ConfigError, load
 from latent_reasoning.model import checkpoints
 from latent_reasoning.model.__main__ import main
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.science import science_digest
 from tests.model.models import build_base, build_reasoner, build_tokenizer
 
 

@@ -33,8 +33,9 @@ def files_of(options: argparse.Namespace, layout: Layout) -> list[Path]:
         dataset = options.dataset
         return [*files, layout.test_set_summary(dataset) if dataset else layout.data_summary]
     if stage in ("model", "sft", "rl"):
-        folder = layout.model(options.model or "base", options.seed)
-        return [folder / "model.safetensors"]
+        model = options.model or "base"
+        folder, digest = layout.model(model, options.seed), layout.model_digest(model, options.seed)
+        return [folder / "model.safetensors", digest]
     if stage == "evaluation":
         folder = layout.evaluation(options.model, options.seed, options.dataset)
         return [folder / name for name in EVALUATION]

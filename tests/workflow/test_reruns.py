@@ -1,4 +1,9 @@
-"""Which jobs each key of the configuration runs again: users' GPU days depend on it."""
+"""Which jobs a changed configuration or file runs again: users' GPU days depend on it.
+
+Which digests follow each key of the schema is tested in `tests/test_science.py`, without Snakemake;
+here the real workflow turns changed digests, files and time stamps into jobs, for at least one key
+of each section and kind.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
+
+from latent_reasoning import science
+from latent_reasoning.config import dump_yaml, resolve
+from tests.workflow.workflow_tools import TARGETS, Finished, plan
 
 MODELS = {
     "cot-sft": "sft",
@@ -48,37 +58,27 @@ MORE_EVALUATIONS = {f"evaluate:{model}:validation:0" for model in MODELS}
 # Key, new value, the jobs that it runs again: every section, and every key that looks alike.
 CASES: list[tuple[str, Any, set[str]]] = [
     ("data.generated.train", 65, EVERY_ROW),
-    ("data.generated.seed", 1, EVERY_ROW),
-    ("data.generated.modulus", 8, EVERY_ROW),
     ("data.sft_share", 0.5, EVERY_ROW),
-    ("data.split_seed", 43, EVERY_ROW),
-    ("data.prompt.evaluation", "", EVERY_ROW),
-    ("data.prompt.training", "Q: ", EVERY_ROW),
-    ("data.max_tokens", 100, EVERY_ROW),
-    ("data.drop_negative_for_sft", False, EVERY_ROW),
-    ("data.special_token_text", "escape", EVERY_ROW),
-    ("data.natural_language", True, EVERY_ROW),
+    ("data.prompt.evaluation", "", EVERY_TRAINING),
+    ("data.max_tokens", 100, EVERY_TRAINING),
+    ("data.drop_negative_for_sft", False, after(*LATENT)),
+    ("data.natural_language", True, after(*MODELS)),
     ("data.limits.train", 60, EVERY_ROW),
     ("data.augmentation.method", "numeric_perturbation", EVERY_ROW),
     ("data.on_bad_row", "skip", EVERY_ROW),
     ("base.architecture.hidden_size", 32, EVERY_TRAINING),
-    ("base.texts.results_only", 0.5, EVERY_TRAINING),
     ("base.training.learning_rate", 1e-3, EVERY_TRAINING),
-    ("base.training.stop_at_accuracy", 0.9, EVERY_TRAINING),
     ("base.licence", "Apache-2.0", set()),
     ("base.path", "elsewhere", set()),
     ("model.recurrent_filter", "linear", after(*LATENT) - after("meaned-codi")),
     ("model.stop_head_temperature", 2.0, after(*LATENT)),
     ("stages.sft.training.steps", 5, after("cot-sft", "no-cot-sft")),
     ("stages.latent_sft.stop_label_smoothing", 0.2, after(*LATENT)),
-    ("stages.latent_sft.training.weight_decay", 0.2, after(*LATENT)),
     ("stages.rl.group_size", 8, after("latent-6-rl", "latent-6-by-1-rl")),
     ("stages.rl.reward.penalty", 1e-3, after("latent-6-rl", "latent-6-by-1-rl")),
     ("models.cot-sft.training.batch_size", 4, after("cot-sft")),
     ("models.no-cot-sft.lora", {"r": 2}, after("no-cot-sft")),
     ("models.latent-6.latent_steps.max", 7, after(*SIX)),
-    ("models.latent-6.distillation.codi_weight", 2.0, after(*SIX)),
-    ("models.latent-6.training.select", "last", after(*SIX)),
     ("models.latent-6.save", "adapter", after(*SIX)),
     ("models.latent-6.rows", "all", after(*SIX)),
     ("models.latent-6-rl.kl_weight", 0.01, after("latent-6-rl")),
@@ -86,8 +86,6 @@ CASES: list[tuple[str, Any, set[str]]] = [
     ("models.meaned-codi.mask_latent_labels", False, after("meaned-codi")),
     ("models.meaned-codi.forced_steps", 5, evaluated("meaned-codi") | {"appendix_tables"}),
     ("evaluation.max_new_tokens", 17, EVERY_EVALUATION),
-    ("evaluation.max_forced_steps", 4, EVERY_EVALUATION),
-    ("evaluation.forced_rows", 5, EVERY_EVALUATION),
     ("evaluation.datasets", ["test"], ANALYSIS | {"appendix_tables"}),
     (
         "evaluation.datasets",
@@ -98,8 +96,6 @@ CASES: list[tuple[str, Any, set[str]]] = [
     ("runtime.precision", "bfloat16", set()),
     ("runtime.threads", 2, set()),
     ("runtime.micro_batch_size", 2, set()),
-    ("runtime.evaluation_batch_size", 2, set()),
-    ("runtime.checkpoint_every", 2, set()),
     ("runtime.memory_mb", 8000, set()),
     ("runtime.runtime_minutes", 30, set()),
     ("tracking.enabled", False, set()),
@@ -133,8 +129,12 @@ def test_a_key_runs_exactly_what_depends_on_it(finished, key, value, expected):
     assert finished.reruns(set_key(key, value)) == expected
 
 
+def nothing(config: dict[str, Any]) -> None:
+    """No change."""
+
+
 def test_nothing_runs_where_nothing_changed(finished):
-    assert finished.reruns(lambda config: None) == set()
+    assert finished.reruns(nothing) == set()
 
 
 def test_a_new_model_trains_alone(finished):
@@ -145,6 +145,52 @@ def test_a_new_model_trains_alone(finished):
 
 def test_a_removed_model_trains_nothing(finished):
     assert finished.reruns(lambda config: config["models"].pop("latent-6-by-1-rl")) == ANALYSIS
+
+
+def test_a_new_model_of_the_appendix_redraws_its_table_alone(finished):
+    entry = {"stage": "latent_sft", "latent_steps": {"min": 4, "max": 4}}
+
+    def change(config):
+        config["models"]["latent-4"] = entry
+        config["report"]["appendix"].append("latent-4")
+
+    new = {"latent_sft:latent-4:0"} | {f"evaluate:latent-4:{d}:0" for d in ("test", "extra")}
+    assert finished.reruns(change) == new | {"appendix_tables"}
+
+
+def test_another_order_of_models_redraws_tables_and_trains_nothing(finished):
+    def change(config):
+        config["models"] = dict(reversed(config["models"].items()))
+
+    assert finished.reruns(change) == ANALYSIS
+
+
+def test_defaults_written_out_run_nothing(finished):
+    def change(config):
+        config.update(yaml.safe_load(dump_yaml(resolve(config, "plain.yaml"))))
+
+    assert finished.reruns(change) == set()
+
+
+def test_comments_and_another_form_of_the_file_run_nothing(finished):
+    file = finished.folder / "commented.yaml"
+    text = yaml.safe_dump(finished.config, sort_keys=False, default_flow_style=True)
+    file.write_text(f"# A comment.\n{text}# Another.\n", encoding="utf-8")
+    assert plan(finished.folder, file, targets=TARGETS) == set()
+
+
+def test_a_file_split_in_two_runs_nothing_in_whatever_order(finished):
+    parts = [finished.folder / f"{name}.yaml" for name in ("one", "two")]
+    sections = list(finished.config.items())
+    for part, items in zip(parts, (sections[:3], sections[3:]), strict=True):
+        part.write_text(yaml.safe_dump(dict(items), sort_keys=False), encoding="utf-8")
+    assert plan(finished.folder, *parts, targets=TARGETS) == set()
+    assert plan(finished.folder, *reversed(parts), targets=TARGETS) == set()
+
+
+def test_a_stages_recipe_runs_that_stage_and_what_follows(finished, monkeypatch):
+    monkeypatch.setitem(science.RECIPE, "rl", 2)
+    assert finished.reruns(nothing) == after("latent-6-rl", "latent-6-by-1-rl")
 
 
 def test_another_seed_runs_beside_the_first(finished):
@@ -177,18 +223,51 @@ def test_a_moved_test_set_runs_nothing_and_a_changed_one_is_evaluated_again(fini
     assert finished.reruns(change) == expected
 
 
-def test_fresh_time_stamps_of_rows_retrain_nothing(finished):
-    for file in (finished.folder / "results" / "test" / "data").iterdir():
-        os.utime(file)
-    assert finished.reruns(lambda config: None) == set()
+@pytest.mark.parametrize("part", ["data", "base", "models", "evaluations", "tables"])
+def test_fresh_time_stamps_run_nothing_again(finished, part):
+    """What lies in a folder and the folders themselves, all newer than what was made from them."""
+    folder = finished.folder / "results" / "test" / part
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path)
+    assert finished.reruns(nothing) == set()
+
+
+def test_a_note_in_a_model_folder_retrains_nothing(finished):
+    note = finished.folder / "results" / "test" / "models" / "latent-6" / "seed-0" / "notes.txt"
+    note.write_text("the best so far\n", encoding="utf-8")
+    assert finished.reruns(nothing) == set()
+
+
+def test_a_model_trained_again_runs_what_starts_from_it(finished):
+    """Its digest file is new, whatever the time stamps of the folder say."""
+    digest = finished.folder / "results" / "test" / "models" / "latent-6" / "seed-0.sha256"
+    before = digest.read_text(encoding="utf-8")
+    try:
+        digest.write_text("other weights\n", encoding="utf-8")
+        assert finished.reruns(nothing) == after(*SIX) - trained("latent-6")
+    finally:
+        digest.write_text(before, encoding="utf-8")
+
+
+def test_a_project_that_was_moved_with_its_results_runs_nothing(finished, monkeypatch):
+    """Moved as `mv` does it, which keeps the time stamps; Snakemake's records move along."""
+    elsewhere = finished.folder.with_name("moved-project")
+    finished.folder.rename(elsewhere)
+    try:
+        monkeypatch.setenv("LATENT_REASONING_RESULTS", str(elsewhere / "results"))
+        config = {**finished.config, "data": {**finished.config["data"]}}
+        config["data"]["extra_tests"] = {"extra": str(elsewhere / "extra.jsonl")}
+        assert Finished(elsewhere, config).reruns(nothing) == set()
+    finally:
+        elsewhere.rename(finished.folder)
 
 
 def test_a_removed_model_folder_is_made_again_only_where_it_is_asked_for(finished):
     folder = finished.folder / "results" / "test" / "models" / "latent-6-rl"
     aside = folder.rename(folder.with_name("aside"))
     try:
-        assert finished.reruns(lambda config: None) == set()
+        assert finished.reruns(nothing) == set()
         path = "results/test/models/latent-6-rl/seed-0"
-        assert finished.reruns(lambda config: None, path) == {"rl:latent-6-rl:0"}
+        assert finished.reruns(nothing, path) == {"rl:latent-6-rl:0"}
     finally:
         aside.rename(folder)

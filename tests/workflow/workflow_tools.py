@@ -15,6 +15,7 @@ import yaml
 from latent_reasoning.config import PROJECT_ROOT
 
 STAND_IN = Path(__file__).with_name("stand_in_stage.py")
+TARGETS = ("all", "appendix")
 PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "default"
 
 
@@ -110,10 +111,10 @@ class Finished:
         config = json.loads(json.dumps(self.config))  # a copy without YAML's shared anchors
         change(config)
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path
 
     def reruns(self, change: Callable[[dict[str, Any]], Any], *targets: str) -> set[str]:
         """The jobs that run after `change` to the configuration, by default of all targets."""
         config = self.write("changed", change)
-        return plan(self.folder, config, targets=targets or ("all", "appendix"))
+        return plan(self.folder, config, targets=targets or TARGETS)

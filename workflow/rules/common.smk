@@ -14,10 +14,10 @@ from latent_reasoning.config import (
     merge,
     read,
     resolve,
-    science_digest,
 )
 from latent_reasoning.cost import describe
 from latent_reasoning.paths import Layout, results_root
+from latent_reasoning.science import science_digest
 
 
 def shown(path):
@@ -46,8 +46,11 @@ def science(stage):
 
 
 def report_digest(*keys):
-    """The digest of the keys of the section `report` that a table, figure or page shows."""
-    section = EXPERIMENT.report.model_dump(mode="json")
+    """The digest of the keys of the section `report` that a table, figure or page shows.
+
+    `main` counts as resolved: without it, the order of `models` is that of the rows.
+    """
+    section = EXPERIMENT.report.model_dump(mode="json") | {"main": MAIN}
     return digest([section[key] for key in keys])
 
 
@@ -76,10 +79,8 @@ def training_rows(wildcards):
 
 
 def model_input(name, seed):
-    """A model's folder as an input; a base that was not trained here counts by its content."""
-    folder = str(LAYOUT.model(name, seed))
-    fixed = name == "base" and not LAYOUT.base_has_seeds
-    return ancient(folder) if fixed else folder
+    """A model as an input: its digest counts, not the time stamp of the folder."""
+    return [str(LAYOUT.model_digest(name, seed)), ancient(str(LAYOUT.model(name, seed)))]
 
 
 def parents(wildcards):
@@ -88,12 +89,14 @@ def parents(wildcards):
     names = [entry.start] if entry.start else []
     if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
         names.append(entry.distillation.teacher)
-    return [model_input(name, wildcards.seed) for name in names]
+    return [file for name in names for file in model_input(name, wildcards.seed)]
 
 
 def trained(models):
-    """Folders of the models, with every seed."""
-    return [LAYOUT.model(model, seed) for model in models for seed in EXPERIMENT.seeds]
+    """The models, with every seed."""
+    return [
+        file for model in models for seed in EXPERIMENT.seeds for file in model_input(model, seed)
+    ]
 
 
 def evaluations(models):
@@ -133,7 +136,9 @@ except ConfigError as error:
 LAYOUT = Layout.of(EXPERIMENT, shown(results_root()))
 CONFIG = str(LAYOUT.config)
 BASE = LAYOUT.base("{seed}")
+BASE_DIGEST = LAYOUT.model_digest("base", "{seed}")
 MODEL = LAYOUT.model("{model}", "{seed}")
+MODEL_DIGEST = LAYOUT.model_digest("{model}", "{seed}")
 EVALUATION = LAYOUT.evaluation("{model}", "{seed}", "{dataset}")
 TRACKING_STORE = str(LAYOUT.folder / "tracking.ready")
 EVALUATION_FILES = ["summary.json", "predictions.parquet", "forced.csv", "by_steps.csv"]

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        model=MODEL,
+        model=lambda wildcards: model_input(wildcards.model, wildcards.seed),
         rows=lambda wildcards: rows(wildcards.dataset),
     output:
         [EVALUATION / file for file in EVALUATION_FILES],

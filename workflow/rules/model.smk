@@ -6,7 +6,8 @@ rule base_model:
         tracking=ancient(TRACKING_STORE) if LAYOUT.base_has_seeds else [],
         rows=rows("sft", "validation") if LAYOUT.base_has_seeds else [],
     output:
-        directory(BASE),
+        folder=directory(BASE),
+        digest=BASE_DIGEST,
     log:
         log_file("base_model", BASE.name),
     benchmark:
@@ -25,7 +26,7 @@ rule base_model:
         content=content(planning.content_of_base),
         seed="{seed}" if LAYOUT.base_has_seeds else 0,
     message:
-        "Making the base model ({EXPERIMENT.base.source}): {output}"
+        "Making the base model ({EXPERIMENT.base.source}): {output.folder}"
     shell:
         "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
         "--seed {params.seed} > {log} 2>&1"
@@ -35,7 +36,8 @@ rule import_model:
     input:
         parents=parents,
     output:
-        directory(MODEL),
+        folder=directory(MODEL),
+        digest=MODEL_DIGEST,
     log:
         log_file("import_model", "{model}", "seed-{seed}"),
     benchmark:

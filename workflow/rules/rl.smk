@@ -7,7 +7,8 @@ rule rl:
         rows=rows("rl", "validation"),
         parents=parents,
     output:
-        directory(MODEL),
+        folder=directory(MODEL),
+        digest=MODEL_DIGEST,
     log:
         log_file("rl", "{model}", "seed-{seed}"),
     benchmark:

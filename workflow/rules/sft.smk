@@ -7,7 +7,8 @@ rule sft:
         rows=training_rows,
         parents=parents,
     output:
-        directory(MODEL),
+        folder=directory(MODEL),
+        digest=MODEL_DIGEST,
     log:
         log_file("sft", "{model}", "seed-{seed}"),
     benchmark:

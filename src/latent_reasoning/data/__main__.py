@@ -21,6 +21,7 @@ from latent_reasoning.data.prepare import Prepared, prepare, prepare_test_set, w
 from latent_reasoning.data.rows import read_rows
 from latent_reasoning.data.splits import questions_of
 from latent_reasoning.paths import Layout
+from latent_reasoning.science import check_digest
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--dataset", metavar="NAME", help="one of data.extra_tests")
     options = command.parse_args(arguments)
     experiment = config.load(options.config)
-    config.check_digest(experiment, "test_set" if options.dataset else "data", options.digest)
+    check_digest(experiment, "test_set" if options.dataset else "data", options.digest)
     layout = Layout.of(experiment)
     start = time.monotonic()
     if options.dataset:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from latent_reasoning.command import parser, run_stage
 from latent_reasoning.config import Evaluation as EvaluationSection
-from latent_reasoning.config import Runtime, check_digest, load
+from latent_reasoning.config import Runtime, load
 from latent_reasoning.data.answers import find_number
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
@@ -31,6 +31,7 @@ from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.paths import Layout
+from latent_reasoning.science import check_digest
 from latent_reasoning.tracking import open_tracker
 
 

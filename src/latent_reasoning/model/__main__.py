@@ -10,12 +10,14 @@ GGUF file or the hub. The second brings in a model of stage `import`. Both leave
 from __future__ import annotations
 
 from latent_reasoning.command import entry_of, parser, run_stage
-from latent_reasoning.config import Experiment, check_digest, load
+from latent_reasoning.config import Experiment, load
 from latent_reasoning.device import set_threads
 from latent_reasoning.model import checkpoints, pretraining
 from latent_reasoning.model.base import obtain_base, obtain_import
 from latent_reasoning.model.card import model_card
 from latent_reasoning.paths import Layout
+from latent_reasoning.planning import write_model_digest
+from latent_reasoning.science import check_digest
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,6 +59,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
         prompt_prefix=experiment.data.prompt.evaluation,
     )
     checkpoints.save(model, tokenizer, layout.base(seed), card)
+    write_model_digest(layout.base(seed), layout.model_digest("base", seed))
 
 
 def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, digest: str) -> None:
@@ -77,11 +80,12 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
         data_digests={},
         selection="as published",
         metrics={"parameters": sum(parameter.numel() for parameter in model.parameters())},
-        weights_licence=experiment.base.licence if entry.start == "base" else None,
+        weights_licence=experiment.base.licence if entry.start == "base" else entry.licence,
         data_licence=None,
         prompt_prefix=experiment.data.prompt.evaluation,
     )
     checkpoints.save(model, tokenizer, layout.model(name, seed), card)
+    write_model_digest(layout.model(name, seed), layout.model_digest(name, seed))
 
 
 if __name__ == "__main__":

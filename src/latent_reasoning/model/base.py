@@ -28,6 +28,7 @@ from latent_reasoning.model.checkpoints import (
     without_progress_bars,
 )
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.science import is_local
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What is downloaded of a hub repository: no pickled weights, no code."""
@@ -54,8 +55,7 @@ def obtain_import(name: str, entry: ImportModel) -> tuple[LatentReasoner, PreTra
     """A model trained elsewhere, on the CPU: a folder in any format `load` reads, or a hub id."""
     folder = expand_path(entry.path)
     if not folder.is_dir():
-        looks_like_a_path = entry.path.startswith((".", "/", "~", "$")) or entry.path.count("/") > 1
-        if looks_like_a_path:
+        if is_local(entry.path):
             raise ConfigError(f"models.{name}.path: {folder}: no such folder")
         key = f"models.{name}.path"
         folder = fetch(entry.path, entry.revision, key, f"{key} also takes a local folder")

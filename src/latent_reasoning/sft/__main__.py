@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.command import entry_of, parser, run_stage
-from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel, check_digest, load
+from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel, load
 from latent_reasoning.data.answers import is_negative
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
@@ -28,6 +28,7 @@ from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.science import check_digest
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
 from latent_reasoning.sft.token_sft import token_sft_examples
