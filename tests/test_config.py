@@ -35,6 +35,7 @@ EXPERIMENTS = [
     ["paper.yaml"],
     ["smollm2.yaml"],
     ["smollm2.yaml", "smollm2-cpu.yaml"],
+    ["published.yaml"],
 ]
 SMALLEST = {
     "experiment": "small",
@@ -179,6 +180,8 @@ REFUSED = [
     ("evaluation.datasets", ["svamp"], "'svamp' is not among test, validation"),
     ("report.main", ["nobody"], "report.main: 'nobody' is not in models"),
     ("report.appendix", ["nobody"], "report.appendix: 'nobody' is not in models"),
+    ("report.rl_from", {"sft": "nobody"}, "report.rl_from: 'nobody' is not in models"),
+    ("report.rl_from", {"rl": "latent"}, "report.rl_from: 'rl' is of stage rl, and says itself"),
     ("seeds", [], "seeds: List should have at least 1 item"),
     ("seeds", [1, 1], "a seed stands twice"),
     ("models", {}, "models: Dictionary should have at least 1 item"),
@@ -379,6 +382,24 @@ def test_the_six_models_and_the_published_figures_are_there(names):
         name: (value.accuracy, value.tokens) for name, value in experiment.report.published.items()
     }
     assert published == {"latent-6": (0.4973, 8.0), "latent-6-rl": (0.5011, 3.76)}
+
+
+def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alike():
+    paper, published = shipped(["paper.yaml"]), shipped(["published.yaml"])
+    assert list(published.models) == list(paper.models)
+    assert {entry.stage for entry in published.models.values()} == {"import"}
+    for name, entry in published.models.items():
+        assert entry.path == f"./releases/{name}"
+        assert entry.forced_steps == getattr(paper.models[name], "forced_steps", None)
+    assert published.report.appendix == paper.report.appendix
+    assert published.report.published == paper.report.published
+    for key in ("datasets", "max_new_tokens", "max_forced_steps"):
+        assert getattr(published.evaluation, key) == getattr(paper.evaluation, key)
+    for key in ("hub_id", "prompt", "special_token_text"):
+        assert getattr(published.data, key) == getattr(paper.data, key)
+    assert published.report.rl_from == {
+        name: paper.models[name].start for name in ("latent-6-rl", "latent-6-by-1-rl")
+    }
 
 
 def test_every_setting_of_paper_yaml_names_its_source():

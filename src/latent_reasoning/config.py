@@ -616,6 +616,11 @@ class Report(Section):
     appendix: list[Name] = Field(
         default_factory=list, description="Models trained by the target `appendix` only."
     )
+    rl_from: dict[Name, Name] = Field(
+        default_factory=dict,
+        description="For imported models: the RL model and the one that its RL started from, so "
+        "that they are compared as if trained here.",
+    )
     published: dict[Name, Published] = Field(
         default_factory=dict,
         description="Published `accuracy` (a share) and `tokens` by model name.",
@@ -681,11 +686,23 @@ class Experiment(Section):
             for name in getattr(self.report, key) or []:
                 if name not in self.models:
                     raise ValueError(f"report.{key}: {name!r} is not in models")
+        for name, start in self.report.rl_from.items():
+            self._check_comparison(name, start)
         if self.base.source == "scratch" and self.data.source != "generated":
             raise ValueError(
                 "base.source: scratch trains on generated text and needs data.source: generated"
             )
         return self
+
+    def _check_comparison(self, name: str, start: str) -> None:
+        for model in (name, start):
+            if model not in self.models:
+                raise ValueError(f"report.rl_from: {model!r} is not in models")
+        if self.models[name].stage != "import":
+            raise ValueError(
+                f"report.rl_from: {name!r} is of stage {self.models[name].stage}, and says itself "
+                "what it starts from; only imported models stand here"
+            )
 
     def _check_entry(self, name: str, entry: Any) -> None:
         if name == "base":

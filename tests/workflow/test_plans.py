@@ -69,6 +69,19 @@ def test_the_papers_appendix_lists_its_five_models_and_no_other(folder):
     }
 
 
+def test_published_lists_the_imports_and_evaluations_of_its_releases_and_no_base(folder):
+    jobs = plan(folder, CONFIG / "published.yaml")
+    pages = {"tables", "figures", "report"}
+    assert jobs == {"prepare_data", *evaluated_imports(SIX), *pages}
+    jobs = plan(folder, CONFIG / "published.yaml", targets=("appendix",))
+    assert jobs == {"prepare_data", *evaluated_imports(FIVE), "appendix_tables"}
+
+
+def evaluated_imports(models: tuple[str, ...]) -> set[str]:
+    imports = {f"import_model:{model}:0" for model in models}
+    return imports | {f"evaluate:{model}:test:0" for model in models}
+
+
 def test_three_seeds_multiply_everything_from_the_base_on(folder):
     jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-3seeds.yaml")
     assert rules(jobs) == {

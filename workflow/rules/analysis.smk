@@ -36,7 +36,7 @@ rule tables:
         runtime=30,
     params:
         config=CONFIG,
-        report=report_digest("main", "published"),
+        report=report_digest("main", "published", "rl_from"),
     message:
         "Writing the tables"
     shell:
@@ -103,7 +103,7 @@ rule figures:
         runtime=30,
     params:
         config=CONFIG,
-        report=report_digest("main"),
+        report=report_digest("main", "rl_from"),
     message:
         "Drawing the figures"
     shell:
@@ -131,7 +131,7 @@ rule report:
         runtime=30,
     params:
         config=CONFIG,
-        report=report_digest("title", "notes", "main", "published"),
+        report=report_digest("title", "notes", "main", "published", "rl_from"),
     message:
         "Writing the page {output}"
     shell:

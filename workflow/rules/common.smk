@@ -17,7 +17,7 @@ from latent_reasoning.config import (
 )
 from latent_reasoning.cost import describe
 from latent_reasoning.paths import Layout, results_root
-from latent_reasoning.science import science_digest
+from latent_reasoning.science import is_local, science_digest
 
 
 def shown(path):
@@ -157,6 +157,8 @@ ANALYSIS_CODE = sorted(
     shown(file) for file in PROJECT_ROOT.glob("src/latent_reasoning/analysis/*.py")
 )
 SPLITS = ["sft", "rl", "validation", "test"]
+IMPORTED = [entry.path for entry in EXPERIMENT.models.values() if entry.stage == "import"]
+IMPORTS_FROM_HUB = any(path and not is_local(path) for path in IMPORTED)
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
 

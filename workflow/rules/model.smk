@@ -44,7 +44,7 @@ rule import_model:
         benchmark_file("import_model", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("import"),
-    retries: 3
+    retries: 3 if IMPORTS_FROM_HUB else 0
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads

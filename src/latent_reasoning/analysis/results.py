@@ -56,8 +56,9 @@ class Results:
         return self.experiment.models[model].stage
 
     def parent(self, model: str) -> str:
-        """The model that training started from, or `base`."""
-        return self.experiment.models[model].start or "base"
+        """The model that training started from, or `base`; of an imported one, as reported."""
+        imported_from = self.experiment.report.rl_from.get(model)
+        return imported_from or self.experiment.models[model].start or "base"
 
     def no_reasoning_models(self) -> list[str]:
         """Models of the table that were trained to answer at once."""
@@ -65,8 +66,9 @@ class Results:
         return [m for m in self.models if entries[m].stage == "sft" and entries[m].form == "no_cot"]
 
     def rl_pairs(self) -> list[Pair]:
-        """RL models of the table with the model each started from."""
-        rl = [name for name in self.models if self.stage(name) == "rl"]
+        """RL models of the table with the model each started from, imported ones included."""
+        imported = self.experiment.report.rl_from
+        rl = [name for name in self.models if self.stage(name) == "rl" or name in imported]
         return [Pair(name, self.parent(name)) for name in rl if self.parent(name) in self.models]
 
     def no_reasoning_pairs(self) -> list[Pair]:

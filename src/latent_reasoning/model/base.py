@@ -56,7 +56,11 @@ def obtain_import(name: str, entry: ImportModel) -> tuple[LatentReasoner, PreTra
     folder = expand_path(entry.path)
     if not folder.is_dir():
         if is_local(entry.path):
-            raise ConfigError(f"models.{name}.path: {folder}: no such folder")
+            raise ConfigError(
+                f"models.{name}.path: {folder}: no such folder; download the model into it "
+                "(config.json, *.safetensors and the tokenizer's files), or name the folder or hub "
+                "id that holds it"
+            )
         key = f"models.{name}.path"
         folder = fetch(entry.path, entry.revision, key, f"{key} also takes a local folder")
     return load(folder, "cpu"), load_tokenizer(folder)

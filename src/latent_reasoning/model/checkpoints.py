@@ -349,6 +349,11 @@ def _existing(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     if not (folder / name).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
+                "and save the whole model"
+            )
         raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
     return folder / name
 
