@@ -36,6 +36,7 @@ EXPERIMENTS = [
     ["smollm2.yaml"],
     ["smollm2.yaml", "smollm2-cpu.yaml"],
     ["published.yaml"],
+    ["paper.yaml", "h100.yaml"],
 ]
 SMALLEST = {
     "experiment": "small",

@@ -16,8 +16,8 @@ from latent_reasoning.config import PROJECT_ROOT
 PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
-    {"config", "config_docs", "files", "science"},
-    {"paths", "command", "device", "cost", "planning"},
+    {"config", "files", "science"},
+    {"paths", "command", "config_docs", "cost", "device", "planning"},
     {"data"},
     {"model"},
     {

@@ -186,6 +186,7 @@ WITH: dict[str, dict[str, Any]] = {
     "models.latent_sft.latent_steps.min": {"models.latent_sft.latent_steps.min": 5},
     "models.rl.max_latent_steps": {"models.rl.max_latent_steps": 12},
     "evaluation.datasets": {"evaluation.datasets": ["validation"]},
+    "report.rl_from": {"report.rl_from": {"import": "sft"}},
     **{f"models.{s}.lora": {f"models.{s}.lora": None} for s in ("sft", "latent_sft", "rl")},
     **{
         f"models.{s}.training": {f"models.{s}.training": {"steps": 7}}

@@ -581,8 +581,20 @@ class Runtime(Section):
     )
     evaluation_batch_size: PositiveInt = Field(64, description="Prompts a generation batch.")
     checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")
-    memory_mb: PositiveInt = Field(4000, description="Memory asked of the scheduler, a job.")
-    runtime_minutes: PositiveInt = Field(60, description="Time asked of the scheduler, a job.")
+    gpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = Field(
+        None,
+        description="The type of GPU to ask a cluster for, as it names it; one with `h100` in its "
+        "name is planned for as such, any other and null (no type asked for) as an A100.",
+    )
+    memory_mb: PositiveInt | None = Field(
+        4000,
+        description="Memory asked of the scheduler, a job; null: as `latent_reasoning.cost` plans.",
+    )
+    runtime_minutes: PositiveInt | None = Field(
+        60,
+        description="Time asked of the scheduler, a job; null: twice what "
+        "`latent_reasoning.cost` estimates, in whole hours.",
+    )
 
 
 class Tracking(Section):

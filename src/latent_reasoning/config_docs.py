@@ -1,5 +1,5 @@
 """What is generated from the typed configuration: the JSON schema, the record of the scientific
-defaults, and the tables of `config/README.md`.
+defaults, the tables of `config/README.md` and those of `docs/paper-scale.md` (`cost.py`).
 
 python -m latent_reasoning.config_docs            write the files
 python -m latent_reasoning.config_docs --check    fail where a file on disk is not current
@@ -25,13 +25,17 @@ from latent_reasoning.config import (
     LatentSftModel,
     RlModel,
     SftModel,
+    load,
     schema_of_experiment,
 )
+from latent_reasoning.cost import scale_tables
 from latent_reasoning.science import defaults_text, section_in
 
 SCHEMA = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
 DEFAULTS = PROJECT_ROOT / "workflow" / "schemas" / "defaults.json"
 README = PROJECT_ROOT / "config" / "README.md"
+SCALE = PROJECT_ROOT / "docs" / "paper-scale.md"
+PAPER = PROJECT_ROOT / "config" / "paper.yaml"
 BEGIN = "<!-- tables: written by `make docs`, do not edit below -->"
 END = "<!-- end of the tables -->"
 MODEL_STAGES = (SftModel, LatentSftModel, RlModel, ImportModel)
@@ -42,16 +46,16 @@ def schema_text() -> str:
     return json.dumps(schema_of_experiment(), indent=2, ensure_ascii=False) + "\n"
 
 
-def readme_text(current: str) -> str:
-    """`config/README.md` with the tables between the markers made anew.
+def with_tables(path: Path, made: str) -> str:
+    """A file with `made` between the markers.
 
     Raises `ValueError` where the file lacks the markers.
     """
-    before, begin, rest = current.partition(BEGIN)
+    before, begin, rest = _read(path).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{README.name} lacks the line {BEGIN!r} or {END!r}")
-    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+        raise ValueError(f"{path.name} lacks the line {BEGIN!r} or {END!r}")
+    return f"{before}{BEGIN}\n\n{made}\n{END}{after}"
 
 
 def tables() -> str:
@@ -165,7 +169,8 @@ def wanted_files() -> dict[Path, str]:
     return {
         SCHEMA: schema_text(),
         DEFAULTS: defaults_text(json.loads(_read(DEFAULTS) or "{}")),
-        README: readme_text(_read(README)),
+        README: with_tables(README, tables()),
+        SCALE: with_tables(SCALE, scale_tables(load(PAPER)) + "\n"),
     }
 
 

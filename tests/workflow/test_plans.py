@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from latent_reasoning.analysis.figures import FIGURES
 from latent_reasoning.analysis.tables import SUPPLEMENTS
 from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load, resolve
+from latent_reasoning.cost import device_of, evaluation_need, training_need
 from tests.workflow.workflow_tools import environment, plan, planned_jobs, run, snakemake
 
 CONFIG = PROJECT_ROOT / "config"
@@ -242,11 +244,48 @@ def test_only_trainings_and_evaluations_ask_for_a_gpu_and_only_off_the_cpu(
 
 
 def test_a_job_asks_for_the_configured_threads_memory_and_time(folder):
-    jobs = planned_jobs(folder, CONFIG / "paper.yaml")
+    jobs = planned_jobs(folder, CONFIG / "smollm2.yaml")
     job = next(job for job in jobs if job.rule.name == "rl")
-    assert job.resources["mem_mb"] == 64000
-    assert job.resources["runtime"] == 4320
-    assert job.rule.resources["_cores"] == 8
+    assert job.resources["mem_mb"] == 16000
+    assert job.resources["runtime"] == 600
+    assert job.rule.resources["_cores"] == 4
+
+
+@pytest.mark.parametrize(("overlay", "card"), [(None, "A100-80"), ("h100.yaml", "H100")])
+def test_the_papers_jobs_ask_for_what_is_planned_for_the_card(folder, overlay, card):
+    configs = [CONFIG / "paper.yaml", *([CONFIG / overlay] if overlay else [])]
+    experiment = load(configs)
+    device = device_of(experiment)
+    assert device.name == card
+    for job in planned_jobs(folder, *configs):
+        asked, model = job.resources, job.wildcards_dict.get("model")
+        if job.rule.name in ("sft", "latent_sft", "rl", "evaluate"):
+            need_of = evaluation_need if job.rule.name == "evaluate" else training_need
+            need = need_of(experiment, model, device)
+            assert (asked["mem_mb"], asked["runtime"]) == (need.host_mb, need.minutes)
+            assert (asked["gpu"], asked["gpu_model"]) == (1, "h100" if overlay else "")
+            assert submitted_gpus(job) == (" --gpus=h100:1" if overlay else " --gpus=1")
+        else:
+            assert asked["gpu"] == 0
+            assert submitted_gpus(job) == ""
+
+
+def submitted_gpus(job: Any) -> str:
+    """What the SLURM plugin adds to the submission for a job's GPUs."""
+    from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+    return set_gres_string(job)
+
+
+def test_the_paper_is_planned_on_the_slurm_profile(folder):
+    """As documented: the profile in place of the default one; nothing is submitted by a dry run."""
+    profile = PROJECT_ROOT / "workflow" / "profiles" / "slurm"
+    command = ["-m", "snakemake", "-n", "--snakefile", PROJECT_ROOT / "Snakefile"]
+    command += ["--workflow-profile", profile, "--configfile", CONFIG / "paper.yaml"]
+    result = run([*command, CONFIG / "h100.yaml"], folder, environment(folder))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "latent_sft            2" in result.stdout + result.stderr
+    assert "on one H100" in result.stderr
 
 
 def test_every_rule_has_a_log_a_message_a_benchmark_and_resources(folder):

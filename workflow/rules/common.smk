@@ -15,7 +15,7 @@ from latent_reasoning.config import (
     read,
     resolve,
 )
-from latent_reasoning.cost import describe
+from latent_reasoning.cost import base_need, describe, evaluation_need, training_need
 from latent_reasoning.paths import Layout, results_root
 from latent_reasoning.science import is_local, science_digest
 
@@ -118,6 +118,26 @@ def benchmark_file(*parts):
     return LAYOUT.benchmarks.joinpath(*parts).with_suffix(".tsv")
 
 
+def asked(need_of, key, configured):
+    """What a job asks the scheduler for: as configured, else as planned for its model."""
+    if configured is not None:
+        return configured
+
+    def of(wildcards):
+        model = [wildcards.model] if "model" in wildcards.keys() else []
+        return getattr(need_of(EXPERIMENT, *model), key)
+
+    return of
+
+
+def memory_of(need_of):
+    return asked(need_of, "host_mb", RUNTIME.memory_mb)
+
+
+def minutes_of(need_of):
+    return asked(need_of, "minutes", RUNTIME.runtime_minutes)
+
+
 def plan():
     """Write the resolved configuration, and say what a costly experiment costs."""
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
@@ -161,6 +181,7 @@ IMPORTED = [entry.path for entry in EXPERIMENT.models.values() if entry.stage ==
 IMPORTS_FROM_HUB = any(path and not is_local(path) for path in IMPORTED)
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
+GPU_MODEL = RUNTIME.gpu_model if GPU and RUNTIME.gpu_model else ""
 
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
 shell.prefix(

@@ -16,8 +16,9 @@ rule evaluate:
     threads: RUNTIME.threads
     resources:
         gpu=GPU,
-        mem_mb=RUNTIME.memory_mb,
-        runtime=RUNTIME.runtime_minutes,
+        gpu_model=GPU_MODEL,
+        mem_mb=memory_of(evaluation_need),
+        runtime=minutes_of(evaluation_need),
     params:
         config=CONFIG,
         digest=science("evaluation"),

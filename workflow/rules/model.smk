@@ -18,8 +18,9 @@ rule base_model:
     threads: RUNTIME.threads
     resources:
         gpu=GPU if LAYOUT.base_has_seeds else 0,
-        mem_mb=RUNTIME.memory_mb,
-        runtime=RUNTIME.runtime_minutes,
+        gpu_model=GPU_MODEL if LAYOUT.base_has_seeds else "",
+        mem_mb=memory_of(base_need),
+        runtime=minutes_of(base_need),
     params:
         config=CONFIG,
         digest=science("base"),
@@ -50,8 +51,8 @@ rule import_model:
     threads: RUNTIME.threads
     resources:
         gpu=0,
-        mem_mb=RUNTIME.memory_mb,
-        runtime=RUNTIME.runtime_minutes,
+        mem_mb=memory_of(training_need),
+        runtime=minutes_of(training_need),
     params:
         config=CONFIG,
         digest=science("model"),

@@ -20,8 +20,9 @@ rule rl:
     threads: RUNTIME.threads
     resources:
         gpu=GPU,
-        mem_mb=RUNTIME.memory_mb,
-        runtime=RUNTIME.runtime_minutes,
+        gpu_model=GPU_MODEL,
+        mem_mb=memory_of(training_need),
+        runtime=minutes_of(training_need),
     params:
         config=CONFIG,
         digest=science("model"),
