@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +15,7 @@ from latent_reasoning import cost
 from latent_reasoning.config import (
     PROJECT_ROOT,
     Architecture,
+    Distillation,
     Experiment,
     LatentSftModel,
     Lora,
@@ -23,8 +26,12 @@ from latent_reasoning.config import (
     resolve,
 )
 from latent_reasoning.cost import SHAPES, Shape, Work
+from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.sequences import LatentExample, PlainExample, StudentExample
 from latent_reasoning.model.adapters import attach_lora
-from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.blocks import run_blocks
+from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.sft.latent_sft import latent_sft_losses
 
 CONFIG = PROJECT_ROOT / "config"
 SHAPE = Shape(128, 512, 2, 4, 2, 96)
@@ -113,31 +120,75 @@ def test_frozen_weights_are_copied_in_every_pass_and_trained_ones_once():
     assert three == one
 
 
+def test_the_memory_of_a_latent_sft_step_is_near_what_autograd_keeps_in_it():
+    shape, lora, rows = Shape(256, 1024, 4, 4, 1, 8192), Lora(r=16), 16
+    model = LatentReasoner(llama(shape), LatentSettings(8188, 8189, 8190, 8191))
+    attach_lora(model, lora)
+    batch = collate_latent([latent_example(model.settings)] * rows, pad_id=1)
+    with Kept(model.train()) as kept:
+        latent_sft_losses(model, batch, Distillation())
+    weights = 4 * shape.weights + cost.ADAM_BYTES * shape.adapter_weights(lora)
+    entry = LatentSftModel(training=ONE_STEP, lora=lora)
+    planned = cost.training_memory(shape, entry, rows) - cost.CUDA_GIB - weights / 2**30
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.tensors.values()) / 2**30
+    assert measured == pytest.approx(planned, rel=0.2)
+
+
+def latent_example(settings: LatentSettings) -> LatentExample:
+    """A row of mean lengths, its words all alike."""
+    thinking = [settings.start_id, *[settings.continue_id] * cost.LATENT_STEPS, settings.stop_id]
+
+    def example(kind: type[PlainExample], run: list[int]) -> PlainExample:
+        ids = np.array([5] * cost.QUESTION + run + [5] * cost.ANSWER, dtype=np.int32)
+        target = cost.QUESTION + len(run) + 3
+        return kind(ids, cost.QUESTION, len(run), cost.QUESTION, target)
+
+    text = example(PlainExample, [5] * cost.CUT_REASONING)
+    return LatentExample(text, example(StudentExample, thinking))
+
+
+class Kept:
+    """Within it, autocast is on and the tensors that autograd keeps are collected by storage,
+    parameters left out."""
+
+    def __init__(self, model: LatentReasoner) -> None:
+        self.own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.tensors: dict[int, torch.Tensor] = {}
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Kept:
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self.stack.enter_context(hooks)
+        self.stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in self.own:
+            self.tensors[storage] = tensor
+        return tensor
+
+
 def kept_bytes(shape: Shape, lora: Lora | None, readings: int) -> tuple[int, float]:
     """Bytes kept for the backward of readings under autocast: copies of weights; the rest, a token
     and block."""
     model, (rows, tokens) = reasoner(shape, lora), (4, 48)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes = {tuple(p.shape) for p in model.parameters()}
     sizes |= {tuple(p.t().shape) for p in model.parameters() if p.dim() == 2}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage().data_ptr()
-        if storage not in own:
-            kept[storage] = tensor
-        return tensor
-
-    ids = torch.zeros(rows, tokens, dtype=torch.long)
-    outputs = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        for _ in range(readings):
-            outputs.append(model.base.base_model(input_ids=ids, use_cache=False))
-    weights = [t for t in kept.values() if tuple(t.shape) in sizes]
-    rest = [t for t in kept.values() if tuple(t.shape) not in sizes]
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    positions = torch.arange(tokens).expand(rows, -1)
+    embedded = torch.randn(rows, tokens, shape.hidden)
+    with Kept(model) as collected:
+        outputs = [
+            run_blocks(model.base, embedded, positions, mask, cache=None) for _ in range(readings)
+        ]
+    assert len(outputs) == readings
+    kept = collected.tensors.values()
+    weights = [t for t in kept if tuple(t.shape) in sizes]
+    rest = [t for t in kept if tuple(t.shape) not in sizes]
     copies, activations = (
         sum(t.untyped_storage().nbytes() for t in part) for part in (weights, rest)
     )

@@ -277,7 +277,7 @@ def latent_step(shape: Shape, entry: LatentSftModel, rows: int, *, shared: bool)
     teacher, student = reasoning + ANSWER, latent_steps(entry) + 2 + ANSWER
     columns = latent_steps(entry)
     if shared:
-        tokens, logits, passes = QUESTION + teacher + student, teacher + student, columns + 4
+        tokens, logits, passes = QUESTION + teacher + student, teacher + student, columns + 3
     else:
         tokens = LONGEST_TEACHER + LONGEST_QUESTION + student
         logits, passes = tokens, columns + STRAY_COLUMNS + 3
@@ -350,7 +350,7 @@ def training_memory(shape: Shape, entry: ModelEntry, micro_batch: int | None) ->
         frozen += shape.weights if entry.lora is None else 0  # the reference policy
     elif entry.stage == "latent_sft":
         own = CUT_REASONING + latent_steps(entry) + 2 + 2 * ANSWER
-        tokens, passes, logits = size * (QUESTION + own), latent_steps(entry) + 4, size * own
+        tokens, passes, logits = size * (QUESTION + own), latent_steps(entry) + 3, size * own
     else:
         own = REASONING + ANSWER
         tokens, passes, logits = size * (QUESTION + own), 1, size * own
