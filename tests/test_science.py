@@ -320,7 +320,7 @@ def _value(schema: dict[str, Any], default: Any) -> Any:
     if kind == "integer":
         return 1 + (3 if default is None else default)
     if kind == "number":
-        return 0.5 if default != 0.5 else 0.25
+        return default + 1 if (default or 0) >= 1 else 0.25 if default == 0.5 else 0.5
     if kind == "string":
         return "another"
     if kind == "array" and "prefixItems" in schema:
