@@ -18,6 +18,7 @@ from latent_reasoning.config import (
 )
 from latent_reasoning.cost import describe
 from latent_reasoning.paths import Layout, results_root
+from latent_reasoning.signal_relay import relay_signals
 
 
 def shown(path):
@@ -170,3 +171,5 @@ wildcard_constraints:
 
 if workflow.is_main_process:
     plan()
+else:
+    relay_signals()
