@@ -66,11 +66,10 @@ class Cluster:
         return result.stdout
 
     def jobs(self) -> list[dict[str, str]]:
-        """The accounts of all jobs so far, in the order of their submission."""
-        columns = ("JobID", "State", "ExitCode", "Account", "Partition", "ReqTRES", "Comment")
-        columns += ("ReqMem", "Timelimit", "AllocCPUS")
+        """The accounts of all jobs so far, by submission; a job that SLURM started again twice."""
+        columns = ("JobID", "State", "Account", "Partition", "ReqTRES", "TimelimitRaw", "Comment")
         report = self.run(
-            *("sacct", "--allocations", "--allusers", "--noheader", "--parsable2"),
+            *("sacct", "--allocations", "--allusers", "--duplicates", "--noheader", "--parsable2"),
             *("--starttime", "now-1days", "--format", ",".join(columns)),
         )
         lines = [line.split("|") for line in report.splitlines()]
@@ -233,7 +232,7 @@ SlurmdPort={self._ports["slurmd"]}
 SlurmUser={getpass.getuser()}
 SlurmdUser={getpass.getuser()}
 AuthType=auth/munge
-AuthInfo=socket={self._munge}
+AuthInfo=socket={self._munge},cred_expire=5
 StateSaveLocation={self.folder}/state
 SlurmdSpoolDir={self.folder}/spool
 SlurmctldPidFile={self.folder}/slurmctld.pid
@@ -256,7 +255,7 @@ AccountingStoragePass={self._munge}
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
 JobAcctGatherType=jobacct_gather/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=64000 Gres=gpu:{GPUS}
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:{GPUS}
 {partitions}"""
 
     def _slurmdbd(self) -> str:
