@@ -16,7 +16,7 @@ from latent_reasoning.config import PROJECT_ROOT
 PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
-    {"config", "config_docs", "files", "signal_relay"},
+    {"config", "config_docs", "files"},
     {"paths", "command", "device", "cost", "planning"},
     {"data"},
     {"model"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"rl"},
     {"evaluation"},
     {"analysis"},
-    {"conformance", "ask"},
+    {"conformance", "ask", "signal_relay"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The base model is trained from scratch by the shared training loop; its stage's command and its

@@ -1,9 +1,10 @@
 """A SLURM of one node on loopback, in a folder of its own: real daemons, for tests.
 
-munge authenticates, MariaDB and slurmdbd keep the accounts that `sacct` reads, slurmctld schedules and
-slurmd runs the jobs, all as the user who starts them and without systemd. Sockets, keys, data, logs and
-configuration lie in the folder, ports are free ones of 127.0.0.1, and nothing is left when it stops.
-The node claims two GPUs, which are empty files: what asks for one gets one, and finds no device.
+munge authenticates, MariaDB and slurmdbd keep the accounts that `sacct` reads, slurmctld schedules
+and slurmd runs the jobs, all as the user who starts them and without systemd. Sockets, keys, data,
+logs and configuration lie in the folder, ports are free ones of 127.0.0.1, and nothing is left when
+it stops. The node claims two GPUs, which are empty files: who asks for one is given it, and finds
+no device.
 
 Needs Debian's munge, slurm-wlm, slurmdbd and mariadb-server (`tests/slurm/install.sh`).
 """

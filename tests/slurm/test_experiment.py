@@ -7,7 +7,7 @@ In the SLURM run each of the three trainings is ended once, in another way:
     latent-6      is cancelled by hand
     latent-6-rl   is taken away and queued again by SLURM, as in a preemption
 
-None of them writes a checkpoint but at its end: what goes on does so from the one that the signal made.
+They write no checkpoints by themselves: what goes on does so from the one that the signal made.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
+import psutil
 import pytest
 import yaml
 
@@ -228,16 +229,22 @@ def same(first: Path, second: Path) -> bool:
 
 def test_nothing_is_left_of_a_cluster_that_a_failure_ends(tmp_path, counted):
     skip_without_slurm()
-    with pytest.raises(ZeroDivisionError):
-        with started(tmp_path / "slurm") as cluster:
-            job = ("sbatch", f"--output={tmp_path}/job.log", "--wrap", "srun sleep 600")
-            cluster.run(*job)
-            deadline = time.monotonic() + 30
-            while "sleep" not in {process.name() for process in cluster.processes()}:
-                assert time.monotonic() < deadline, "the job does not start"
-                time.sleep(0.1)
-            before = len(cluster.processes())
-            raise ZeroDivisionError
+    cluster, before = None, 0
+    with pytest.raises(ZeroDivisionError), started(tmp_path / "slurm") as cluster:
+        before = len(processes_with_a_job(cluster))
+        raise ZeroDivisionError
     assert before >= 5 + 3  # the daemons, and the job's
     assert cluster.processes() == []
     counted.append(f"{before} processes of a failing test ended, 0 left")
+
+
+def processes_with_a_job(cluster: Cluster) -> list[psutil.Process]:
+    """All processes of a cluster, once a job of it runs."""
+    cluster.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 600")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        processes = cluster.processes()
+        if "sleep" in {process.name() for process in processes}:
+            return processes
+        time.sleep(0.1)
+    raise TimeoutError("the job does not start")
