@@ -29,6 +29,9 @@ PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld",
 ACCOUNT = "research"
 PARTITIONS = ("short", "long")  # the first is the default
 GPUS = 2
+# What is asked of `sacct`, and what its lines are to be parted by: nothing that a command holds.
+ACCOUNTS = "State Account Partition ReqTRES TimelimitRaw Comment SubmitLine".split()
+SEPARATOR = "\x1f"
 START_SECONDS = 60
 STOP_SECONDS = 20
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -40,13 +43,12 @@ def missing_programs() -> list[str]:
 
 
 class Cluster:
-    """The daemons; `environment` leads SLURM's commands to them."""
+    """The daemons; `variables` of the environment lead SLURM's commands to them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.configuration = folder / "slurm.conf"
-        self.environment = {
-            **os.environ,
+        self.variables = {
             "PATH": os.pathsep.join([str(folder / "bin"), SEARCHED]),
             "SLURM_CONF": str(self.configuration),
         }
@@ -60,7 +62,7 @@ class Cluster:
     def run(self, *command: str) -> str:
         """What a command says; raises with its messages where it fails."""
         result = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False
+            command, env=os.environ | self.variables, capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
@@ -68,13 +70,13 @@ class Cluster:
 
     def jobs(self) -> list[dict[str, str]]:
         """The accounts of all jobs so far, by submission; a job that SLURM started again twice."""
-        columns = ("JobID", "State", "Account", "Partition", "ReqTRES", "TimelimitRaw", "Comment")
         report = self.run(
             *("sacct", "--allocations", "--allusers", "--duplicates", "--noheader", "--parsable2"),
-            *("--starttime", "now-1days", "--format", ",".join(columns)),
+            *("--starttime", "now-1days", f"--delimiter={SEPARATOR}"),
+            *("--format", ",".join(ACCOUNTS)),
         )
-        lines = [line.split("|") for line in report.splitlines()]
-        return [dict(zip(columns, line, strict=True)) for line in lines]
+        lines = [line.split(SEPARATOR) for line in report.splitlines()]
+        return [dict(zip(ACCOUNTS, line, strict=True)) for line in lines]
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that belongs to this cluster: daemons, job steps and their children."""
@@ -170,7 +172,7 @@ class Cluster:
         with (self.folder / "log" / f"{command[0]}.out").open("wb") as log:
             self._daemons[command[0]] = subprocess.Popen(
                 command,
-                env=self.environment,
+                env=os.environ | self.variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -199,7 +201,7 @@ class Cluster:
 
     def _write(self) -> None:
         for name in ("bin", "log", "spool", "state", "mariadb"):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
@@ -278,9 +280,8 @@ StorageLoc=slurm
 
 
 @contextlib.contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
+def started(cluster: Cluster) -> Iterator[Cluster]:
     """A running cluster, stopped in the end however that comes."""
-    cluster = Cluster(folder)
     try:
         cluster.start()
         yield cluster

@@ -15,7 +15,7 @@ COUNTED = pytest.StashKey[list[str]]()
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running SLURM, of which nothing is left in the end."""
     skip_without_slurm()
-    with started(tmp_path_factory.mktemp("cluster")) as running:
+    with started(Cluster(tmp_path_factory.mktemp("cluster"))) as running:
         yield running
     assert running.processes() == []
 

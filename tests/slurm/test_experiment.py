@@ -1,22 +1,24 @@
 """The workflow through a real SLURM: trainings ended by it go on, and the results are the same.
 
-The test experiment, with two models, runs with the SLURM profile, and by itself on this machine.
-In the SLURM run each of the three trainings is ended once, in another way:
+The test experiment, with three models, runs with the SLURM profile, and at the same time by itself on
+this machine. In the SLURM run two trainings are ended once, in the middle:
 
-    base          is told that its time is nearly up (SIGUSR1, as `--signal` does): exits with 75
-    latent-6      is cancelled by hand
-    latent-6-rl   is taken away and queued again by SLURM, as in a preemption
+    cot-sft    is told that its time is nearly up (SIGUSR1, as `--signal` does), and exits with 75
+    latent-6   is cancelled by hand
 
 They write no checkpoints by themselves: what goes on does so from the one that the signal made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,20 +30,21 @@ import yaml
 from latent_reasoning.config import PROJECT_ROOT
 from tests.slurm.cluster import ACCOUNT, PARTITIONS, Cluster, started
 from tests.slurm.conftest import skip_without_slurm
-from tests.workflow.workflow_tools import environment, snakemake
+from tests.workflow.workflow_tools import environment
 
 pytestmark = pytest.mark.slurm
 
-PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "slurm"
-STEPS = 300
+PROFILES = PROJECT_ROOT / "workflow" / "profiles"
+STEPS = 200
 INTERRUPTED_AFTER = 3
 # Model, its rule, and the command that ends its job.
 INTERRUPTIONS = {
-    "base": ("base_model", ("scancel", "--signal=USR1")),
+    "cot-sft": ("sft", ("scancel", "--signal=USR1")),
     "latent-6": ("latent_sft", ("scancel",)),
-    "latent-6-rl": ("rl", ("scontrol", "requeue")),
 }
-MODELS = ("latent-6", "latent-6-rl")
+MODELS = ("cot-sft", "latent-6", "latent-6-rl")
+# A fake GPU of the cluster may have the number of a real one: both runs are to be on the CPU.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 LOCAL_RULES = ("tracking_store", "tables", "figures", "report")
 EVALUATION = ("predictions.parquet", "forced.csv", "by_steps.csv")
 
@@ -61,14 +64,40 @@ class Run:
         ]
 
 
+@contextlib.contextmanager
+def running(
+    folder: Path, profile: Path, variables: dict[str, str], *arguments: str | Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake at work in `folder`, with its words in `folder/output`; ended if need be."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile"]
+    command += ["--workflow-profile", profile, *arguments]
+    with (folder / "output").open("wb") as output:
+        workflow = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment(folder) | variables,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield workflow
+    finally:
+        workflow.terminate()
+        workflow.wait()
+
+
+def finish(workflow: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for Snakemake's end; a failure shows what it said."""
+    assert workflow.wait(timeout=300) == 0, (folder / "output").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test experiment with two models, long trainings and a device that asks for a GPU."""
+    """The test experiment with three models, two of them trained longer, on any device."""
     config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
-    training = {"steps": STEPS, "validate_every": STEPS}
-    for section in (config["base"], *(config["stages"][name] for name in ("latent_sft", "rl"))):
-        section["training"] |= training
     config["models"] = {name: config["models"][name] for name in MODELS}
+    for name in INTERRUPTIONS:
+        config["models"][name]["training"] = {"steps": STEPS, "validate_every": STEPS}
     config["report"]["appendix"] = []
     config["runtime"] |= {"device": "auto", "checkpoint_every": STEPS, "runtime_minutes": 30}
     file = tmp_path_factory.mktemp("config") / "slurm.yaml"
@@ -77,56 +106,57 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def through_slurm(cluster: Cluster, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The experiment through SLURM, each of its trainings ended once in the middle."""
-    folder = tmp_path_factory.mktemp("through-slurm")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile"]
-    command += ["--workflow-profile", PROFILE, "--configfile", config]
-    command += ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10"]
-    command += ["--default-resources", f"slurm_account={ACCOUNT}"]
-    command += [f"slurm_partition={PARTITIONS[0]}", "--set-resources"]
-    command += [f"rl:slurm_partition={PARTITIONS[1]}", "rl:mem_mb=5000", "rl:runtime=45"]
-    command += ["evaluate:gpu=2"]
-    output = folder / "snakemake.log"
-    with output.open("wb") as log:
-        workflow = subprocess.Popen(
-            [str(part) for part in command],
-            env=environment(folder) | cluster.environment | results_of(folder),
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    results = folder / "results" / "test"
-    try:
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the SLURM profile with entries for single rules, as a user would make it."""
+    values = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    values["default-resources"] = {"slurm_account": ACCOUNT, "slurm_partition": PARTITIONS[0]}
+    resources = values["set-resources"]
+    resources["rl"] |= {"slurm_partition": PARTITIONS[1], "mem_mb": 5000, "runtime": 45}
+    resources["evaluate"] = {"gpu": 2}
+    values["slurm-init-seconds-before-status-checks"] = 3
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(
+    cluster: Cluster, config: Path, profile: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Path]:
+    """The experiment through SLURM, two trainings ended once; results of one on this machine."""
+    here, there = (tmp_path_factory.mktemp(name) for name in ("this-machine", "slurm"))
+    targets = [f"results/test/evaluations/{model}/seed-0/test/summary.json" for model in MODELS]
+    alone = (here, PROFILES / "default", NO_GPU, "--cores=1", "--configfile", config, "--")
+    through = (there, profile, NO_GPU | cluster.variables, "--configfile", config)
+    results = there / "results" / "test"
+    with running(*alone, *targets) as local, running(*through) as workflow:
         interrupted_after = interrupt_trainings(workflow, cluster, results)
-        workflow.wait(timeout=240)
-    finally:
-        workflow.terminate()
-        workflow.wait(timeout=60)
-    assert workflow.returncode == 0, output.read_text(encoding="utf-8")
-    return Run(results, interrupted_after, cluster.jobs())
+        finish(workflow, there)
+        finish(local, here)
+    return Run(results, interrupted_after, cluster.jobs()), here / "results" / "test"
 
 
-def results_of(folder: Path) -> dict[str, str]:
-    """What `environment` adds to the variables that this process has."""
-    names = ("LATENT_REASONING_RESULTS", "MLFLOW_TRACKING_URI", "NO_COLOR")
-    return {name: environment(folder)[name] for name in names}
+@pytest.fixture(scope="module")
+def through_slurm(finished: tuple[Run, Path]) -> Run:
+    return finished[0]
 
 
 def interrupt_trainings(
     workflow: subprocess.Popen[bytes], cluster: Cluster, results: Path
 ) -> dict[str, int]:
-    """End each training once it has made some steps; returns how many were logged then."""
+    """End each training once it has made some steps; returns how many were logged by then."""
     after: dict[str, int] = {}
-    deadline = time.monotonic() + 300
-    for model, (rule, command) in INTERRUPTIONS.items():
-        metrics = results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
-        while len(logged_steps(metrics)) < INTERRUPTED_AFTER:
-            assert workflow.poll() is None, f"ended before all were interrupted: {after}"
-            assert time.monotonic() < deadline, f"{model} made no steps"
-            time.sleep(0.05)
-        cluster.run(*command, job_in_queue(cluster, rule))
-        after[model] = len(logged_steps(metrics))
+    deadline = time.monotonic() + 240
+    while len(after) < len(INTERRUPTIONS):
+        assert workflow.poll() is None, f"ended before all were interrupted: {after}"
+        assert time.monotonic() < deadline, f"no steps within four minutes: {after}"
+        for model in set(INTERRUPTIONS) - set(after):
+            metrics = results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
+            if len(logged_steps(metrics)) >= INTERRUPTED_AFTER:
+                rule, command = INTERRUPTIONS[model]
+                cluster.run(*command, job_in_queue(cluster, rule))
+                after[model] = len(logged_steps(metrics))
+        time.sleep(0.01)
     return after
 
 
@@ -146,78 +176,76 @@ def logged_steps(metrics: Path) -> list[int]:
 
 
 def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slurm, counted):
-    rules = Counter(job["Comment"].removeprefix("rule_") for job in through_slurm.jobs)
-    assert rules == {
+    jobs = Counter(job["Comment"].removeprefix("rule_") for job in through_slurm.jobs)
+    assert jobs == {
         "prepare_data": 1,
-        "base_model_wildcards_0": 2,
+        "base_model_wildcards_0": 1,
+        "sft_wildcards_cot-sft_0": 2,
         "latent_sft_wildcards_latent-6_0": 2,
-        "rl_wildcards_latent-6-rl_0": 2,
+        "rl_wildcards_latent-6-rl_0": 1,
         **{f"evaluate_wildcards_{model}_0_test": 1 for model in MODELS},
     }
     for rule in LOCAL_RULES:
         assert (through_slurm.results / "logs" / f"{rule}.log").exists(), rule
-    counted.append(f"{sum(rules.values())} jobs run, {len(LOCAL_RULES)} beside it")
+    counted.append(f"{sum(jobs.values())} jobs run, {len(LOCAL_RULES)} beside it")
 
 
-def test_each_training_was_ended_by_slurm_and_started_once_more(through_slurm, counted):
+def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted):
     states = {
         rule: [job["State"].split()[0] for job in through_slurm.jobs_of(rule)]
         for rule, _ in INTERRUPTIONS.values()
     }
-    assert states == {
-        "base_model": ["FAILED", "COMPLETED"],
-        "latent_sft": ["CANCELLED", "COMPLETED"],
-        "rl": ["REQUEUED", "COMPLETED"],
-    }
-    ends = "1 warned of its time limit, 1 cancelled, 1 requeued"
-    counted.append(f"{len(states)} trainings ended in the middle: {ends}")
+    assert states == {"sft": ["FAILED", "COMPLETED"], "latent_sft": ["CANCELLED", "COMPLETED"]}
+    counted.append("1 training told that its time is up, 1 cancelled, both in the middle")
 
 
-def test_each_training_goes_on_from_the_step_that_it_was_ended_at(through_slurm, counted):
+def test_trainings_go_on_from_the_step_that_they_were_ended_at(through_slurm, counted):
     went_on = {}
     for model, (rule, _) in INTERRUPTIONS.items():
-        logs = through_slurm.results / "logs" / rule
-        log = logs / "seed-0.log" if model == "base" else logs / model / "seed-0.log"
-        text = log.read_text(encoding="utf-8")
-        assert f"{model}: goes on after step " in text
-        went_on[model] = int(text.split("goes on after step ")[1].split()[0].strip(".,:;"))
+        log = through_slurm.results / "logs" / rule / model / "seed-0.log"
+        said = re.search(rf"{model}: goes on after step (\d+)", log.read_text(encoding="utf-8"))
+        assert said, log
+        went_on[model] = int(said[1])
         assert through_slurm.interrupted_after[model] <= went_on[model] < STEPS
-        checkpoints = through_slurm.results / "checkpoints" / model / "seed-0"
-        assert logged_steps(checkpoints / "metrics.jsonl") == list(range(1, STEPS + 1))
+        metrics = through_slurm.results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
+        steps = logged_steps(metrics)
+        assert steps == sorted(steps)
+        assert set(steps) == set(range(1, STEPS + 1))
     steps = ", ".join(f"{model} after step {step}" for model, step in went_on.items())
     counted.append(f"{len(went_on)} trainings resumed, of {STEPS} steps: {steps}")
 
 
-def test_account_partition_memory_time_and_gpus_reach_slurm(through_slurm):
-    for job in through_slurm.jobs:
-        assert job["Account"] == ACCOUNT
-        is_rl = job["Comment"].startswith("rule_rl")
-        assert job["Partition"] == PARTITIONS[is_rl]
+def test_account_partition_memory_time_and_gpus_of_each_rule_reach_slurm(through_slurm):
+    accounts = ("Account", "Partition", "ReqTRES", "TimelimitRaw")
     asked = {
-        rule: (through_slurm.jobs_of(rule)[0]["ReqTRES"], job["TimelimitRaw"])
+        rule: {tuple(job[name] for name in accounts) for job in through_slurm.jobs_of(rule)}
         for rule in ("prepare_data", "latent_sft", "rl", "evaluate")
-        for job in through_slurm.jobs_of(rule)
     }
+    short, long = PARTITIONS
     assert asked == {
-        "prepare_data": ("billing=1,cpu=1,mem=4000M,node=1", "60"),
-        "latent_sft": ("billing=1,cpu=1,gres/gpu=1,mem=4000M,node=1", "30"),
-        "rl": ("billing=1,cpu=1,gres/gpu=1,mem=5000M,node=1", "45"),
-        "evaluate": ("billing=1,cpu=1,gres/gpu=2,mem=4000M,node=1", "30"),
+        "prepare_data": {(ACCOUNT, short, "billing=1,cpu=1,mem=4000M,node=1", "60")},
+        "latent_sft": {(ACCOUNT, short, "billing=1,cpu=1,gres/gpu=1,mem=4000M,node=1", "30")},
+        "rl": {(ACCOUNT, long, "billing=1,cpu=1,gres/gpu=1,mem=5000M,node=1", "45")},
+        "evaluate": {(ACCOUNT, short, "billing=1,cpu=1,gres/gpu=2,mem=4000M,node=1", "30")},
     }
 
 
-def test_the_results_are_those_of_a_run_on_one_machine(through_slurm, config, tmp_path, counted):
-    targets = [f"results/test/evaluations/{model}/seed-0/test/summary.json" for model in MODELS]
-    local = snakemake(tmp_path, "--configfile", config, "--", *targets)
-    assert local.returncode == 0, local.stdout + local.stderr
-    results = tmp_path / "results" / "test"
+def test_slurm_is_to_warn_trainings_and_to_start_again_what_it_takes_away(through_slurm):
+    for rule in ("base_model", "sft", "latent_sft", "rl", "evaluate"):
+        for job in through_slurm.jobs_of(rule):
+            assert ("--signal=USR1@300" in job["SubmitLine"]) == (rule != "evaluate")
+            assert "--requeue" in job["SubmitLine"]
+
+
+def test_the_results_are_those_of_a_run_on_one_machine(finished, counted):
+    through_slurm, local = finished
     folders = ["base/seed-0", *(f"models/{model}/seed-0" for model in MODELS)]
     files = [f"{folder}/model.safetensors" for folder in folders]
     files += [f"evaluations/{m}/seed-0/test/{name}" for m in MODELS for name in EVALUATION]
     files += [f"data/{split}.jsonl" for split in ("sft", "rl", "validation", "test")]
     for name in files:
-        assert same(through_slurm.results / name, results / name), name
-    counted.append(f"{len(files)} files compared with a run on one machine, {len(files)} equal")
+        assert same(through_slurm.results / name, local / name), name
+    counted.append(f"{len(files)} files compared with a run on one machine, all equal")
 
 
 def same(first: Path, second: Path) -> bool:
@@ -229,22 +257,20 @@ def same(first: Path, second: Path) -> bool:
 
 def test_nothing_is_left_of_a_cluster_that_a_failure_ends(tmp_path, counted):
     skip_without_slurm()
-    cluster, before = None, 0
-    with pytest.raises(ZeroDivisionError), started(tmp_path / "slurm") as cluster:
-        before = len(processes_with_a_job(cluster))
-        raise ZeroDivisionError
-    assert before >= 5 + 3  # the daemons, and the job's
+    cluster = Cluster(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        fail_amid_a_job(cluster, before := [])
+    assert len(before) >= 5 + 3  # the daemons, and the job's
     assert cluster.processes() == []
-    counted.append(f"{before} processes of a failing test ended, 0 left")
+    counted.append(f"{len(before)} processes of a failing test ended, 0 left")
 
 
-def processes_with_a_job(cluster: Cluster) -> list[psutil.Process]:
-    """All processes of a cluster, once a job of it runs."""
-    cluster.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 600")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        processes = cluster.processes()
-        if "sleep" in {process.name() for process in processes}:
-            return processes
-        time.sleep(0.1)
-    raise TimeoutError("the job does not start")
+def fail_amid_a_job(cluster: Cluster, processes: list[psutil.Process]) -> None:
+    """Start `cluster` and a job on it, list all their processes, and fail."""
+    with started(cluster):
+        cluster.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 600")
+        deadline = time.monotonic() + 30
+        while "sleep" not in {process.name() for process in processes}:
+            assert time.monotonic() < deadline, "the job does not start"
+            processes[:] = cluster.processes()
+        raise ZeroDivisionError
