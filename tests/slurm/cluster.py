@@ -3,7 +3,7 @@
 munge authenticates, MariaDB and slurmdbd keep the accounts that `sacct` reads, slurmctld schedules
 and slurmd runs the jobs, all as the user who starts them and without systemd. Sockets, keys, data,
 logs and configuration lie in the folder, ports are free ones of 127.0.0.1, and nothing is left when
-it stops. The node claims two GPUs, which are empty files: who asks for one is given it, and finds
+it stops. The node claims GPUs, which are empty files: who asks for one is given it, and finds
 no device.
 
 Needs Debian's munge, slurm-wlm, slurmdbd and mariadb-server (`tests/slurm/install.sh`).
@@ -28,9 +28,9 @@ import psutil
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 ACCOUNT = "research"
 PARTITIONS = ("short", "long")  # the first is the default
-GPUS = 2
+GPUS = 8
 # What is asked of `sacct`, and what its lines are to be parted by: nothing that a command holds.
-ACCOUNTS = "State Account Partition ReqTRES TimelimitRaw Comment SubmitLine".split()
+ACCOUNTS = ["State", "Account", "Partition", "ReqTRES", "TimelimitRaw", "Comment", "SubmitLine"]
 SEPARATOR = "\x1f"
 START_SECONDS = 60
 STOP_SECONDS = 20

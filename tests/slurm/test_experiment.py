@@ -1,7 +1,7 @@
 """The workflow through a real SLURM: trainings ended by it go on, and the results are the same.
 
-The test experiment, with three models, runs with the SLURM profile, and at the same time by itself on
-this machine. In the SLURM run two trainings are ended once, in the middle:
+The test experiment, with three models, runs with the SLURM profile, and at the same time by itself
+on this machine. In the SLURM run two trainings are ended once, in the middle:
 
     cot-sft    is told that its time is nearly up (SIGUSR1, as `--signal` does), and exits with 75
     latent-6   is cancelled by hand
