@@ -112,7 +112,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End all jobs and daemons, the ones that others need last."""
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, FileNotFoundError):
             self.run("scancel", f"--user={getpass.getuser()}")
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline and self._running("slurmstepd"):
