@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -78,12 +80,18 @@ def running(
             cwd=folder,
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     try:
         yield workflow
     finally:
-        workflow.terminate()
-        workflow.wait()
+        if workflow.poll() is None:  # something has failed
+            os.killpg(workflow.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                workflow.wait(timeout=30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(workflow.pid, signal.SIGKILL)
+            workflow.wait()
 
 
 def finish(workflow: subprocess.Popen[bytes], folder: Path) -> None:
