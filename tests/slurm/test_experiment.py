@@ -48,7 +48,7 @@ MODELS = ("cot-sft", "latent-6", "latent-6-rl")
 # A fake GPU of the cluster may have the number of a real one: both runs are to be on the CPU.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 LOCAL_RULES = ("tracking_store", "tables", "figures", "report")
-EVALUATION = ("predictions.parquet", "forced.csv", "by_steps.csv")
+EVALUATED = "evaluations/latent-6-rl/seed-0/test"
 
 
 @dataclass
@@ -133,7 +133,7 @@ def finished(
 ) -> tuple[Run, Path]:
     """The experiment through SLURM, two trainings ended once; results of one on this machine."""
     here, there = (tmp_path_factory.mktemp(name) for name in ("this-machine", "slurm"))
-    targets = [f"results/test/evaluations/{model}/seed-0/test/summary.json" for model in MODELS]
+    targets = ["results/test/models/cot-sft/seed-0", f"results/test/{EVALUATED}/summary.json"]
     alone = (here, PROFILES / "default", NO_GPU, "--cores=1", "--configfile", config, "--")
     through = (there, profile, NO_GPU | cluster.variables, "--configfile", config)
     results = there / "results" / "test"
@@ -249,7 +249,7 @@ def test_the_results_are_those_of_a_run_on_one_machine(finished, counted):
     through_slurm, local = finished
     folders = ["base/seed-0", *(f"models/{model}/seed-0" for model in MODELS)]
     files = [f"{folder}/model.safetensors" for folder in folders]
-    files += [f"evaluations/{m}/seed-0/test/{name}" for m in MODELS for name in EVALUATION]
+    files += [f"{EVALUATED}/{name}" for name in ("predictions.parquet", "forced.csv")]
     files += [f"data/{split}.jsonl" for split in ("sft", "rl", "validation", "test")]
     for name in files:
         assert same(through_slurm.results / name, local / name), name
