@@ -37,12 +37,11 @@ from tests.workflow.workflow_tools import environment
 pytestmark = pytest.mark.slurm
 
 PROFILES = PROJECT_ROOT / "workflow" / "profiles"
-STEPS = 200
 INTERRUPTED_AFTER = 3
-# Model, its rule, and the command that ends its job.
+# Model, its rule, the command that ends its job, and steps enough to be caught in the middle.
 INTERRUPTIONS = {
-    "cot-sft": ("sft", ("scancel", "--signal=USR1")),
-    "latent-6": ("latent_sft", ("scancel",)),
+    "cot-sft": ("sft", ("scancel", "--signal=USR1"), 1000),
+    "latent-6": ("latent_sft", ("scancel",), 300),
 }
 MODELS = ("cot-sft", "latent-6", "latent-6-rl")
 # A fake GPU of the cluster may have the number of a real one: both runs are to be on the CPU.
@@ -104,10 +103,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test experiment with three models, two of them trained longer, on any device."""
     config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
     config["models"] = {name: config["models"][name] for name in MODELS}
-    for name in INTERRUPTIONS:
-        config["models"][name]["training"] = {"steps": STEPS, "validate_every": STEPS}
+    for name, (_, _, steps) in INTERRUPTIONS.items():
+        config["models"][name]["training"] = {"steps": steps, "validate_every": steps}
     config["report"]["appendix"] = []
-    config["runtime"] |= {"device": "auto", "checkpoint_every": STEPS, "runtime_minutes": 30}
+    config["runtime"] |= {"device": "auto", "checkpoint_every": 1000, "runtime_minutes": 30}
     file = tmp_path_factory.mktemp("config") / "slurm.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return file
@@ -161,7 +160,7 @@ def interrupt_trainings(
         for model in set(INTERRUPTIONS) - set(after):
             metrics = results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
             if len(logged_steps(metrics)) >= INTERRUPTED_AFTER:
-                rule, command = INTERRUPTIONS[model]
+                rule, command, _ = INTERRUPTIONS[model]
                 cluster.run(*command, job_in_queue(cluster, rule))
                 after[model] = len(logged_steps(metrics))
         time.sleep(0.01)
@@ -201,7 +200,7 @@ def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slur
 def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted):
     states = {
         rule: [job["State"].split()[0] for job in through_slurm.jobs_of(rule)]
-        for rule, _ in INTERRUPTIONS.values()
+        for rule, _, _ in INTERRUPTIONS.values()
     }
     assert states == {"sft": ["FAILED", "COMPLETED"], "latent_sft": ["CANCELLED", "COMPLETED"]}
     counted.append("1 training told that its time is up, 1 cancelled, both in the middle")
@@ -209,18 +208,20 @@ def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted
 
 def test_trainings_go_on_from_the_step_that_they_were_ended_at(through_slurm, counted):
     went_on = {}
-    for model, (rule, _) in INTERRUPTIONS.items():
+    for model, (rule, _, last) in INTERRUPTIONS.items():
         log = through_slurm.results / "logs" / rule / model / "seed-0.log"
         said = re.search(rf"{model}: goes on after step (\d+)", log.read_text(encoding="utf-8"))
         assert said, log
         went_on[model] = int(said[1])
-        assert through_slurm.interrupted_after[model] <= went_on[model] < STEPS
+        assert through_slurm.interrupted_after[model] <= went_on[model] < last
         metrics = through_slurm.results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
         steps = logged_steps(metrics)
         assert steps == sorted(steps)
-        assert set(steps) == set(range(1, STEPS + 1))
-    steps = ", ".join(f"{model} after step {step}" for model, step in went_on.items())
-    counted.append(f"{len(went_on)} trainings resumed, of {STEPS} steps: {steps}")
+        assert set(steps) == set(range(1, last + 1))
+    steps = (
+        f"{model} after step {step} of {INTERRUPTIONS[model][2]}" for model, step in went_on.items()
+    )
+    counted.append(f"{len(went_on)} trainings resumed: {', '.join(steps)}")
 
 
 def test_account_partition_memory_time_and_gpus_of_each_rule_reach_slurm(through_slurm):
