@@ -35,6 +35,11 @@ reproduce: $(STAMP) ## run the laptop experiment to its report
 test: lint $(STAMP) ## run every check and test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+.PHONY: test-slurm
+test-slurm: $(STAMP) ## run the workflow through a SLURM that this starts and stops
+	tests/slurm/install.sh
+	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
+
 .PHONY: lint
 lint: $(STAMP) ## check style and workflow, and that generated files are current
 	$(BIN)/ruff check .

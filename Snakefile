@@ -28,6 +28,7 @@ include: "workflow/rules/benchmark.smk"
 localrules:
     all,
     appendix,
+    prepare_test_set,
     tracking_store,
     tables,
     appendix_tables,

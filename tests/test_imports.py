@@ -28,7 +28,7 @@ LAYERS = [
     {"rl"},
     {"evaluation"},
     {"analysis"},
-    {"conformance", "ask"},
+    {"conformance", "ask", "signal_relay"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The base model is trained from scratch by the shared training loop; its stage's command and its

@@ -19,7 +19,7 @@ rule benchmark:
         BENCHMARKS / "benchmark.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores  # nothing may run beside what is timed
+    threads: workflow.resource_settings.cores or 1  # nothing may run beside what is timed
     resources:
         gpu=0,
         mem_mb=4000,

@@ -18,6 +18,7 @@ from latent_reasoning.config import (
 from latent_reasoning.cost import base_need, describe, evaluation_need, training_need
 from latent_reasoning.paths import Layout, results_root
 from latent_reasoning.science import is_local, science_digest
+from latent_reasoning.signal_relay import relay_signals
 
 
 def shown(path):
@@ -198,3 +199,5 @@ wildcard_constraints:
 
 if workflow.is_main_process:
     plan()
+else:
+    relay_signals()

@@ -10,7 +10,7 @@ rule prepare_data:
         log_file("prepare_data"),
     benchmark:
         benchmark_file("prepare_data")
-    retries: 3 if EXPERIMENT.data.source == "hub" else 0
+    retries: 3 if EXPERIMENT.data.source == "hub" else None
     conda:
         "../../environment.yml"
     threads: 1

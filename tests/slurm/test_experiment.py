@@ -1,0 +1,285 @@
+"""The workflow through a real SLURM: trainings ended by it go on, and the results are the same.
+
+The test experiment, with three models, runs with the SLURM profile, and at the same time by itself
+on this machine. In the SLURM run two trainings are ended once, in the middle:
+
+    cot-sft    is told that its time is nearly up (SIGUSR1, as `--signal` does), and exits with 75
+    latent-6   is cancelled by hand
+
+They write no checkpoints by themselves: what goes on does so from the one that the signal made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+import psutil
+import pytest
+import yaml
+
+from latent_reasoning.config import PROJECT_ROOT
+from tests.slurm.cluster import ACCOUNT, PARTITIONS, Cluster, started
+from tests.slurm.conftest import skip_without_slurm
+from tests.workflow.workflow_tools import environment
+
+pytestmark = pytest.mark.slurm
+
+PROFILES = PROJECT_ROOT / "workflow" / "profiles"
+INTERRUPTED_AFTER = 3
+# Model, its rule, the command that ends its job, and steps enough to be caught in the middle.
+INTERRUPTIONS = {
+    "cot-sft": ("sft", ("scancel", "--signal=USR1"), 1000),
+    "latent-6": ("latent_sft", ("scancel",), 300),
+}
+MODELS = ("cot-sft", "latent-6", "latent-6-rl")
+# A fake GPU of the cluster may have the number of a real one: both runs are to be on the CPU.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+LOCAL_RULES = ("tracking_store", "tables", "figures", "report")
+EVALUATED = "evaluations/latent-6-rl/seed-0/test"
+
+
+@dataclass
+class Run:
+    """A finished run of the experiment through SLURM."""
+
+    results: Path
+    interrupted_after: dict[str, int]
+    jobs: list[dict[str, str]]
+
+    def jobs_of(self, rule: str) -> list[dict[str, str]]:
+        """The accounts of a rule's jobs; the plugin names it in the comment."""
+        return [
+            job for job in self.jobs if job["Comment"].split("_wildcards_")[0] == f"rule_{rule}"
+        ]
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, profile: Path, variables: dict[str, str], *arguments: str | Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake at work in `folder`, with its words in `folder/output`; ended if need be."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile"]
+    command += ["--workflow-profile", profile, *arguments]
+    with (folder / "output").open("wb") as output:
+        workflow = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment(folder) | variables,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield workflow
+    finally:
+        if workflow.poll() is None:  # something has failed
+            os.killpg(workflow.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                workflow.wait(timeout=30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(workflow.pid, signal.SIGKILL)
+            workflow.wait()
+
+
+def finish(workflow: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for Snakemake's end; a failure shows what it said."""
+    assert workflow.wait(timeout=900) == 0, (folder / "output").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test experiment with three models, two of them trained longer, on any device."""
+    config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
+    config["models"] = {name: config["models"][name] for name in MODELS}
+    for name, (_, _, steps) in INTERRUPTIONS.items():
+        config["models"][name]["training"] = {"steps": steps, "validate_every": steps}
+    config["report"]["appendix"] = []
+    config["runtime"] |= {"device": "auto", "checkpoint_every": 1000, "runtime_minutes": 30}
+    file = tmp_path_factory.mktemp("config") / "slurm.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the SLURM profile with entries for single rules, as a user would make it."""
+    values = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    values["default-resources"] = {"slurm_account": ACCOUNT, "slurm_partition": PARTITIONS[0]}
+    resources = values["set-resources"]
+    resources["rl"] |= {"slurm_partition": PARTITIONS[1], "mem_mb": 5000, "runtime": 45}
+    resources["evaluate"] = {"gpu": 2}
+    values["slurm-init-seconds-before-status-checks"] = 3
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(
+    cluster: Cluster, config: Path, profile: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Path]:
+    """The experiment through SLURM, two trainings ended once; results of one on this machine."""
+    here, there = (tmp_path_factory.mktemp(name) for name in ("this-machine", "slurm"))
+    targets = ["results/test/models/cot-sft/seed-0", f"results/test/{EVALUATED}/summary.json"]
+    alone = (here, PROFILES / "default", NO_GPU, "--cores=1", "--configfile", config, "--")
+    through = (there, profile, NO_GPU | cluster.variables, "--configfile", config)
+    results = there / "results" / "test"
+    with running(*alone, *targets) as local, running(*through) as workflow:
+        interrupted_after = interrupt_trainings(workflow, cluster, results)
+        finish(workflow, there)
+        finish(local, here)
+    return Run(results, interrupted_after, cluster.jobs()), here / "results" / "test"
+
+
+@pytest.fixture(scope="module")
+def through_slurm(finished: tuple[Run, Path]) -> Run:
+    return finished[0]
+
+
+def interrupt_trainings(
+    workflow: subprocess.Popen[bytes], cluster: Cluster, results: Path
+) -> dict[str, int]:
+    """End each training once it has made some steps; returns how many were logged by then."""
+    after: dict[str, int] = {}
+    deadline = time.monotonic() + 600
+    while len(after) < len(INTERRUPTIONS):
+        assert workflow.poll() is None, f"ended before all were interrupted: {after}"
+        assert time.monotonic() < deadline, f"no steps within ten minutes: {after}"
+        for model in set(INTERRUPTIONS) - set(after):
+            metrics = results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
+            if len(logged_steps(metrics)) >= INTERRUPTED_AFTER:
+                rule, command, _ = INTERRUPTIONS[model]
+                cluster.run(*command, job_in_queue(cluster, rule))
+                after[model] = len(logged_steps(metrics))
+        time.sleep(0.01)
+    return after
+
+
+def job_in_queue(cluster: Cluster, rule: str) -> str:
+    """The number of the running job of a rule."""
+    lines = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%A %k").splitlines()
+    return next(line.split()[0] for line in lines if f" rule_{rule}_" in line)
+
+
+def logged_steps(metrics: Path) -> list[int]:
+    """The steps in a training's metrics so far, whole lines alone."""
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+# ------------------------------------------------------------------------------------ the tests
+
+
+def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slurm, counted):
+    jobs = Counter(job["Comment"].removeprefix("rule_") for job in through_slurm.jobs)
+    assert jobs == {
+        "prepare_data": 1,
+        "base_model_wildcards_0": 1,
+        "sft_wildcards_cot-sft_0": 2,
+        "latent_sft_wildcards_latent-6_0": 2,
+        "rl_wildcards_latent-6-rl_0": 1,
+        **{f"evaluate_wildcards_{model}_0_test": 1 for model in MODELS},
+    }
+    for rule in LOCAL_RULES:
+        assert (through_slurm.results / "logs" / f"{rule}.log").exists(), rule
+    counted.append(f"{sum(jobs.values())} jobs run, {len(LOCAL_RULES)} beside it")
+
+
+def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted):
+    states = {
+        rule: [job["State"].split()[0] for job in through_slurm.jobs_of(rule)]
+        for rule, _, _ in INTERRUPTIONS.values()
+    }
+    assert states == {"sft": ["FAILED", "COMPLETED"], "latent_sft": ["CANCELLED", "COMPLETED"]}
+    counted.append("1 training told that its time is up, 1 cancelled, both in the middle")
+
+
+def test_trainings_go_on_from_the_step_that_they_were_ended_at(through_slurm, counted):
+    went_on = {}
+    for model, (rule, _, last) in INTERRUPTIONS.items():
+        log = through_slurm.results / "logs" / rule / model / "seed-0.log"
+        said = re.search(rf"{model}: goes on after step (\d+)", log.read_text(encoding="utf-8"))
+        assert said, log
+        went_on[model] = int(said[1])
+        assert through_slurm.interrupted_after[model] <= went_on[model] < last
+        metrics = through_slurm.results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
+        steps = logged_steps(metrics)
+        assert steps == sorted(steps)
+        assert set(steps) == set(range(1, last + 1))
+    steps = (
+        f"{model} after step {step} of {INTERRUPTIONS[model][2]}" for model, step in went_on.items()
+    )
+    counted.append(f"{len(went_on)} trainings resumed: {', '.join(steps)}")
+
+
+def test_account_partition_memory_time_and_gpus_of_each_rule_reach_slurm(through_slurm):
+    accounts = ("Account", "Partition", "ReqTRES", "TimelimitRaw")
+    asked = {
+        rule: {tuple(job[name] for name in accounts) for job in through_slurm.jobs_of(rule)}
+        for rule in ("prepare_data", "latent_sft", "rl", "evaluate")
+    }
+    short, long = PARTITIONS
+    assert asked == {
+        "prepare_data": {(ACCOUNT, short, "billing=1,cpu=1,mem=4000M,node=1", "60")},
+        "latent_sft": {(ACCOUNT, short, "billing=1,cpu=1,gres/gpu=1,mem=4000M,node=1", "30")},
+        "rl": {(ACCOUNT, long, "billing=1,cpu=1,gres/gpu=1,mem=5000M,node=1", "45")},
+        "evaluate": {(ACCOUNT, short, "billing=1,cpu=1,gres/gpu=2,mem=4000M,node=1", "30")},
+    }
+
+
+def test_slurm_is_to_warn_trainings_and_to_start_again_what_it_takes_away(through_slurm):
+    for rule in ("base_model", "sft", "latent_sft", "rl", "evaluate"):
+        for job in through_slurm.jobs_of(rule):
+            assert ("--signal=USR1@300" in job["SubmitLine"]) == (rule != "evaluate")
+            assert "--requeue" in job["SubmitLine"]
+
+
+def test_the_results_are_those_of_a_run_on_one_machine(finished, counted):
+    through_slurm, local = finished
+    folders = ["base/seed-0", *(f"models/{model}/seed-0" for model in MODELS)]
+    files = [f"{folder}/model.safetensors" for folder in folders]
+    files += [f"{EVALUATED}/{name}" for name in ("predictions.parquet", "forced.csv")]
+    files += [f"data/{split}.jsonl" for split in ("sft", "rl", "validation", "test")]
+    for name in files:
+        assert same(through_slurm.results / name, local / name), name
+    counted.append(f"{len(files)} files compared with a run on one machine, all equal")
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two files hold the same bits, or tables the same rows."""
+    if first.suffix == ".parquet":
+        return pandas.read_parquet(first).equals(pandas.read_parquet(second))
+    return first.read_bytes() == second.read_bytes()
+
+
+def test_nothing_is_left_of_a_cluster_that_a_failure_ends(tmp_path, counted):
+    skip_without_slurm()
+    cluster = Cluster(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        fail_amid_a_job(cluster, before := [])
+    assert len(before) >= 5 + 3  # the daemons, and the job's
+    assert cluster.processes() == []
+    counted.append(f"{len(before)} processes of a failing test ended, 0 left")
+
+
+def fail_amid_a_job(cluster: Cluster, processes: list[psutil.Process]) -> None:
+    """Start `cluster` and a job on it, list all their processes, and fail."""
+    with started(cluster):
+        cluster.run("sbatch", "--output=/dev/null", "--wrap", "srun sleep 600")
+        deadline = time.monotonic() + 30
+        while "sleep" not in {process.name() for process in processes}:
+            assert time.monotonic() < deadline, "the job does not start"
+            processes[:] = cluster.processes()
+        raise ZeroDivisionError
