@@ -31,6 +31,7 @@ CONFIG = PROJECT_ROOT / "config"
 EXPERIMENTS = [
     ["laptop.yaml"],
     ["laptop.yaml", "laptop-3seeds.yaml"],
+    ["laptop.yaml", "laptop-estimators.yaml"],
     ["test.yaml"],
     ["paper.yaml"],
     ["smollm2.yaml"],

@@ -131,8 +131,8 @@ EFFECTS: dict[str, set[str]] = {
         key: {"rl"}
         for key in trained(
             "rl",
-            "group_size temperature max_new_tokens max_latent_steps max_prompt_tokens loss "
-            "epsilon iterations kl_weight",
+            "estimator group_size temperature max_new_tokens max_latent_steps max_prompt_tokens "
+            "loss epsilon iterations kl_weight",
         )
         if key != "models.rl.rows"
     },

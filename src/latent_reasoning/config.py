@@ -499,6 +499,11 @@ class RlModel(Section):
 
     stage: Literal["rl"] = Field("rl", description="Adaptive-length RL.")
     start: str = Field(..., alias="from", description="The latent model it starts from.")
+    estimator: Literal["sampled", "exact"] = Field(
+        "sampled",
+        description="Stop lengths of the gradient: one drawn for each sample, or the average over "
+        "all of them by their known distribution.",
+    )
     group_size: Annotated[int, Field(ge=2)] = Field(16, description="Samples a prompt.")
     temperature: Positive = Field(1.0, description="Sampling temperature.")
     max_new_tokens: PositiveInt = Field(40, description="Longest completion.")

@@ -96,6 +96,39 @@ def test_samples_are_rewarded_in_their_groups_and_advantages_go_to_completions()
     )
 
 
+def test_a_completion_of_several_groups_has_its_mean_advantage():
+    completions = [Completion(0, (1,), 3), Completion(0, (2,), 2), Completion(0, (3,), 1)]
+    # Groups (1, 1), (1, 2) and (3, 2).
+    rollout = Rollout([[1]], completions, torch.tensor([[0, 0, 0, 1, 2, 1]]), groups=3)
+    verdicts = [Verdict(True, True, 3), Verdict(True, False, 5), Verdict(False, False, 5)]
+    (values,), means = reward_groups([rollout], [verdicts], ["q"], Reward())
+    # Two groups differ by 1 within: advantages of +-0.5 over (sqrt(0.5) + 1e-4).
+    one = 0.5 / (0.5**0.5 + 1e-4)
+    assert values.tolist() == pytest.approx([one / 3, (-one + one) / 2, -one], abs=1e-12)
+    assert means == pytest.approx(
+        {
+            "reward": (3 - 1) / 6,
+            "reasoning_tokens": (3 * 3 + 3 * 5) / 6,
+            "rollout_accuracy": 0.5,
+            "badly_formatted_share": 1 / 6,
+            "all_correct_share": 1 / 3,
+            "distinct_share": 3 / 2,
+        }
+    )
+
+
+def test_a_question_that_occurs_twice_pools_its_groups_one_by_one():
+    completions = [Completion(p, (n,), 2) for p in (0, 1) for n in (1, 2)]
+    samples = torch.tensor([[0, 1, 0, 1], [2, 3, 3, 2]])
+    both = Rollout([[1], [1]], completions, samples, groups=2)
+    verdicts = [Verdict(True, True, 3), Verdict(True, True, 5), *[Verdict(True, False, 4)] * 2]
+    (values,), _ = reward_groups([both], [verdicts], ["q", "q"], Reward())
+    # As a whole the question is unsolved in both groups: the longer one earns more.
+    assert values.tolist() == pytest.approx(
+        [-0.05 / (0.1 / 2**0.5 + 1e-4) * s for s in (1, -1, 0, 0)]
+    )
+
+
 def test_one_question_in_two_micro_batches_pools_its_samples():
     once = Rollout([[1]], [Completion(0, (1,)), Completion(0, (2,))], torch.tensor([[0, 1]]))
     right, wrong = [Verdict(True, True, n) for n in (3, 5)], [Verdict(True, False, 4)] * 2

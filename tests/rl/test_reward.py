@@ -4,9 +4,14 @@ import pytest
 
 from latent_reasoning.config import Reward
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.rl.reward import Verdict, judge, label_number, rewards
+from latent_reasoning.rl.reward import Verdict, Verdicts, judge, label_number
+from latent_reasoning.rl.reward import rewards as tensor_rewards
 
 PAPER = Reward(penalty=1e-4, bonus=1e-1, accuracy_requirement=1.0)
+
+
+def rewards(groups: str, verdicts: list[Verdict], settings: Reward) -> list[float]:
+    return tensor_rewards(groups, Verdicts.of(verdicts), settings).tolist()
 
 
 def correct(*lengths: int) -> list[Verdict]:

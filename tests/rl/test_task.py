@@ -82,11 +82,12 @@ def gradients(task: AdaptiveLengthTask, step: int) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("kind", ["bnpo", "grpo", "dr_grpo"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_micro_batches_change_neither_loss_nor_gradient(build, kind, lora):
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_micro_batches_change_neither_loss_nor_gradient(build, kind, lora, estimator):
     results = []
     for size in (None, 1, 3):
         runtime = Runtime(micro_batch_size=size, checkpoint_every=2)
-        task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5)
+        task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5, estimator=estimator)
         perturb(task.model)
         results.append(gradients(task, step=1))
     whole, whole_gradients = results[0]
@@ -119,8 +120,9 @@ def test_no_reference_is_computed_without_kl(build):
     assert task.micro_batches(0)[0].reference is None
 
 
-def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build):
-    first, second = build(), build()
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build, estimator):
+    first, second = (build(estimator=estimator) for _ in range(2))
     first.micro_batches(0)
     again, afresh = (task.micro_batches(3)[0].rollout for task in (first, second))
     assert again.prompts == afresh.prompts
@@ -128,8 +130,9 @@ def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build)
     assert first.micro_batches(2)[0].rollout.completions != again.completions
 
 
-def test_iterations_update_on_the_same_samples_with_their_first_log_probabilities(build):
-    task = build(iterations=2, kl_weight=0.0, epsilon=0.05)
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_iterations_update_on_the_same_samples_with_their_first_log_probabilities(build, estimator):
+    task = build(iterations=2, kl_weight=0.0, epsilon=0.05, estimator=estimator)
     first, _ = gradients(task, step=0)
     batch = task.micro_batches(0)[0]
     assert task.micro_batches(1)[0] is batch
@@ -146,8 +149,9 @@ def test_iterations_update_on_the_same_samples_with_their_first_log_probabilitie
     assert task.micro_batches(2)[0].rollout is not batch.rollout
 
 
-def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build):
-    task = build(kl_weight=0.0)
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build, estimator):
+    task = build(kl_weight=0.0, estimator=estimator)
     calls = []
     task.model.base.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     (batch,) = task.micro_batches(0)

@@ -26,7 +26,7 @@ from latent_reasoning.model.checkpoints import load
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.reward import Verdict, judge, rewards
+from latent_reasoning.rl.reward import Verdict, Verdicts, judge, rewards
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
 from latent_reasoning.rl.scoring import loss_mask, score
 
@@ -367,7 +367,7 @@ def _step_verdicts(step: RecordedStep) -> None:
 
 def _step_rewards(step: RecordedStep) -> None:
     groups = [i // step.group_size for i in range(len(step.verdicts))]
-    ours = rewards(groups, step.verdicts, Reward())
+    ours = rewards(groups, Verdicts.of(step.verdicts), Reward())
     recorded = step.entry["rewards_per_func"]["RelativeLengthRewarder"]
     _check_close(ours, recorded, "rewards", REWARD_TOLERANCE)
     others = [

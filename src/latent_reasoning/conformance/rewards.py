@@ -13,6 +13,7 @@ from latent_reasoning.conformance.cases import Case, check_equal, check_known
 from latent_reasoning.data.answers import START, answers_match, parse_number
 from latent_reasoning.rl.reward import (
     Verdict,
+    Verdicts,
     answer_is_right,
     judge,
     label_number,
@@ -100,8 +101,9 @@ def _length_rewards(entry: dict[str, Any]) -> None:
     ]
     _equal_verdicts(entry, verdicts)
     groups = [entry["prompt_id"], prompts] if "prompt_id" in entry else [prompts]
-    ours = rewards(list(zip(*groups, strict=True)), verdicts, reward_settings(entry["settings"]))
-    for index, (value, expected) in enumerate(zip(ours, entry["rewards"], strict=True)):
+    rows = list(zip(*groups, strict=True))
+    ours = rewards(rows, Verdicts.of(verdicts), reward_settings(entry["settings"]))
+    for index, (value, expected) in enumerate(zip(ours.tolist(), entry["rewards"], strict=True)):
         if not abs(value - expected) <= TOLERANCE:
             raise AssertionError(f"reward {index} is {value}, expected {expected}")
 

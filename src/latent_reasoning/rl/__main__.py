@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     entry = entry_of(experiment, options.model, "rl")
     digest = check_digest(experiment, "model", options.digest, options.model)
     run = TrainingRun.of(experiment, options.model, options.seed, digest, split="rl")
-    model, tokenizer, task = _start(run, entry)
+    model, tokenizer, task = start(run, entry)
     result = run.train(model, task, entry.training)
     folder = run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
     print_to_stderr(f"{options.model}: written to {folder}")
 
 
-def _start(
+def start(
     run: TrainingRun, entry: RlModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
     """The model RL starts from, its adapter attached, and the task."""

@@ -18,7 +18,7 @@ from latent_reasoning.data.answers import START
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.rl.grpo import advantages
-from latent_reasoning.rl.reward import Verdict, judge, label_number, rewards
+from latent_reasoning.rl.reward import Verdict, Verdicts, judge, label_number, rewards
 from latent_reasoning.rl.rollouts import Rollout
 
 
@@ -83,43 +83,51 @@ def reward_groups(
     `verdicts` are those of `judge_completions`; `questions` says which question each prompt is, one
     rollout's prompts after the other's.
     """
-    group_size = rollouts[0].sample_completion.shape[1]
-    samples = [
-        verdicts_of[index]
-        for rollout, verdicts_of in zip(rollouts, verdicts, strict=True)
-        for index in rollout.sample_completion.flatten().tolist()
-    ]
-    groups = [question for question in questions for _ in range(group_size)]
-    values = torch.tensor(rewards(groups, samples, settings), dtype=torch.float64)
-    sizes = [rollout.sample_completion.numel() for rollout in rollouts]
-    per_sample = advantages(values, group_size).split(sizes)
+    samples = _samples(rollouts, verdicts)
+    prompts, groups, group_size = samples.length.shape
+    # A question that occurs twice pools the samples of its first groups, of its second ones, ..
+    rows = [question for question in questions for _ in range(group_size)]
+    by_row = Verdicts(*(values.transpose(1, 2).flatten(0, 1) for values in samples.fields))
+    values = rewards(rows, by_row, settings).view(prompts, group_size, groups).transpose(1, 2)
+    per_sample = advantages(values.flatten(), group_size).view(prompts, -1)
+    parts = per_sample.split([len(rollout.prompts) for rollout in rollouts])
     return (
-        [_of_completions(r, part) for r, part in zip(rollouts, per_sample, strict=True)],
-        _means(values, samples, group_size) | _completion_means(rollouts),
+        [_of_completions(r, part) for r, part in zip(rollouts, parts, strict=True)],
+        _means(values, samples) | _completion_means(rollouts),
     )
 
 
+def _samples(rollouts: Sequence[Rollout], verdicts: Sequence[Sequence[Verdict]]) -> Verdicts:
+    """The verdict on each sample of all prompts: (P, groups, G)."""
+    parts = [
+        Verdicts.of(verdicts_of)[rollout.sample_completion.unflatten(1, (rollout.groups, -1))]
+        for rollout, verdicts_of in zip(rollouts, verdicts, strict=True)
+    ]
+    return Verdicts(*(torch.cat(fields) for fields in zip(*(p.fields for p in parts), strict=True)))
+
+
 def _of_completions(rollout: Rollout, per_sample: Tensor) -> Tensor:
-    """(P x G,) -> (U,): equal samples of a group have equal advantages."""
-    values = per_sample.new_zeros(len(rollout.completions))
-    values[rollout.sample_completion.flatten()] = per_sample
-    return values
+    """(P, groups x G) -> (U,): means over a completion's samples, equal ones within a group."""
+    index, per_sample = rollout.sample_completion.flatten(), per_sample.flatten()
+    zeros = per_sample.new_zeros(len(rollout.completions))
+    least = zeros.scatter_reduce(0, index, per_sample, "amin", include_self=False)
+    # Added to the least, so that the mean of equal numbers is that number to the bit.
+    return least.index_add(0, index, (per_sample - least[index]) / rollout.weights[index])
 
 
-def _means(values: Tensor, samples: Sequence[Verdict], group_size: int) -> dict[str, float]:
-    """What is logged of a step's samples."""
-    correct = torch.tensor([verdict.correct for verdict in samples])
-    count = len(samples)
+def _means(rewards: Tensor, samples: Verdicts) -> dict[str, float]:
+    """What is logged of a step's samples, (P, groups, G)."""
+    count = rewards.numel()
     return {
-        "reward": values.mean().item(),
-        "reasoning_tokens": sum(verdict.length for verdict in samples) / count,
-        "rollout_accuracy": correct.float().mean().item(),
-        "badly_formatted_share": sum(not verdict.well_formatted for verdict in samples) / count,
-        "all_correct_share": correct.view(-1, group_size).all(1).float().mean().item(),
+        "reward": rewards.flatten().mean().item(),
+        "reasoning_tokens": samples.length.sum().item() / count,
+        "rollout_accuracy": samples.correct.flatten().float().mean().item(),
+        "badly_formatted_share": (~samples.well_formatted).sum().item() / count,
+        "all_correct_share": samples.correct.all(-1).flatten().float().mean().item(),
     }
 
 
 def _completion_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Of a step's samples, the share that is distinct: what had to be scored."""
-    samples = sum(rollout.sample_completion.numel() for rollout in rollouts)
+    """Distinct completions, which had to be scored, for each sample of a group."""
+    samples = sum(rollout.sample_completion.numel() / rollout.groups for rollout in rollouts)
     return {"distinct_share": sum(len(rollout.completions) for rollout in rollouts) / samples}

@@ -17,6 +17,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import (
     ANSWER_PREFIX,
@@ -84,55 +87,79 @@ def latent_tokens(text: str) -> int:
     return sum(text.count(token) for token in (START, CONTINUE, STOP))
 
 
-def length_coefficient(correct: int, samples: int, reward: Reward) -> float:
-    """Coefficient of the length term for a prompt of which `correct` of `samples` are correct.
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts as tensors of one shape: bool, bool and whole numbers."""
+
+    well_formatted: Tensor
+    correct: Tensor
+    length: Tensor
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict]) -> Verdicts:
+        """A row of verdicts, (N,)."""
+        return cls(
+            torch.tensor([verdict.well_formatted for verdict in verdicts], dtype=torch.bool),
+            torch.tensor([verdict.correct for verdict in verdicts], dtype=torch.bool),
+            torch.tensor([verdict.length for verdict in verdicts], dtype=torch.long),
+        )
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three tensors, in order."""
+        return self.well_formatted, self.correct, self.length
+
+    def __getitem__(self, index: Tensor) -> Verdicts:
+        return Verdicts(self.well_formatted[index], self.correct[index], self.length[index])
+
+
+def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
+    """Coefficients of the length term for groups of `samples`, of which `correct` are correct.
 
     `accuracy_requirement` is a share where it is at most 1, a count above; null always gives the
     penalty. A null bonus gives no length term below the requirement.
     """
     requirement = reward.accuracy_requirement
     if requirement is None:
-        solved = True
+        solved = torch.ones_like(correct, dtype=torch.bool)
     elif requirement <= 1:
-        solved = correct / samples >= requirement
+        solved = correct.double() / samples >= requirement
     else:
         solved = correct >= requirement
-    if solved:
-        return -reward.penalty
-    return 0.0 if reward.bonus is None else reward.bonus
+    bonus = 0.0 if reward.bonus is None else reward.bonus
+    coefficients = torch.full(correct.shape, bonus, dtype=torch.float64)
+    return coefficients.masked_fill(solved, -reward.penalty)
 
 
-def rewards(
-    groups: Sequence[Hashable], verdicts: Sequence[Verdict], settings: Reward
-) -> list[float]:
-    """Reward of each sample; samples with equal `groups` entries (the prompt) form one group.
+def rewards(groups: Sequence[Hashable], verdicts: Verdicts, settings: Reward) -> Tensor:
+    """Rewards, float64 (N, ..): rows of `verdicts` with equal `groups` entries form one group.
 
-    The two sequences run in parallel, groups in any order: a prompt that occurs twice in a batch
-    pools its samples, as in the public code.
+    `verdicts` are (N, ..), each further index with groups of its own. Rows of a group may stand
+    anywhere: a prompt that occurs twice in a batch pools its samples, as in the public code.
     """
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    out = [0.0] * len(verdicts)
+    by_size: dict[int, list[list[int]]] = {}
     for indices in members.values():
-        group_rewards = _group_rewards([verdicts[index] for index in indices], settings)
-        for index, value in zip(indices, group_rewards, strict=True):
-            out[index] = value
+        by_size.setdefault(len(indices), []).append(indices)
+    out = torch.zeros(verdicts.length.shape, dtype=torch.float64)
+    for rows in by_size.values():
+        index = torch.tensor(rows)
+        out[index] = _group_rewards(verdicts[index], settings)
     return out
 
 
-def _group_rewards(verdicts: list[Verdict], settings: Reward) -> list[float]:
-    lengths = [verdict.length for verdict in verdicts if verdict.correct]
-    coefficient = length_coefficient(len(lengths), len(verdicts), settings)
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
-    spread = max(lengths) - min(lengths) if lengths else 0
-    out = []
-    for verdict in verdicts:
-        if not verdict.well_formatted:
-            out.append(BAD_FORMAT_REWARD)
-        elif not verdict.correct:
-            out.append(0.0)
-        else:
-            term = (verdict.length - mean) / spread if spread else 0.0
-            out.append(CORRECT_REWARD + coefficient * term)
-    return out
+def _group_rewards(verdicts: Verdicts, settings: Reward) -> Tensor:
+    """Rewards of groups: verdicts and rewards are (groups, samples, ..)."""
+    correct, length = verdicts.correct, verdicts.length
+    count = correct.sum(1, keepdim=True)
+    coefficient = length_coefficient(count, correct.shape[1], settings)
+    mean = (length * correct).sum(1, keepdim=True).double() / count.clamp(min=1)
+    longest = length.where(correct, torch.tensor(-1)).amax(1, keepdim=True)
+    shortest = length.where(correct, longest).amin(1, keepdim=True)
+    # Where all correct samples have one length, the numerator is 0.
+    term = (length - mean) / (longest - shortest).clamp(min=1)
+    of_correct = CORRECT_REWARD + coefficient * term
+    of_formatted = of_correct.where(correct, torch.zeros_like(term))
+    return of_formatted.where(verdicts.well_formatted, torch.full_like(term, BAD_FORMAT_REWARD))

@@ -53,12 +53,14 @@ class Completion:
 class Rollout:
     """The samples of P prompts, G each, as distinct completions.
 
-    `sample_completion` (P, G) points into `completions`.
+    `sample_completion` (P, G) points into `completions`. With several `groups` a prompt it is
+    (P, groups x G), group by group.
     """
 
     prompts: list[list[int]]
     completions: list[Completion]
     sample_completion: Tensor
+    groups: int = 1
 
     @property
     def weights(self) -> Tensor:
@@ -87,7 +89,7 @@ def sample(
     trajectory = Trajectory.begin(model, prompts)
     steps, stopped = _sample_stops(model, trajectory, uniforms, settings)
     with torch.no_grad():
-        ids, lengths = _sample_answers(model, trajectory, steps, stopped, uniforms, settings)
+        ids, lengths = sample_answers(model, trajectory, steps, stopped, uniforms, settings)
     return collect(prompts, ids.cpu(), lengths.cpu()), trajectory
 
 
@@ -124,13 +126,20 @@ def _sample_stops(
             thinking = torch.zeros_like(thinking)
             break
         with torch.no_grad():
-            logits = model.stop_logits(trajectory.hidden[step]).double() / settings.temperature
-            continues = logits.softmax(-1)[:, CONTINUES, None]
+            continues = continue_probability(model, trajectory, step, settings)
         thinking = thinking & (uniforms[:, :, step] < continues)
         steps += thinking
         if not thinking.any():
             break
     return steps, ~thinking
+
+
+def continue_probability(
+    model: LatentReasoner, trajectory: Trajectory, step: int, settings: SamplingSettings
+) -> Tensor:
+    """Probability of another latent step after `step` of them, float64 (P, 1)."""
+    logits = model.stop_logits(trajectory.hidden[step]).double() / settings.temperature
+    return logits.softmax(-1)[:, CONTINUES, None]
 
 
 @dataclass
@@ -147,7 +156,7 @@ class _Rows:
     thinking: Tensor
 
 
-def _sample_answers(
+def sample_answers(
     model: LatentReasoner,
     trajectory: Trajectory,
     steps: Tensor,
@@ -155,7 +164,10 @@ def _sample_answers(
     uniforms: Tensor,
     settings: SamplingSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Complete the samples: ids (P, G, `max_new_tokens`) and lengths (P, G)."""
+    """Complete samples that took `steps` (P, G) latent steps and then `stopped`, or were cut off.
+
+    Returns ids (P, G, `max_new_tokens`) and lengths (P, G).
+    """
     special = model.settings
     ids = torch.full(uniforms.shape, special.continue_id, device=uniforms.device)
     ids[stopped] = torch.where(

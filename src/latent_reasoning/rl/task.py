@@ -29,6 +29,7 @@ from latent_reasoning.device import seed_for
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
@@ -146,13 +147,14 @@ class AdaptiveLengthTask:
     def _sample(self, round_: int) -> list[GroupBatch]:
         """Sample, judge and reward the groups of one step's prompts."""
         parts = self.plan.micro_batches(round_)
-        draws = self._draws(round_).split([len(part) for part in parts])
+        sizes = [len(part) for part in parts]
+        draws = zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True)
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # One micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all of them at once, which they are there to save.
         with torch.set_grad_enabled(len(parts) == 1):
             sampled = [
-                sample(self.model, [prompt.ids for prompt in part], own, self.sampling)
+                self._sample_part([prompt.ids for prompt in part], *own)
                 for part, own in zip(prompts, draws, strict=True)
             ]
         rollouts = [rollout for rollout, _ in sampled]
@@ -167,13 +169,23 @@ class AdaptiveLengthTask:
             for (rollout, trajectory), values in zip(sampled, advantages, strict=True)
         ]
 
-    def _draws(self, round_: int) -> Tensor:
+    def _draws(self, round_: int) -> tuple[Tensor, ...]:
         """Uniform numbers of all prompts of a step, in the plan's order."""
-        entry = self.entry
+        prompts, group_size = self.entry.training.batch_size, self.entry.group_size
         seed = seed_for(self.seed, f"{self.name} rollouts {round_}")
-        return draw_uniforms(
-            entry.training.batch_size, entry.group_size, entry.max_new_tokens, seed
-        )
+        uniforms = draw_uniforms(prompts, group_size, self.entry.max_new_tokens, seed)
+        if self.entry.estimator == "sampled":
+            return (uniforms,)
+        seed = seed_for(self.seed, f"{self.name} stop lengths {round_}")
+        return uniforms, draw_stratified(prompts, group_size, seed)
+
+    def _sample_part(
+        self, prompts: Sequence[list[int]], uniforms: Tensor, stop_draws: Tensor | None = None
+    ) -> tuple[Rollout, Trajectory]:
+        """The samples of a micro-batch's prompts, from their parts of `_draws`."""
+        if stop_draws is None:
+            return sample(self.model, prompts, uniforms, self.sampling)
+        return sample_all_lengths(self.model, prompts, uniforms, stop_draws, self.sampling)
 
 
 def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:

@@ -1,0 +1,188 @@
+"""The sampled and the exact estimator of RL, compared on the models of an experiment.
+
+    snakemake --cores all --configfile config/laptop.yaml config/laptop-estimators.yaml
+    python -m benchmarks.estimators [--config FILE ..] [--repeats N]
+
+writes to `results/benchmarks/estimators/`:
+
+- `variance.csv`: on one batch of questions, sampled `repeats` times with different random numbers,
+  the squared norm of the mean gradient and the variance around it (summed over weights), before RL
+  and after it, with the CPU seconds of a step;
+- `curves.csv` and `curves.{png,svg}`: validation accuracy and length against optimiser steps and
+  CPU seconds (those that Snakemake measured for the whole job, spread evenly over its steps);
+- `summary.csv`: the end of each curve, how soon it came near, and the test split where evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+
+import matplotlib
+import pandas
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from latent_reasoning.analysis.figures import PALETTE, STYLE
+from latent_reasoning.config import Experiment, load
+from latent_reasoning.files import atomic_file, write_text_atomically
+from latent_reasoning.paths import Layout, results_root
+from latent_reasoning.rl.__main__ import start
+from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.training import accumulate_gradients
+from latent_reasoning.training_run import TrainingRun
+
+NEAR = 0.1
+"""Tokens: a length so close to the shortest end of all curves has arrived there."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and write tables and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    default = ["config/laptop.yaml", "config/laptop-estimators.yaml"]
+    parser.add_argument("--config", nargs="+", default=default, help="the experiment's files")
+    parser.add_argument("--repeats", type=int, default=40, help="gradients of each estimator")
+    options = parser.parse_args(arguments)
+    experiment = load(options.config)
+    folder = results_root() / "benchmarks" / "estimators"
+    curves = pandas.concat(read_curves(experiment), ignore_index=True)
+    variance = pandas.DataFrame(measure_variance(experiment, options.repeats))
+    tables = {"curves": curves, "summary": summarise(experiment, curves), "variance": variance}
+    for name, table in tables.items():
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_text_atomically(folder / f"{name}.csv", text)
+        print(name, table.to_string(index=False), sep="\n")
+    with matplotlib.rc_context(STYLE):
+        figure = draw(curves)
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            with atomic_file(folder / f"curves.{suffix}") as temporary:
+                figure.savefig(temporary, metadata=metadata)
+
+
+# ------------------------------------------------------------------------------------ variance
+
+
+def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str, object]]:
+    """A row for each estimator, before and after RL, for the experiment's first seed."""
+    seed, layout = experiment.seeds[0], Layout.of(experiment)
+    sampled, exact = (_first(experiment, estimator) for estimator in ("sampled", "exact"))
+    for weights in (experiment.models[sampled].start, sampled):
+        for model in (sampled, exact):
+            entry = experiment.models[model].model_copy(update={"kl_weight": 0.0})
+            run = TrainingRun.of(experiment, model, seed, "variance", split="rl")
+            parents = {entry.start: layout.model(weights, seed)}
+            *_, task = start(dataclasses.replace(run, parents=parents), entry)
+            gradients, seconds = repeated_gradients(task, repeats)
+            mean, variance = gradients.mean(0), gradients.var(0).sum().item()
+            yield {
+                "weights": weights,
+                "estimator": entry.estimator,
+                "repeats": repeats,
+                "mean_norm2": (mean @ mean).item() - variance / repeats,
+                "variance": variance,
+                "cpu_seconds": seconds,
+            }
+
+
+def _first(experiment: Experiment, estimator: str) -> str:
+    return next(
+        name
+        for name, entry in experiment.models.items()
+        if getattr(entry, "estimator", None) == estimator
+    )
+
+
+def repeated_gradients(task: AdaptiveLengthTask, repeats: int) -> tuple[Tensor, float]:
+    """Gradients (repeats, weights) on the questions of the first step; CPU seconds of one."""
+    questions = task.plan.micro_batches(0)
+    task.plan.micro_batches = lambda _step: questions
+    task.model.train()
+    gradients = []
+    started = time.process_time()
+    for step in range(repeats):
+        task.model.zero_grad()
+        accumulate_gradients(task.model, task, step)
+        parts = [w.grad.flatten().double() for w in task.model.parameters() if w.grad is not None]
+        gradients.append(torch.cat(parts))
+    return torch.stack(gradients), (time.process_time() - started) / repeats
+
+
+# -------------------------------------------------------------------------------------- curves
+
+
+def read_curves(experiment: Experiment) -> Iterator[pandas.DataFrame]:
+    """`model, seed, step, cpu_seconds, accuracy, reasoning_tokens` of each RL run that is there."""
+    layout = Layout.of(experiment)
+    for model, entry in experiment.models.items():
+        for seed in experiment.seeds:
+            path = layout.model(model, seed) / "training.csv"
+            times = layout.benchmarks / "rl" / model / f"seed-{seed}.tsv"
+            if entry.stage != "rl" or not (path.exists() and times.exists()):
+                continue
+            table = pandas.read_csv(path).dropna(subset="validation_accuracy")
+            seconds = pandas.read_csv(times, sep="\t", na_values="-")["cpu_time"].iloc[-1]
+            yield pandas.DataFrame(
+                {
+                    "model": model,
+                    "seed": seed,
+                    "step": table["step"],
+                    "cpu_seconds": seconds * table["step"] / entry.training.steps,
+                    "accuracy": table["validation_accuracy"],
+                    "reasoning_tokens": table["validation_reasoning_tokens"],
+                }
+            )
+
+
+def summarise(experiment: Experiment, curves: pandas.DataFrame) -> pandas.DataFrame:
+    """The last values of each run, and when its length first came near the shortest of all ends."""
+    layout = Layout.of(experiment)
+    ends = curves.groupby(["model", "seed"], sort=False).tail(1)
+    goal = ends["reasoning_tokens"].min() + NEAR
+    rows = []
+    for (model, seed), curve in curves.groupby(["model", "seed"], sort=False):
+        end = curve.iloc[-1]
+        near = curve[curve["reasoning_tokens"] <= goal].head(1)
+        test = layout.evaluation(model, seed, "test") / "summary.json"
+        measured = json.loads(test.read_text(encoding="utf-8")) if test.exists() else {}
+        rows.append(
+            {
+                "model": model,
+                "seed": seed,
+                "steps": end["step"],
+                "cpu_seconds": end["cpu_seconds"],
+                "steps_to_near": next(iter(near["step"]), None),
+                "cpu_seconds_to_near": next(iter(near["cpu_seconds"]), None),
+                "validation_accuracy": end["accuracy"],
+                "validation_tokens": end["reasoning_tokens"],
+                "test_accuracy": measured.get("accuracy"),
+                "test_tokens": measured.get("reasoning_tokens_mean"),
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+def draw(curves: pandas.DataFrame) -> Figure:
+    """Length above, accuracy below; against steps on the left, CPU seconds on the right."""
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col", sharey="row")
+    colours = dict(zip(curves["model"].unique(), PALETTE, strict=False))
+    quantities = {"reasoning_tokens": "reasoning tokens", "accuracy": "accuracy"}
+    for row, (column, label) in zip(grid, quantities.items(), strict=True):
+        for axes, against in zip(row, ("step", "cpu_seconds"), strict=True):
+            for (model, _), curve in curves.groupby(["model", "seed"], sort=False):
+                line = {"color": colours[model], "linewidth": 1.1, "label": model}
+                axes.plot(curve[against], curve[column], **line)
+        row[0].set_ylabel(f"validation: {label}")
+    grid[1, 0].set_xlabel("optimiser step")
+    grid[1, 1].set_xlabel("CPU seconds")
+    lines = {line.get_label(): line for line in grid[0, 0].lines}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
+    return figure
+
+
+if __name__ == "__main__":
+    main()

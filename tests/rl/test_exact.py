@@ -1,0 +1,288 @@
+"""The exact estimator: lengths, answers, and that the sampled gradient has the same mean."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from latent_reasoning.config import Reward
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.rl.exact import (
+    GROUPS,
+    continue_probabilities,
+    draw_stratified,
+    sample_all_lengths,
+)
+from latent_reasoning.rl.groups import reward_groups
+from latent_reasoning.rl.grpo import STD_OFFSET, advantages, policy_loss
+from latent_reasoning.rl.reward import Verdict, Verdicts, rewards
+from latent_reasoning.rl.rollouts import (
+    Completion,
+    Rollout,
+    SamplingSettings,
+    draw_uniforms,
+    sample,
+)
+from latent_reasoning.rl.scoring import loss_mask, score
+
+EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
+PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+
+
+class TestStopDraws:
+    def test_a_sample_has_one_draw_in_each_part_of_the_unit_interval(self):
+        draws = draw_stratified(3, 5, seed=1, groups=8)
+        assert draws.shape == (3, 8, 5)
+        parts = (draws * 8).floor().sort(dim=1).values
+        assert torch.equal(parts, torch.arange(8.0).double()[:, None].expand(3, 8, 5))
+
+    def test_equal_seeds_give_equal_draws(self):
+        assert torch.equal(draw_stratified(2, 4, seed=3), draw_stratified(2, 4, seed=3))
+        assert not torch.equal(draw_stratified(2, 4, seed=3), draw_stratified(2, 4, seed=4))
+
+    def test_the_samples_of_a_group_are_uncorrelated(self):
+        draws = draw_stratified(200, 2, seed=0, groups=16)
+        pairs = draws.flatten(0, 1).T
+        assert abs(torch.corrcoef(pairs)[0, 1].item()) < 4 / pairs.shape[1] ** 0.5
+
+
+class TestStopDistribution:
+    @pytest.mark.parametrize(("max_latent_steps", "longest"), [(3, 3), (None, 6), (6, 6), (20, 6)])
+    def test_is_the_product_of_the_decisions_and_sums_to_one(
+        self, reasoner, max_latent_steps, longest
+    ):
+        model = reasoner()
+        settings = SamplingSettings(0.8, 6, EOS, max_latent_steps)
+        trajectory = Trajectory.begin(model, PROMPTS)
+        going_on = continue_probabilities(model, trajectory, settings)
+        assert going_on.shape == (3, longest)
+        continues, stops = trajectory.decision_log_probs(model, 0.8).detach().exp().unbind(-1)
+        one, none = torch.ones(3, 1).double(), torch.zeros(3, 1).double()
+        distribution = -torch.cat([one, going_on, none], dim=1).diff(dim=1)
+        assert distribution.sum(1).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
+        for n in range(longest):
+            by_hand = continues[:, :n].prod(1) * stops[:, n]
+            assert distribution[:, n].tolist() == pytest.approx(by_hand.tolist(), abs=1e-12)
+        forced = continues[:, :longest].prod(1)
+        assert distribution[:, longest].tolist() == pytest.approx(forced.tolist(), abs=1e-12)
+
+    def test_no_step_is_taken_that_is_too_unlikely_for_all_prompts(self, reasoner):
+        model = reasoner()
+        settings = SamplingSettings(1.0, 20, EOS)
+        whole = continue_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
+        trajectory = Trajectory.begin(model, PROMPTS)
+        cut = continue_probabilities(model, trajectory, settings, negligible=0.01)
+        assert trajectory.steps + 1 == cut.shape[1] < whole.shape[1]
+        assert torch.equal(cut, whole[:, : cut.shape[1]])
+        assert cut[:, -1].max() <= 0.01 < cut[:, -2].max()
+
+
+@pytest.mark.parametrize(
+    ("max_latent_steps", "allow_rethinking"), [(3, False), (None, False), (2, True)]
+)
+def test_a_sample_answers_at_each_length_what_it_would_have_answered_there(
+    reasoner, max_latent_steps, allow_rethinking
+):
+    """Draws that continue n times and then stop make the sampled estimator say the same."""
+    model = reasoner(allow_rethinking=allow_rethinking)
+    settings = SamplingSettings(1.0, 7, EOS, max_latent_steps)
+    uniforms, draws = draw_uniforms(3, 4, 7, seed=5), draw_stratified(3, 4, seed=6, groups=16)
+    rollout, trajectory = sample_all_lengths(model, PROMPTS, uniforms, draws, settings)
+    going_on = continue_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
+    steps = (draws[..., None] < going_on[:, None, None]).sum(-1)
+    assert rollout.groups == 16
+    assert rollout.sample_completion.shape == (3, 16 * 4)
+    assert trajectory.steps == min(steps.max().item(), 6)
+    for group, of_group in enumerate(rollout.sample_completion.view(3, 16, 4).unbind(1)):
+        forced = uniforms.clone()
+        positions = torch.arange(7)
+        own = steps[:, group, :, None]
+        forced[(positions < own).expand_as(forced)] = 0.0
+        forced[(positions == own).expand_as(forced)] = 1 - 2**-24
+        expected, _ = sample(model, PROMPTS, forced, settings)
+        for prompt in range(3):
+            ours, theirs = of_group[prompt].tolist(), expected.sample_completion[prompt].tolist()
+            assert [rollout.completions[i] for i in ours] == [
+                Completion(prompt, expected.completions[j].ids, rollout.completions[i].count)
+                for i, j in zip(ours, theirs, strict=True)
+            ]
+    assert rollout.weights.sum() == 3 * 16 * 4
+
+
+def test_lengths_occur_as_often_as_they_are_likely(reasoner):
+    model = reasoner()
+    settings = SamplingSettings(1.0, 9, EOS, 3)
+    draws = draw_stratified(3, 5, seed=2)
+    rollout, trajectory = sample_all_lengths(
+        model, PROMPTS, draw_uniforms(3, 5, 9, seed=1), draws, settings
+    )
+    going_on = continue_probabilities(model, trajectory, settings)
+    edges = torch.cat([torch.ones(3, 1).double(), going_on, torch.zeros(3, 1).double()], dim=1)
+    expected = -GROUPS * edges.diff(dim=1)
+    length = torch.tensor([completion.ids.index(STOP) for completion in rollout.completions])
+    lengths = length[rollout.sample_completion].view(3, GROUPS, 5)
+    for n in range(4):
+        counts = (lengths == n).sum(1)
+        assert (counts - expected[:, n, None]).abs().max() < 2
+
+
+@pytest.mark.parametrize("allow_rethinking", [False, True])
+def test_frequencies_match_the_scored_probabilities(reasoner, allow_rethinking):
+    model = reasoner(allow_rethinking=allow_rethinking)
+    settings = SamplingSettings(0.7, 5, EOS, 3)
+    uniforms, draws = draw_uniforms(1, 5000, 5, seed=2), draw_stratified(1, 5000, 3, groups=4)
+    rollout, _ = sample_all_lengths(model, PROMPTS[:1], uniforms, draws, settings)
+    log_probs = score(model, PROMPTS, rollout.completions, settings)
+    sampled = loss_mask(rollout.completions, model.settings, settings)
+    # A sample has one answer at a length, in up to four groups: as good as 5,000 samples.
+    expected = (log_probs * sampled).sum(1).exp() * 5000
+    often = expected > 50
+    assert int(often.sum()) >= 8
+    deviation = (rollout.weights / 4 - expected)[often] / expected[often].sqrt()
+    assert deviation.abs().max().item() < 5
+
+
+def test_a_bandit_with_two_lengths_by_hand(reasoner):
+    """Stopping at once is wrong, after one step right; G = 2.
+
+    Only groups with one of each have advantages: +-a, a = 0.5 / (sqrt(0.5) + 1e-4). A sample is in
+    such a group, and right, with probability p(0) p(1): so much of `a` do right samples earn.
+    """
+    model = reasoner()
+    settings = SamplingSettings(1.0, 2, EOS, 1)
+    draws = draw_stratified(1, 2, seed=0, groups=20_000)
+    rollout, trajectory = sample_all_lengths(
+        model, PROMPTS[:1], draw_uniforms(1, 2, 2, seed=0), draws, settings
+    )
+    verdicts = [Verdict(True, c.ids[0] == CONTINUE, 2) for c in rollout.completions]
+    (values,), means = reward_groups([rollout], [verdicts], ["q"], Reward())
+    one = continue_probabilities(model, trajectory, settings)[0, 0].item()
+    a = 0.5 / (0.5**0.5 + STD_OFFSET)
+    earned = (values * rollout.weights) / (20_000 * 2)
+    right = torch.tensor([verdict.correct for verdict in verdicts])
+    assert 0.1 < one < 0.9
+    assert earned[right].sum().item() == pytest.approx(one * (1 - one) * a, rel=0.02)
+    assert earned.sum().item() == pytest.approx(0, abs=1e-12)
+    assert means["rollout_accuracy"] == pytest.approx(one, abs=1e-3)
+    assert means["all_correct_share"] == pytest.approx(one**2, abs=0.01)
+
+
+GROUP = 3
+
+
+def verdict(ids: tuple[int, ...]) -> Verdict:
+    """Some completions are badly formatted, of the others two in three are right."""
+    steps = ids.index(STOP)
+    return Verdict(ids[-1] != 4, ids[-1] != 4 and (sum(ids) + steps) % 3 > 0, steps + 2)
+
+
+@dataclass
+class Enumeration:
+    """All completions that a model can give to one prompt, in groups of three.
+
+    `gradients` (U, D) are those of each completion's log-probability over T; `exact` (D,) is the
+    gradient of the expected loss `dr_grpo`: `-sum p(x) A(x) grad log p(x) / T`, with A(x) the mean
+    advantage of x over all pairs of other samples.
+    """
+
+    model: LatentReasoner
+    settings: SamplingSettings
+    completions: list[Completion]
+    probabilities: Tensor
+    gradients: Tensor
+    exact: Tensor
+
+    def coefficients(self, rollout: Rollout) -> Tensor:
+        """The loss of each prompt's groups has the gradient `coefficients @ gradients`: (P, U)."""
+        verdicts = [verdict(c.ids) for c in rollout.completions]
+        questions = range(len(rollout.prompts))
+        (values,), _ = reward_groups([rollout], [verdicts], questions, Reward())
+        place = {completion.ids: index for index, completion in enumerate(self.completions)}
+        out = torch.zeros(len(rollout.prompts), len(self.completions), dtype=torch.float64)
+        for completion, value in zip(rollout.completions, values.tolist(), strict=True):
+            out[completion.prompt, place[completion.ids]] = -value * completion.count
+        return out / rollout.sample_completion.shape[1]
+
+
+@pytest.fixture
+def enumeration(reasoner) -> Enumeration:
+    model, settings = reasoner(), SamplingSettings(1.0, 3, EOS, 2)
+    answers = [(t,) for t in range(8)]
+    pairs = [(s, t) for s in range(8) for t in range(8) if s != EOS] + [(EOS,)]
+    every = [(STOP, *pair) for pair in pairs]
+    every += [(CONTINUE, STOP, *answer) for answer in answers] + [(CONTINUE, CONTINUE, STOP)]
+    completions = [Completion(0, ids) for ids in every]
+    mask = loss_mask(completions, model.settings, settings)
+    log_probs = (score(model, PROMPTS[:1], completions, settings) * mask).sum(1)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = [
+        torch.autograd.grad(value / 3, weights, retain_graph=True, materialize_grads=True)
+        for value in log_probs
+    ]
+    gradients = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    probabilities = log_probs.detach().exp()
+    groups = torch.cartesian_prod(*[torch.arange(len(every))] * GROUP)
+    verdicts = Verdicts.of([verdict(ids) for ids in every])[groups.T]
+    values = advantages(rewards(["q"] * GROUP, verdicts, Reward()).T.flatten(), GROUP)
+    first, chance = values.view(-1, GROUP)[:, 0], probabilities[groups].prod(1)
+    earned = torch.zeros(len(every)).double().index_add(0, groups[:, 0], first * chance)
+    exact = -earned @ gradients
+    return Enumeration(model, settings, completions, probabilities, gradients, exact)
+
+
+def test_the_means_of_both_gradients_are_the_exact_one(enumeration):
+    """Against the sum over all groups of three; the exact estimator varies much less."""
+    model, settings = enumeration.model, enumeration.settings
+    assert enumeration.probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+    repeats = 6000
+    prompts, uniforms = PROMPTS[:1] * repeats, draw_uniforms(repeats, GROUP, 3, seed=11)
+    draws = draw_stratified(repeats, GROUP, seed=12, groups=8)
+    with torch.no_grad():
+        rollouts = {
+            "sampled": sample(model, prompts, uniforms, settings)[0],
+            "exact": sample_all_lengths(model, prompts, uniforms, draws, settings)[0],
+        }
+    generator = torch.Generator().manual_seed(0)
+    size = enumeration.gradients.shape[1]
+    directions = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+    variance = {}
+    for name, rollout in rollouts.items():
+        made = enumeration.coefficients(rollout) @ enumeration.gradients
+        error = made.mean(0) - enumeration.exact
+        variance[name] = made.var(0).sum().item()
+        # Expected: the variance over the number of groups. A wrong weight would be far off.
+        assert (error @ error).item() < 2 * variance[name] / repeats
+        z = error @ directions / ((made @ directions).std(0) / repeats**0.5)
+        assert z.abs().max().item() < 4, name
+    # Answers are as random as can be here, and remain so: 0.37 were measured.
+    assert variance["exact"] < 0.45 * variance["sampled"]
+
+
+def test_the_loss_has_the_gradient_that_its_weights_and_advantages_say(enumeration):
+    model, settings = enumeration.model, enumeration.settings
+    rollout, trajectory = sample_all_lengths(
+        model,
+        PROMPTS[:1],
+        draw_uniforms(1, GROUP, 3, seed=3),
+        draw_stratified(1, GROUP, seed=4),
+        settings,
+    )
+    verdicts = [verdict(c.ids) for c in rollout.completions]
+    (values,), _ = reward_groups([rollout], [verdicts], ["q"], Reward())
+    loss = policy_loss(
+        score(model, PROMPTS[:1], rollout.completions, settings, trajectory),
+        values,
+        loss_mask(rollout.completions, model.settings, settings),
+        kind="dr_grpo",
+        epsilon=0.2,
+        kl_weight=0.0,
+        max_completion_length=3,
+        weights=rollout.weights,
+    ).loss
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parts = torch.autograd.grad(loss, weights, materialize_grads=True)
+    actual = torch.cat([part.flatten() for part in parts])
+    expected = enumeration.coefficients(rollout)[0] @ enumeration.gradients
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()
