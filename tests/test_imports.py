@@ -16,7 +16,7 @@ from latent_reasoning.config import PROJECT_ROOT
 PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
-    {"config", "config_docs", "files"},
+    {"config", "config_docs", "disk", "files", "workflow_watch"},
     {"paths", "command", "device", "cost", "planning"},
     {"data"},
     {"model"},

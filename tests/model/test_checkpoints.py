@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from latent_reasoning.config import Lora
+from latent_reasoning.files import SUMS
 from latent_reasoning.model import load
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import CheckpointError, load_tokenizer, save
@@ -59,7 +60,8 @@ def published_folder(folder, tied=True, modules=False, **changes):
     (folder / "config.json").write_text(json.dumps(config))
     state = {published_name(n): p.detach().clone() for n, p in model.named_parameters()}
     save_file(state, folder / "model.safetensors")
-    (folder / "latent.json").unlink()
+    for name in ("latent.json", SUMS):
+        (folder / name).unlink()
     (folder / "latent.safetensors").unlink()
     return model
 

@@ -17,6 +17,7 @@ from latent_reasoning.config import (
     science_digest,
 )
 from latent_reasoning.cost import describe
+from latent_reasoning.disk import check_writable, explain
 from latent_reasoning.paths import Layout, results_root
 
 
@@ -115,11 +116,36 @@ def benchmark_file(*parts):
     return LAYOUT.benchmarks.joinpath(*parts).with_suffix(".tsv")
 
 
+def write_config():
+    """Write the resolved configuration that the stages read."""
+    try:
+        planning.write_config(EXPERIMENT, LAYOUT.config)
+    except OSError as error:
+        raise WorkflowError(explain(error)) from None
+
+
+def prepare_results():
+    """Before the first job: a folder that takes no files is said once, and by its name."""
+    try:
+        check_writable(LAYOUT.folder)
+    except OSError as error:
+        raise WorkflowError(explain(error)) from None
+    write_config()
+
+
+def explain_disk():
+    """After a failure: on a full disk the failed jobs' logs may be empty."""
+    try:
+        check_writable(LAYOUT.folder)
+    except OSError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+
+
 def plan():
     """Write the resolved configuration, and say what a costly experiment costs."""
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
     if not any(Path(".snakemake/locks").glob("*")):
-        planning.write_config(EXPERIMENT, LAYOUT.config)
+        write_config()
     cost = describe(EXPERIMENT, MAIN)
     if cost:
         print(cost, file=sys.stderr)
@@ -158,7 +184,8 @@ GPU = 0 if RUNTIME.device == "cpu" else 1
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
 shell.prefix(
     f'set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
-    f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))}; "
+    f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))} "
+    "LATENT_REASONING_WORKFLOW=$PPID; "
 )
 
 
