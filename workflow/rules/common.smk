@@ -156,6 +156,12 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+if set("{}\n") & set(str(results_root())):
+    raise WorkflowError(
+        f"LATENT_REASONING_RESULTS: {results_root()}: Snakemake would take a brace for a wildcard, "
+        "and has no line breaks in names; choose another folder"
+    )
+
 LAYOUT = Layout.of(EXPERIMENT, shown(results_root()))
 CONFIG = str(LAYOUT.config)
 BASE = LAYOUT.base("{seed}")
