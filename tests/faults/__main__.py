@@ -134,7 +134,7 @@ class Campaign:
         disks = [(0, surroundings.BEFORE), (16, surroundings.DURING)]
         stores, days = list(surroundings.STORES), [400]
         if self.quick:
-            outputs = [(damage.OUTPUTS[1], "one bit flipped")]
+            outputs = [(damage.OUTPUTS[0], "one bit flipped")]
             checkpoints = [(latent, choice.choice(list(damage.DAMAGES)))]
             inputs, disks = inputs[:1], disks[1:]
             stores = ["server that refuses", "locked sqlite file"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import psutil
 
 from tests.faults.cases import Case
 from tests.faults.reference import Reference, leftovers
-from tests.faults.workbench import TRACEBACK, Job, Workbench
+from tests.faults.workbench import TRACEBACK, Job, Started, Workbench
 
 JOB, ALL, ALONE = "job", "Snakemake and its jobs", "Snakemake alone"
 POLL_SECONDS = 0.01
@@ -92,7 +91,7 @@ class KillCampaign:
         aims: dict[int, tuple[Job, Kill]] = {}
         seen: set[int] = set()
         listed = 0.0
-        while workflow.poll() is None:
+        while workflow.runs:
             if time.monotonic() - listed > SECONDS_BETWEEN_LISTS:
                 listed = time.monotonic()
                 for job in self.bench.jobs(workflow):
@@ -112,7 +111,7 @@ class KillCampaign:
             time.sleep(POLL_SECONDS)
         pending += [kill for _, kill in aims.values()]
         self._inspect(workflow, self.cases[first:])
-        return workflow.returncode == 0
+        return workflow.process.returncode == 0
 
     def _is_time(self, job: Job, kill: Kill) -> bool:
         if kill.writing and job.rule not in ("tables", "figures", "report"):
@@ -126,10 +125,10 @@ class KillCampaign:
             times += [path.stat().st_ctime for path in leftovers(self.bench.results)]
         return times
 
-    def _strike(self, workflow: subprocess.Popen[str], job: Job, kill: Kill) -> bool:
+    def _strike(self, workflow: Started, job: Job, kill: Kill) -> bool:
         case = Case(f"kill -9: {kill.victim}", job.rule)
         case.injected = f"{job.name} {kill.when} ({job.cpu_seconds:.1f} s)"
-        victims = [psutil.Process(workflow.pid)]
+        victims = [psutil.Process(workflow.process.pid)]
         if kill.victim == JOB:
             victims = [job.process]
         elif kill.victim == ALL:
@@ -142,7 +141,7 @@ class KillCampaign:
             self.cases.append(case)
         return True
 
-    def _inspect(self, workflow: subprocess.Popen[str], cases: list[Case]) -> None:
+    def _inspect(self, workflow: Started, cases: list[Case]) -> None:
         """After a Snakemake has ended: no process, nothing half written, no other failure."""
         run = self.bench.finish(workflow)
         orphans = self.bench.orphans()
@@ -156,7 +155,7 @@ class KillCampaign:
                 killed.remove(rule)
             else:
                 problems.append(f"{rule} failed by itself")
-        if cases and workflow.returncode < 0:
+        if cases and workflow.process.returncode < 0:
             self.bench.unlock()
         if problems and not cases:
             cases = [Case("kills: the next run", "all")]

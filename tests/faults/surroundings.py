@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.faults.cases import Case
 from tests.faults.damage import check_refusal, check_results, remove
 from tests.faults.reference import Reference
-from tests.faults.workbench import TRACEBACK, Workbench
+from tests.faults.workbench import TRACEBACK, Started, Workbench
 
 FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -38,9 +38,9 @@ def forget(bench: Workbench, model: str) -> str:
     return f"models/{model}/seed-0"
 
 
-def wait_for_a_job(bench: Workbench, workflow: subprocess.Popen[str]) -> None:
+def wait_for_a_job(bench: Workbench, workflow: Started) -> None:
     """Until a stage runs, or Snakemake has ended."""
-    while workflow.poll() is None and not any(bench.jobs(workflow)):
+    while workflow.runs and not any(bench.jobs(workflow)):
         time.sleep(0.05)
 
 
@@ -137,14 +137,11 @@ def two_at_once(bench: Workbench, reference: Reference, randomness: random.Rando
     remove(bench.results / target)
     first = bench.start("--", path_of(bench, target))
     wait_for_a_job(bench, first)
-    second = Workbench(bench.folder, cores=1)
-    output = bench.output.rename(bench.folder / "first.out")
-    run = second.run(path_of(bench, target))
+    run = bench.run(path_of(bench, target))
     case.check(run.returncode != 0, "the second was not refused")
     case.check("lock" in run.output, "the second does not speak of a lock")
     case.check(TRACEBACK not in run.output, "a traceback in the second's output")
-    case.check(first.wait() == 0, "the first failed")
-    output.replace(bench.output)
+    case.check(bench.finish(first).returncode == 0, "the first failed")
     check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
     return case.finish()
 
@@ -240,7 +237,7 @@ def clock_jumps(
         "DONT_FAKE_MONOTONIC": "1",
     }
     workflow = bench.start("--", path_of(bench, target))
-    while workflow.poll() is None and not (bench.results / "checkpoints" / model).exists():
+    while workflow.runs and not (bench.results / "checkpoints" / model).exists():
         time.sleep(0.02)
     now.write_text(f"{days:+d}d\n", encoding="utf-8")
     run = bench.finish(workflow)

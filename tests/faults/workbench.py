@@ -43,6 +43,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A Snakemake that was started, and the file of its output."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+
+@dataclass(frozen=True)
 class Job:
     """A running stage: its process, and the rule and wildcards that it runs for."""
 
@@ -103,13 +115,15 @@ class Workbench:
             **self.surroundings,
         }
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start Snakemake; its output goes to `snakemake.out`."""
+    def start(self, *arguments: str | Path) -> Started:
+        """Start Snakemake; its output goes to `snakemake-N.out`, N the number of the start."""
         command = [sys.executable, "-m", "snakemake", "--cores", self.cores, "--snakefile"]
         command += [PROJECT_ROOT / "Snakefile", "--workflow-profile", PROFILE]
         command += ["--configfile", self.config, *arguments]
-        with self.output.open("w", encoding="utf-8") as stream:
-            return subprocess.Popen(
+        number = len(list(self.folder.glob("snakemake-*.out"))) + 1
+        output = self.folder / f"snakemake-{number}.out"
+        with output.open("w", encoding="utf-8") as stream:
+            workflow = subprocess.Popen(
                 [str(part) for part in command],
                 env=self.environment(),
                 cwd=self.folder,
@@ -118,15 +132,12 @@ class Workbench:
                 stdin=subprocess.DEVNULL,
                 text=True,
             )
+        return Started(workflow, output)
 
-    @property
-    def output(self) -> Path:
-        return self.folder / "snakemake.out"
-
-    def finish(self, workflow: subprocess.Popen[str]) -> Run:
+    def finish(self, started: Started) -> Run:
         """Wait for a started Snakemake."""
-        returncode = workflow.wait()
-        return Run(returncode, self.output.read_text(encoding="utf-8", errors="replace"))
+        returncode = started.process.wait()
+        return Run(returncode, started.output.read_text(encoding="utf-8", errors="replace"))
 
     def run(self, *targets: str | Path) -> Run:
         """Run Snakemake up to its end."""
@@ -148,10 +159,10 @@ class Workbench:
                     found.append(process)
         return found
 
-    def jobs(self, workflow: subprocess.Popen[str]) -> Iterator[Job]:
+    def jobs(self, workflow: Started) -> Iterator[Job]:
         """The stages that a Snakemake is running."""
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(workflow.pid).children(recursive=True):
+            for process in psutil.Process(workflow.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if process.name().startswith("python") and (job := self._job(process)):
                         yield job
