@@ -242,6 +242,8 @@ def clock_jumps(
     now.write_text(f"{days:+d}d\n", encoding="utf-8")
     run = bench.finish(workflow)
     bench.surroundings.clear()
-    check_results(case, bench, reference, run, target)
+    # What was made by a clock gone back is older than its input, and refused by Snakemake.
+    case.check(TRACEBACK not in run.output, "a traceback in the output")
+    case.problems += reference.problems(bench.results)
     check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
     return case.finish()

@@ -1,5 +1,6 @@
 # What the rules share: the configuration, the names of files, tracked params and resources.
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def prepare_results():
 
 
 def explain_disk():
-    """After a failure: on a full disk the failed jobs' logs may be empty."""
+    """Say why the folder takes no files: on a full disk the failed jobs' logs may be empty."""
     try:
         check_writable(LAYOUT.folder)
     except OSError as error:
@@ -146,6 +147,13 @@ def plan():
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
     if not any(Path(".snakemake/locks").glob("*")):
         write_config()
+        ahead = planning.forget_future(LAYOUT.folder)
+        if ahead:
+            print(
+                f"warning: {ahead} files were dated in the future: now dated now", file=sys.stderr
+            )
+    if LAYOUT.folder.exists() and not os.access(LAYOUT.folder, os.W_OK):
+        explain_disk()
     cost = describe(EXPERIMENT, MAIN)
     if cost:
         print(cost, file=sys.stderr)
