@@ -87,7 +87,7 @@ def unexpected(error: Exception) -> str:
     """An error that nobody wrote for a user, and where it comes from."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "latent_reasoning" in frame.filename] or frames
-    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "no program text"
     return f"{type(error).__name__} in {where}: {str(error)[:150]}"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOT_RESULTS = ("checkpoints", "logs", "benchmarks", "config.yaml", "tracking.ready")
+DIGESTS = "SHA256SUMS"
 """Beside the results: state, notes and times."""
 WHOLE_AT_THE_END = {".svg": b"</svg>", ".html": b"</html>"}
 """Files with times or random ids in them, which are whole where they end like this."""
@@ -23,7 +24,8 @@ def final_files(results: Path) -> Iterator[Path]:
     for path in sorted(results.rglob("*")):
         parts = path.relative_to(results).parts
         hidden = any(part.startswith(".") for part in parts)
-        if parts[0] not in NOT_RESULTS and not hidden and path.is_file():
+        note = parts[0] in NOT_RESULTS or path.name == DIGESTS
+        if not note and not hidden and path.is_file():
             yield path
 
 

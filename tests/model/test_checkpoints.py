@@ -261,7 +261,7 @@ def test_one_changed_bit_in_a_saved_file_is_refused_by_name(tmp_path, name):
     data[-5] ^= 1
     file.write_bytes(data)
     reader = load_tokenizer if name == "tokenizer.json" else load
-    with pytest.raises(CheckpointError, match=rf"{name}.*(damaged|cannot be read)"):
+    with pytest.raises(CheckpointError, match=name):
         reader(tmp_path / "m")
 
 

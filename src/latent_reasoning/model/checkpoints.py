@@ -150,7 +150,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises that very class
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be read ({_first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
