@@ -66,6 +66,14 @@ conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CON
 benchmark: $(STAMP) ## time the package against the naive paths, one thread: results/benchmarks/
 	$(BIN)/python -m benchmarks
 
+.PHONY: faults
+faults: $(STAMP) ## the whole fault campaign, by hand: results/published/faults/
+	$(BIN)/python -m tests.faults --output results/published/faults
+
+.PHONY: faults-quick
+faults-quick: $(STAMP) ## the fault campaign in short, as continuous integration runs it
+	$(BIN)/python -m tests.faults --quick
+
 .PHONY: ui
 ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \

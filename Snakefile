@@ -54,4 +54,8 @@ rule appendix:
 
 
 onstart:
-    planning.write_config(EXPERIMENT, LAYOUT.config)
+    prepare_results()
+
+
+onerror:
+    explain_disk()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,13 @@ def test_the_resolved_configuration_is_rewritten_only_where_it_differs(tmp_path:
     planning.write_config(experiment, path)
     assert path.stat().st_mtime_ns == written
     assert load(path) == experiment
+
+
+def test_files_dated_in_the_future_are_dated_now_and_others_left(tmp_path):
+    for name, date in (("past", 1000.0), ("future", time.time() + 86400)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (date, date))
+    assert planning.forget_future(tmp_path) == 1
+    assert (tmp_path / "past").stat().st_mtime == 1000.0
+    assert (tmp_path / "future").stat().st_mtime <= time.time()
+    assert planning.forget_future(tmp_path) == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 
 from latent_reasoning.config import ConfigError, Experiment
+from latent_reasoning.disk import explain
+from latent_reasoning.workflow_watch import end_with_workflow
 
 
 class StageError(RuntimeError):
@@ -54,12 +57,15 @@ def entry_of(experiment: Experiment, model: str, *stages: str):
 
 def run_stage(main: Callable[[list[str] | None], None]) -> None:
     """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2."""
+    end_with_workflow()
     try:
         main(None)
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_for_the_user(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        told = explain(error) if isinstance(error, OSError) else error
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 

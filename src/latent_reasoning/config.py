@@ -887,7 +887,8 @@ def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
     for name, entry in models.items():
         if not isinstance(entry, dict):
             raise ConfigError(f"{file}: models.{name}: a model is a mapping, not {entry!r:.60}")
-        defaults = stages.get(entry.get("stage"))
+        stage = entry.get("stage")
+        defaults = stages.get(stage) if isinstance(stage, str) else None
         entry = merge(defaults if isinstance(defaults, dict) else {}, entry)
         if entry.get("stage") == "latent_sft" and isinstance(raw.get("model"), dict):
             own = entry.get("model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from latent_reasoning.disk import disk_error
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -33,30 +36,58 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        _sync(temporary)
-        temporary.replace(path)
+        with _disk_errors_named(path):
+            yield temporary
+            temporary.chmod(0o644)
+            _sync(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder to fill; it replaces `path` at the end, or vanishes."""
+    """Yield a temporary sibling folder to fill; it replaces `path` at the end, or vanishes.
+
+    What a killed process left of an earlier try is removed: a folder has one writer at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        with _disk_errors_named(path):
+            yield temporary
+            temporary.chmod(0o755)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _replace_folder(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    """Errors of a disk that takes no more become an `OSError` that names the final path."""
+    try:
+        yield
+    except Exception as error:
+        known = disk_error(error, path)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Rename `new` to `path`; what had that name is moved away, so that it is never half there."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old)
+    else:
+        new.rename(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -76,6 +107,25 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path) -> None:
+    """Write the digests of a folder's files beside them, in the form of `sha256sum`."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS)
+    lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
+    write_text_atomically(folder / SUMS, "".join(lines))
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """Files that are not what `write_sums` saw; none where the folder has no digests."""
+    if not (folder / SUMS).is_file():
+        return []
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = [(folder / line[66:], line[:64]) for line in lines]
+    return [f for f, digest in listed if not f.is_file() or sha256_of(f) != digest]
 
 
 def _sync(path: Path) -> None:

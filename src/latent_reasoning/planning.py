@@ -6,7 +6,10 @@ of their content: moving a folder reruns nothing, changing a row reruns what was
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,24 @@ def write_config(experiment: Experiment, path: Path) -> None:
     text = dump_yaml(experiment)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text_atomically(path, text)
+
+
+def forget_future(folder: Path) -> int:
+    """Date files and folders that are dated in the future to now; returns how many there were.
+
+    A clock that was ahead leaves them, and Snakemake fails every job whose input is newer than what
+    it has just made.
+    """
+    now = time.time()
+    found = [
+        path
+        for path in (folder, *folder.rglob("*"))
+        if not path.is_symlink() and path.exists() and path.stat().st_mtime > now
+    ]
+    for path in found:
+        with contextlib.suppress(OSError):  # gone, or not ours to date
+            os.utime(path, (now, now))
+    return len(found)
 
 
 def content_of_rows(experiment: Experiment) -> str:

@@ -273,7 +273,8 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Its own report of a failing store is a traceback; ours is one line.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     if not uri.startswith(SQLITE):
         return MlflowClient(tracking_uri=uri)
     database = Path(uri.removeprefix(SQLITE))

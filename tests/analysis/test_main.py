@@ -4,7 +4,7 @@ import pandas
 import pytest
 
 from latent_reasoning.analysis.__main__ import main
-from latent_reasoning.analysis.results import MissingResultError
+from latent_reasoning.analysis.results import DamagedResultError, MissingResultError
 from latent_reasoning.config import dump_yaml
 
 
@@ -49,3 +49,19 @@ def test_an_unknown_subcommand_is_refused(config, capsys):
     with pytest.raises(SystemExit):
         main(["pictures", "--config", str(config)])
     assert "invalid choice: 'pictures'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["summary.json", "predictions.parquet", "forced.csv"])
+def test_a_damaged_evaluation_is_refused_by_name(config, results_root, name):
+    file = next(results_root.glob(f"synthetic/evaluations/latent-6/*/*/{name}"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedResultError, match=f"{name}: damaged or edited.*delete it and run"):
+        main(["tables", "--config", str(config)])
+
+
+def test_a_damaged_summary_of_the_data_is_refused_by_name(config, results_root):
+    (results_root / "synthetic" / "data" / "summary.json").write_text('{"splits": {')
+    with pytest.raises(DamagedResultError, match=r"summary\.json: damaged or edited"):
+        main(["report", "--config", str(config)])

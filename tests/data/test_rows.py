@@ -15,6 +15,7 @@ from latent_reasoning.data.rows import (
     read_rows,
     row_lines,
 )
+from latent_reasoning.files import sha256_of
 
 
 def test_a_row_keeps_its_texts_unchanged() -> None:
@@ -92,3 +93,23 @@ def test_a_prepared_file_that_is_missing_empty_or_foreign_is_refused(tmp_path) -
 
 def test_questions_are_the_same_whatever_their_white_space() -> None:
     assert normalise_question(" How\tmany \n eggs? ") == "How many eggs?"
+
+
+def test_a_prepared_file_that_changed_since_is_refused_by_name(tmp_path):
+    file = tmp_path / "sft.jsonl"
+    row = '{"id": "train-0", "question": "1 + 1?", "steps": null, "answer": "2"}\n'
+    file.write_text(row, encoding="utf-8")
+    file.with_suffix(".sha256").write_text(sha256_of(file) + "\n", encoding="utf-8")
+    assert len(read_rows(file)) == 1
+    file.write_text(row.replace('"2"', '"3"'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"sft\.jsonl: not as it was prepared.*delete both"):
+        read_rows(file)
+
+
+def test_a_number_too_long_to_be_read_is_a_bad_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"answer": 1' + "0" * 5000 + "}\n", encoding="utf-8")
+    ((number, problem),) = json_line_records(file)
+    assert number == 0
+    assert isinstance(problem, DataError)
+    assert "line 1: not readable" in str(problem)

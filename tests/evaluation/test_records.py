@@ -51,6 +51,7 @@ def test_an_evaluation_is_four_files(evaluation, tmp_path):
         "predictions.parquet",
         "forced.csv",
         "by_steps.csv",
+        "SHA256SUMS",
     }
 
 

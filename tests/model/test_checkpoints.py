@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from latent_reasoning.config import Lora
+from latent_reasoning.files import SUMS
 from latent_reasoning.model import load
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import CheckpointError, load_tokenizer, save
@@ -59,7 +60,8 @@ def published_folder(folder, tied=True, modules=False, **changes):
     (folder / "config.json").write_text(json.dumps(config))
     state = {published_name(n): p.detach().clone() for n, p in model.named_parameters()}
     save_file(state, folder / "model.safetensors")
-    (folder / "latent.json").unlink()
+    for name in ("latent.json", SUMS):
+        (folder / name).unlink()
     (folder / "latent.safetensors").unlink()
     return model
 
@@ -249,3 +251,25 @@ def test_published_names_go_both_ways(tied):
     row = "special_rows.stop.weight" if tied else "special_rows.stop_out.weight"
     assert published_name(row) == ("_stop_embed.weight" if tied else "_stop_embed_out.weight")
     assert published_name("base.model.norm.weight") == "_base_model.model.norm.weight"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latent.safetensors", "tokenizer.json"])
+def test_one_changed_bit_in_a_saved_file_is_refused_by_name(tmp_path, name):
+    write(tmp_path / "m")
+    file = tmp_path / "m" / name
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    reader = load_tokenizer if name == "tokenizer.json" else load
+    with pytest.raises(CheckpointError, match=name):
+        reader(tmp_path / "m")
+
+
+def test_without_its_digests_an_edited_folder_loads(tmp_path):
+    write(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="If the edit is meant, delete SHA256SUMS"):
+        load(tmp_path / "m", device="cpu")
+    (tmp_path / "m" / SUMS).unlink()
+    load(tmp_path / "m", device="cpu")

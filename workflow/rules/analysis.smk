@@ -40,7 +40,7 @@ rule tables:
     message:
         "Writing the tables"
     shell:
-        "python -m latent_reasoning.analysis tables --config {params.config} > {log} 2>&1"
+        "python -m latent_reasoning.analysis tables --config {params.config:q} > {log:q} 2>&1"
 
 
 rule appendix_tables:
@@ -72,7 +72,7 @@ rule appendix_tables:
     message:
         "Writing the appendix's table"
     shell:
-        "python -m latent_reasoning.analysis appendix --config {params.config} " "> {log} 2>&1"
+        "python -m latent_reasoning.analysis appendix --config {params.config:q} " "> {log:q} 2>&1"
 
 
 rule figures:
@@ -107,7 +107,7 @@ rule figures:
     message:
         "Drawing the figures"
     shell:
-        "python -m latent_reasoning.analysis figures --config {params.config} > {log} 2>&1"
+        "python -m latent_reasoning.analysis figures --config {params.config:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -135,4 +135,4 @@ rule report:
     message:
         "Writing the page {output}"
     shell:
-        "python -m latent_reasoning.analysis report --config {params.config} > {log} 2>&1"
+        "python -m latent_reasoning.analysis report --config {params.config:q} > {log:q} 2>&1"

@@ -30,4 +30,4 @@ rule benchmark:
         "Timing the package against the naive paths: {output}"
     shell:
         "PYTHONPATH={params.project:q}${{PYTHONPATH:+:$PYTHONPATH}} "
-        "python -m benchmarks --output {output} 2> {log}"
+        "python -m benchmarks --output {output:q} 2> {log:q}"

@@ -1,5 +1,6 @@
 # What the rules share: the configuration, the names of files, tracked params and resources.
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from latent_reasoning.config import (
     resolve,
 )
 from latent_reasoning.cost import base_need, describe, evaluation_need, training_need
+from latent_reasoning.disk import check_writable, explain
 from latent_reasoning.paths import Layout, results_root
 from latent_reasoning.science import is_local, science_digest
 from latent_reasoning.signal_relay import relay_signals
@@ -139,11 +141,43 @@ def minutes_of(need_of):
     return asked(need_of, "minutes", RUNTIME.runtime_minutes)
 
 
+def write_config():
+    """Write the resolved configuration that the stages read."""
+    try:
+        planning.write_config(EXPERIMENT, LAYOUT.config)
+    except OSError as error:
+        raise WorkflowError(explain(error)) from None
+
+
+def prepare_results():
+    """Before the first job: a folder that takes no files is said once, and by its name."""
+    try:
+        check_writable(LAYOUT.folder)
+    except OSError as error:
+        raise WorkflowError(explain(error)) from None
+    write_config()
+
+
+def explain_disk():
+    """Say why the folder takes no files: on a full disk the failed jobs' logs may be empty."""
+    try:
+        check_writable(LAYOUT.folder)
+    except OSError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+
+
 def plan():
     """Write the resolved configuration, and say what a costly experiment costs."""
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
     if not any(Path(".snakemake/locks").glob("*")):
-        planning.write_config(EXPERIMENT, LAYOUT.config)
+        write_config()
+        ahead = planning.forget_future(LAYOUT.folder)
+        if ahead:
+            print(
+                f"warning: {ahead} files were dated in the future: now dated now", file=sys.stderr
+            )
+    if LAYOUT.folder.exists() and not os.access(LAYOUT.folder, os.W_OK):
+        explain_disk()
     cost = describe(EXPERIMENT, MAIN)
     if cost:
         print(cost, file=sys.stderr)
@@ -153,6 +187,12 @@ try:
     EXPERIMENT = load_experiment()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if set("{}\n") & set(str(results_root())):
+    raise WorkflowError(
+        f"LATENT_REASONING_RESULTS: {results_root()}: Snakemake would take a brace for a wildcard, "
+        "and has no line breaks in names; choose another folder"
+    )
 
 LAYOUT = Layout.of(EXPERIMENT, shown(results_root()))
 CONFIG = str(LAYOUT.config)
@@ -187,7 +227,8 @@ GPU_MODEL = RUNTIME.gpu_model if GPU and RUNTIME.gpu_model else ""
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
 shell.prefix(
     f'set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
-    f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))}; "
+    f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))} "
+    "LATENT_REASONING_WORKFLOW=$PPID; "
 )
 
 

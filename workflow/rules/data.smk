@@ -25,8 +25,8 @@ rule prepare_data:
     message:
         "Preparing the rows of {EXPERIMENT.experiment}"
     shell:
-        "python -m latent_reasoning.data --config {params.config} --digest {params.digest} "
-        "> {log} 2>&1"
+        "python -m latent_reasoning.data --config {params.config:q} --digest {params.digest} "
+        "> {log:q} 2>&1"
 
 
 rule prepare_test_set:
@@ -56,8 +56,8 @@ rule prepare_test_set:
     message:
         "Preparing the test set {wildcards.dataset}"
     shell:
-        "python -m latent_reasoning.data --config {params.config} --digest {params.digest} "
-        "--dataset {wildcards.dataset} > {log} 2>&1"
+        "python -m latent_reasoning.data --config {params.config:q} --digest {params.digest} "
+        "--dataset {wildcards.dataset} > {log:q} 2>&1"
 
 
 rule tracking_store:
@@ -79,4 +79,4 @@ rule tracking_store:
     message:
         "Creating the tracking store, so that parallel trainings find it"
     shell:
-        "python -m latent_reasoning.tracking --config {params.config} > {log} 2>&1"
+        "python -m latent_reasoning.tracking --config {params.config:q} > {log:q} 2>&1"

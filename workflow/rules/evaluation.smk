@@ -25,6 +25,6 @@ rule evaluate:
     message:
         "Evaluating {wildcards.model}, seed {wildcards.seed}, on {wildcards.dataset}"
     shell:
-        "python -m latent_reasoning.evaluation --config {params.config} --digest {params.digest} "
+        "python -m latent_reasoning.evaluation --config {params.config:q} --digest {params.digest} "
         "--model {wildcards.model} --seed {wildcards.seed} --dataset {wildcards.dataset} "
-        "> {log} 2>&1"
+        "> {log:q} 2>&1"

@@ -29,8 +29,8 @@ rule base_model:
     message:
         "Making the base model ({EXPERIMENT.base.source}): {output.folder}"
     shell:
-        "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
-        "--seed {params.seed} > {log} 2>&1"
+        "python -m latent_reasoning.model --config {params.config:q} --digest {params.digest} "
+        "--seed {params.seed} > {log:q} 2>&1"
 
 
 rule import_model:
@@ -60,5 +60,5 @@ rule import_model:
     message:
         "Bringing in {wildcards.model}"
     shell:
-        "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
-        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
+        "python -m latent_reasoning.model --config {params.config:q} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log:q} 2>&1"

@@ -29,5 +29,5 @@ rule rl:
     message:
         "RL: {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python -m latent_reasoning.rl --config {params.config} --digest {params.digest} "
-        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
+        "python -m latent_reasoning.rl --config {params.config:q} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log:q} 2>&1"

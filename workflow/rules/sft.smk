@@ -30,8 +30,8 @@ rule sft:
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python -m latent_reasoning.sft --config {params.config} --digest {params.digest} "
-        "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
+        "python -m latent_reasoning.sft --config {params.config:q} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log:q} 2>&1"
 
 
 use rule sft as latent_sft with:

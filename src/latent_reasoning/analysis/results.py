@@ -1,23 +1,31 @@
 """Reading what an experiment left under `results/`: evaluations and training curves.
 
 Tables, figures and the report read these files and nothing else. A missing one is a
-`MissingResultError` that says which it is and which command makes it.
+`MissingResultError` that says which it is and which command makes it, a damaged one a
+`DamagedResultError`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
 from latent_reasoning.config import Experiment
+from latent_reasoning.files import changed_files
 from latent_reasoning.paths import Layout
 
 
 class MissingResultError(RuntimeError):
     """A file that an earlier stage makes is not there."""
+
+
+class DamagedResultError(RuntimeError):
+    """A file that is not as an earlier stage wrote it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ class Results:
         path = self.layout.data_summary
         if not path.is_file():
             raise MissingResultError(f"no {path}; make it with: snakemake {_shown(path)}")
-        return json.loads(path.read_text("utf-8"))
+        with _refusing_damage(path):
+            return json.loads(path.read_text("utf-8"))
 
     def training(self, model: str, seed: int) -> pandas.DataFrame | None:
         """`training.csv` of a model; None for a model that was not trained here."""
@@ -114,7 +123,8 @@ class Results:
                 f"no training curve of {model}, seed {seed} ({path}); the model is made by: "
                 f"snakemake {_shown(self.layout.model(model, seed))}"
             )
-        return pandas.read_csv(path)
+        with _refusing_damage(path):
+            return pandas.read_csv(path)
 
     def _file(self, model: str, seed: int, dataset: str, name: str) -> Path:
         folder = self.layout.evaluation(model, seed, dataset)
@@ -124,7 +134,22 @@ class Results:
                 f"no evaluation of {model}, seed {seed}, on {dataset} ({path}); make it with: "
                 f"snakemake {_shown(path)}"
             )
+        if path in changed_files(folder):
+            raise DamagedResultError(_damaged(path, "its SHA-256 is another"))
         return path
+
+
+def _damaged(path: Path, problem: object) -> str:
+    return f"{path}: damaged or edited ({problem}); delete it and run: snakemake {_shown(path)}"
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """What cannot be decoded is a `DamagedResultError` that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise DamagedResultError(_damaged(path, error)) from None
 
 
 def _shown(path: Path) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_reasoning.files import sha256_of
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message says which file and line (or row), and why."""
@@ -81,6 +83,8 @@ def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
                             f"(column {error.colno})"
                         ),
                     )
+                except ValueError as error:  # a number of thousands of digits
+                    yield number, DataError(f"{path}, line {number + 1}: not readable: {error}")
                 except RecursionError:
                     yield number, DataError(f"{path}, line {number + 1}: nested too deeply")
     except OSError as error:
@@ -91,8 +95,9 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of a prepared file (`results/{experiment}/data/{split}.jsonl`), which carry their ids.
 
     Raises:
-        DataError: a missing file, a malformed row, or no row at all.
+        DataError: a missing file, one that is not as it was written, a malformed row, or none.
     """
+    _check_unchanged(path)
     rows = []
     for number, record in json_line_records(path):
         where = f"{path}, line {number + 1}"
@@ -104,6 +109,18 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
+
+
+def _check_unchanged(path: Path) -> None:
+    """Compare a prepared file with the SHA-256 beside it."""
+    digest = path.with_suffix(".sha256")
+    if not path.is_file() or not digest.is_file():
+        return
+    if sha256_of(path) != digest.read_text(encoding="utf-8", errors="replace").strip():
+        raise DataError(
+            f"{path}: not as it was prepared (its SHA-256 is not the one in {digest.name}): "
+            "damaged or edited; delete both and run the workflow again"
+        )
 
 
 def row_lines(rows: Iterable[Row]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """What an evaluation leaves behind: its rows, its points of forced length, and their files.
 
 A folder holds `summary.json`, `predictions.parquet` (a row an example), `forced.csv` (accuracy at
-every forced number of latent steps) and `by_steps.csv` (accuracy and length by difficulty).
+every forced number of latent steps), `by_steps.csv` (accuracy and length by difficulty) and
+`SHA256SUMS`, which later stages compare.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.evaluation import metrics
-from latent_reasoning.files import atomic_directory, write_json
+from latent_reasoning.files import atomic_directory, write_json, write_sums
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,5 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> dict:
         evaluation.forced_frame().to_csv(temporary / "forced.csv", index=False)
         metrics.by_steps(predictions).to_csv(temporary / "by_steps.csv", index=False)
         write_json(temporary / "summary.json", summary)
+        write_sums(temporary)
     return summary

@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
+    SHA256SUMS                                     digests of the above, compared on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
 
@@ -36,7 +37,14 @@ from transformers.utils import logging
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
 from latent_reasoning.device import resolve_device
-from latent_reasoning.files import atomic_directory, write_json, write_text_atomically
+from latent_reasoning.files import (
+    SUMS,
+    atomic_directory,
+    changed_files,
+    write_json,
+    write_sums,
+    write_text_atomically,
+)
 from latent_reasoning.model import published
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
@@ -83,6 +91,7 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that their owner alone can read
+    write_sums(folder)
 
 
 def _latent_state(model: LatentReasoner) -> dict[str, Tensor]:
@@ -116,6 +125,7 @@ def load(
         load_tensors(model, read_tensors(file), expected, file)
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
+    _check_unchanged(folder)
     return model.to(resolve_device(device)).eval()
 
 
@@ -140,7 +150,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises that very class
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be read ({_first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
@@ -149,6 +159,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     settings = read_settings(folder)
     if settings is not None:
         _check_special_tokens(tokenizer, settings, folder)
+    _check_unchanged(folder)
     return tokenizer
 
 
@@ -322,6 +333,17 @@ def _check_readable(file: Path) -> None:
         raise CheckpointError(
             f"{file}: damaged or truncated safetensors file ({_first_line(error)}); {REMEDY}"
         ) from error
+
+
+def _check_unchanged(folder: Path) -> None:
+    """Compare a model folder of ours with the digests in it: damage inside a tensor is silent."""
+    changed = changed_files(folder)
+    if changed:
+        names = ", ".join(str(file) for file in changed)
+        raise CheckpointError(
+            f"{names}: damaged or edited since it was written ({SUMS} has another digest); "
+            f"{REMEDY}. If the edit is meant, delete {SUMS}"
+        )
 
 
 def _check_special_tokens(

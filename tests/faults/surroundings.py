@@ -1,0 +1,249 @@
+"""What goes wrong around a run: disk, tracking store, clock, a second Snakemake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.cases import Case
+from tests.faults.damage import check_refusal, check_results, remove
+from tests.faults.reference import Reference
+from tests.faults.workbench import TRACEBACK, Started, Workbench
+
+FAKETIME = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+)
+DAY = 86400
+BEFORE, DURING = "before the run", "once a job runs"
+
+
+def model_of(bench: Workbench) -> str:
+    """A latent model of the experiment."""
+    return next(n for n, e in bench.experiment["models"].items() if e["stage"] == "latent_sft")
+
+
+def forget(bench: Workbench, model: str) -> str:
+    """Remove a model with its checkpoints, so that it is trained again; returns its target."""
+    remove(bench.results / "models" / model)
+    remove(bench.results / "checkpoints" / model)
+    return f"models/{model}/seed-0"
+
+
+def wait_for_a_job(bench: Workbench, workflow: Started) -> None:
+    """Until a stage runs, or Snakemake has ended."""
+    while workflow.runs and not any(bench.jobs(workflow)):
+        time.sleep(0.05)
+
+
+def path_of(bench: Workbench, target: str) -> str:
+    return f"results/{bench.experiment['experiment']}/{target}"
+
+
+# ------------------------------------------------------------------------------------------ disk
+
+
+def why_no_mounts() -> str:
+    """Why this process may not mount anything; nothing where it may."""
+    tried = subprocess.run(
+        ["unshare", "--mount", "true"], capture_output=True, text=True, check=False
+    )
+    return tried.stderr.strip() if tried.returncode else ""
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *mounts: list[str]) -> Iterator[None]:
+    """Mounts on `folder`, which is free again at the end."""
+    done = 0
+    try:
+        for arguments in mounts:
+            subprocess.run(["mount", *arguments, str(folder)], check=True, capture_output=True)
+            done += "remount" not in " ".join(arguments)
+        yield
+    finally:
+        for _ in range(done):
+            subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
+
+
+def full_disk(
+    bench: Workbench, reference: Reference, randomness: random.Random, *, kilobytes: int, when: str
+) -> Case:
+    """A tmpfs that is full before Snakemake starts or while a training does, and then is not."""
+    model = model_of(bench)
+    case = Case("full disk", "latent_sft", f"{kilobytes} KiB left {when}")
+    if reason := why_no_mounts():
+        case.skipped = f"no mounts here: {reason}"
+        return case
+    target = forget(bench, model)
+    aside = bench.root.rename(bench.folder / "aside")
+    bench.root.mkdir()
+    with mounted(bench.root, ["-t", "tmpfs", "-o", "size=64m", "tmpfs"]):
+        shutil.copytree(aside, bench.root, symlinks=True, dirs_exist_ok=True)
+        if when == BEFORE:
+            fill(bench.root / "filler", kilobytes)
+        workflow = bench.start("--", path_of(bench, target))
+        if when == DURING:
+            wait_for_a_job(bench, workflow)
+            fill(bench.root / "filler", kilobytes)
+        run = bench.finish(workflow)
+        check_refusal(case, run, "No space left on device", str(bench.root.name), "free some space")
+        case.problems += reference.problems(bench.results)
+        (bench.root / "filler").unlink()
+        check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    return case.finish()
+
+
+def fill(file: Path, kilobytes: int) -> None:
+    """Write until the disk is full, then give back `kilobytes`."""
+    with file.open("wb", buffering=0) as stream:
+        with contextlib.suppress(OSError):
+            while stream.write(bytes(4096)) == 4096:
+                pass
+        stream.truncate(max(0, stream.tell() - 1024 * kilobytes))
+
+
+def read_only(bench: Workbench, reference: Reference, randomness: random.Random) -> Case:
+    """A results folder that is read-only, and then is not."""
+    model = model_of(bench)
+    case = Case("read-only results", "evaluate", "bind mount, remounted read-only")
+    if reason := why_no_mounts():
+        case.skipped = f"no mounts here: {reason}"
+        return case
+    target = f"evaluations/{model}/seed-0/test/summary.json"
+    remove(bench.results / target)
+    with mounted(bench.root, ["--bind", str(bench.root)], ["-o", "remount,ro,bind"]):
+        run = bench.run(path_of(bench, target))
+        check_refusal(case, run, "Read-only file system", "results", "make it writable")
+    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    return case.finish()
+
+
+# -------------------------------------------------------------------------------- two Snakemakes
+
+
+def two_at_once(bench: Workbench, reference: Reference, randomness: random.Random) -> Case:
+    """A second Snakemake in the same folder is refused, and the first goes its way."""
+    model = model_of(bench)
+    target = f"evaluations/{model}/seed-0/test/summary.json"
+    case = Case("two Snakemakes at once", "evaluate", target)
+    remove(bench.results / target)
+    first = bench.start("--", path_of(bench, target))
+    wait_for_a_job(bench, first)
+    run = bench.run(path_of(bench, target))
+    case.check(run.returncode != 0, "the second was not refused")
+    case.check("lock" in run.output, "the second does not speak of a lock")
+    case.check(TRACEBACK not in run.output, "a traceback in the second's output")
+    case.check(bench.finish(first).returncode == 0, "the first failed")
+    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    return case.finish()
+
+
+# -------------------------------------------------------------------------------------- tracking
+
+
+def tracking(
+    bench: Workbench, reference: Reference, randomness: random.Random, *, trouble: str
+) -> Case:
+    """A training goes on, to the same weights, without the store it reports to."""
+    case = Case("tracking store", "latent_sft", trouble)
+    target = forget(bench, model_of(bench))
+    with STORES[trouble](bench):
+        run = bench.run(path_of(bench, target))
+    log = bench.results / "logs" / "latent_sft" / model_of(bench) / "seed-0.log"
+    case.check("MLflow cannot be reached" in log.read_text("utf-8"), "no warning in the log")
+    check_results(case, bench, reference, run, target)
+    return case.finish()
+
+
+@contextlib.contextmanager
+def nobody_there(bench: Workbench) -> Iterator[None]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        bench.surroundings["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+        yield
+
+
+@contextlib.contextmanager
+def never_answers(bench: Workbench) -> Iterator[None]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        bench.surroundings["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield
+
+
+@contextlib.contextmanager
+def locked(bench: Workbench) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(bench.root / "mlflow.db")) as store:
+        store.execute("begin exclusive")
+        yield
+
+
+@contextlib.contextmanager
+def garbage(bench: Workbench) -> Iterator[None]:
+    (bench.root / "mlflow.db").write_bytes(b"this is no database\n" * 500)
+    yield
+
+
+STORES = {
+    "server that refuses": nobody_there,
+    "server that never answers": never_answers,
+    "locked sqlite file": locked,
+    "sqlite file overwritten": garbage,
+}
+
+
+# ----------------------------------------------------------------------------------------- clock
+
+
+def clock_was_off(
+    bench: Workbench, reference: Reference, randomness: random.Random, *, days: int
+) -> Case:
+    """Everything so far was made while the clock was off; now it is right."""
+    model = model_of(bench)
+    target = f"evaluations/{model}/seed-0/test/summary.json"
+    case = Case("clock", "evaluate", f"all files made {days:+d} days from now")
+    remove(bench.results / target)
+    for path in [bench.results, *bench.results.rglob("*")]:
+        times = path.stat()
+        os.utime(path, (times.st_atime + days * DAY, times.st_mtime + days * DAY))
+    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    return case.finish()
+
+
+def clock_jumps(
+    bench: Workbench, reference: Reference, randomness: random.Random, *, days: int
+) -> Case:
+    """The clock jumps while a training runs (libfaketime, in every process of the run)."""
+    case = Case("clock", "latent_sft", f"jumps by {days:+d} days during the run")
+    library = next((path for path in FAKETIME if Path(path).exists()), None)
+    if library is None:
+        case.skipped = "libfaketime is not installed (Debian: apt-get install libfaketime)"
+        return case
+    model = model_of(bench)
+    target = forget(bench, model)
+    now = bench.folder / "clock"
+    now.write_text("+0d\n", encoding="utf-8")
+    bench.surroundings |= {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": str(now),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    workflow = bench.start("--", path_of(bench, target))
+    while workflow.runs and not (bench.results / "checkpoints" / model).exists():
+        time.sleep(0.02)
+    now.write_text(f"{days:+d}d\n", encoding="utf-8")
+    run = bench.finish(workflow)
+    bench.surroundings.clear()
+    # What was made by a clock gone back is older than its input, and refused by Snakemake.
+    case.check(TRACEBACK not in run.output, "a traceback in the output")
+    case.problems += reference.problems(bench.results)
+    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    return case.finish()

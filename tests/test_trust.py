@@ -1,0 +1,281 @@
+"""What comes from outside - models, checkpoints, names, paths - never runs as a program."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import pickle
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from latent_reasoning.config import PROJECT_ROOT, ConfigError, resolve
+from latent_reasoning.files import SUMS
+from latent_reasoning.model import load
+from latent_reasoning.model.base import HUB_FILES
+from latent_reasoning.model.checkpoints import CheckpointError, load_tokenizer, save
+from latent_reasoning.training_state import CheckpointStore, Progress
+from tests.model.models import build_reasoner, build_tokenizer
+from tests.workflow.workflow_tools import PROFILE, environment, run, with_stand_ins
+
+PROGRAMS = [
+    *sorted(PROJECT_ROOT.glob("src/**/*.py")),
+    *sorted(PROJECT_ROOT.glob("benchmarks/*.py")),
+]
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    *("torch.load", "os.system", "os.popen", "eval", "exec", "compile", "__import__"),
+    *("pandas.read_pickle", "pd.read_pickle", "yaml.unsafe_load", "yaml.full_load"),
+}
+SWITCHES = {"trust_remote_code": False, "allow_pickle": False, "shell": False, "weights_only": True}
+"""Arguments that may only have this value, wherever they stand."""
+
+
+class Touch:
+    """Unpickled, it makes a file: the proof that somebody unpickled it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.fixture
+def mark(tmp_path) -> Path:
+    """A file that is there once anything hostile ran."""
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A tiny model folder without digests: not ours, as far as loading can tell."""
+    save(build_reasoner().float(), build_tokenizer(), tmp_path / "m", {"model": "tiny"})
+    (tmp_path / "m" / SUMS).unlink()
+    return tmp_path / "m"
+
+
+# ------------------------------------------------------------------------------------ no pickle
+
+
+def test_the_hostile_pickle_of_these_tests_does_run_where_somebody_unpickles_it(mark):
+    pickle.loads(pickle.dumps(Touch(mark)))
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "weights.pkl"])
+def test_a_folder_with_pickled_weights_alone_is_refused(folder, mark, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Touch(mark)))
+    with pytest.raises(CheckpointError, match=r"pickled weights|missing"):
+        load(folder, device="cpu")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "training_args.bin"])
+def test_pickles_beside_safetensors_are_not_read(folder, mark, name):
+    (folder / name).write_bytes(pickle.dumps(Touch(mark)))
+    load(folder, device="cpu")
+    load_tokenizer(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latent.safetensors"])
+def test_a_pickle_named_safetensors_is_refused(folder, mark, name):
+    (folder / name).write_bytes(pickle.dumps(Touch(mark)))
+    with pytest.raises(CheckpointError, match=f"{name}.*damaged"):
+        load(folder, device="cpu")
+    assert not mark.exists()
+
+
+def test_an_index_that_names_pickles_is_refused(folder, mark):
+    (folder / "model.safetensors").unlink()
+    (folder / "part.bin").write_bytes(pickle.dumps(Touch(mark)))
+    index = {"weight_map": {"model.norm.weight": "part.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"part\.bin"):
+        load(folder, device="cpu")
+    assert not mark.exists()
+
+
+def test_pickles_in_a_training_checkpoint_are_set_aside_unread(tmp_path, mark):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    store = CheckpointStore(tmp_path / "checkpoints", "digest", print)
+    store.save(model, optimizer, Progress(step=1))
+    newest = next(path for path in store.folder.iterdir() if path.is_dir())
+    for file in [*newest.iterdir(), newest / "optimizer.pt", newest / "rng_state.pth"]:
+        file.write_bytes(pickle.dumps(Touch(mark)))
+    said: list[str] = []
+    again = CheckpointStore(tmp_path / "checkpoints", "digest", said.append)
+    assert again.resume(model, optimizer).step == 0
+    assert "set aside" in said[0]
+    assert not mark.exists()
+
+
+def test_nothing_is_downloaded_but_weights_settings_and_tokenizers():
+    assert not [pattern for pattern in HUB_FILES if pattern.endswith((".bin", ".pt", ".py", "*"))]
+
+
+# --------------------------------------------------------------------------------- no other code
+
+
+@pytest.mark.parametrize("model_type", ["llama", "theirs"])
+def test_code_in_a_model_folder_does_not_run(folder, mark, model_type):
+    (folder / "theirs.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = model_type
+    config["auto_map"] = {
+        "AutoConfig": "theirs.Config",
+        "AutoModelForCausalLM": "theirs.Model",
+        "AutoTokenizer": ["theirs.Tokenizer", None],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["theirs.Tokenizer", "theirs.Tokenizer"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for reader in (lambda: load(folder, device="cpu"), lambda: load_tokenizer(folder)):
+        with contextlib.suppress(CheckpointError):
+            reader()
+    if model_type == "theirs":
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load(folder, device="cpu")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: str(file.relative_to(PROJECT_ROOT)))
+def test_no_program_text_unpickles_evaluates_or_trusts(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported = {(node.module or "").split(".")[0]}
+        else:
+            imported = set()
+        assert not imported & FORBIDDEN_MODULES
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS
+        if isinstance(node, ast.keyword) and node.arg in SWITCHES:
+            assert ast.literal_eval(node.value) == SWITCHES[node.arg]
+
+
+# ------------------------------------------------------------------------------- names and shells
+
+HOSTILE = [
+    "$(touch x)",
+    "`touch x`",
+    "a; touch x",
+    "a b",
+    "a'b",
+    'a"b',
+    "a\nb",
+    "a\n",
+    "../a",
+    "-a",
+]
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a{b}", "ä", ""])
+@pytest.mark.parametrize("place", ["experiment", "model", "test set", "main", "from"])
+def test_names_are_letters_digits_and_dashes(name, place):
+    text = (PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8")
+    raw = json.loads(json.dumps(yaml.safe_load(text)))
+    if place == "experiment":
+        raw["experiment"] = name
+    elif place == "model":
+        raw["models"][name] = raw["models"]["latent-6"]
+    elif place == "test set":
+        raw["data"]["extra_tests"] = {name: "rows.jsonl"}
+    elif place == "main":
+        raw["report"]["main"] = [name]
+    else:
+        raw["models"]["latent-6"]["from"] = name
+    with pytest.raises(ConfigError, match=r"test\.yaml"):
+        resolve(raw, "test.yaml")
+
+
+def test_paths_never_reach_a_shell_unquoted(tmp_path):
+    work, results = tmp_path / "work", tmp_path / "re sults $(touch x) `touch y`; touch z & 'q\" #"
+    raw = tmp_path / "raw $(touch v)"
+    for path in (work, raw):
+        path.mkdir()
+    for split in ("train", "validation", "test"):
+        (raw / f"{split}.jsonl").write_text("{}\n", encoding="utf-8")
+    config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
+    config["models"] = {"latent-6": config["models"]["latent-6"]}
+    config["report"] = {"title": "$(touch u)"}
+    config["data"] |= {"source": "local", "path": str(raw)}
+    config["base"] |= {"source": "local", "path": str(raw), "licence": "`touch t`"}
+    (work / "experiment.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["-m", "snakemake", "--cores", "2", "--snakefile", with_stand_ins(work)]
+    command += ["--workflow-profile", PROFILE, "--configfile", "experiment.yaml", "--quiet", "--"]
+    hostile = environment(work) | {"LATENT_REASONING_RESULTS": str(results)}
+    result = run([*command, "all"], work, hostile)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (results / "test" / "report.html").is_file()
+    assert (results / "test" / "logs" / "latent_sft" / "latent-6" / "seed-0.log").is_file()
+    assert not [path for path in tmp_path.rglob("?") if path.is_file()]
+
+
+def test_a_results_folder_with_braces_is_refused_in_words(tmp_path):
+    hostile = environment(tmp_path) | {"LATENT_REASONING_RESULTS": str(tmp_path / "re{sults}")}
+    command = ["-m", "snakemake", "-n", "--snakefile", PROJECT_ROOT / "Snakefile"]
+    command += ["--workflow-profile", PROFILE]
+    result = run(command, tmp_path, hostile)
+    assert result.returncode == 1
+    said = result.stdout + result.stderr
+    assert "LATENT_REASONING_RESULTS" in said
+    assert "choose another folder" in said
+
+
+# --------------------------------------------------------------------------------------- servers
+
+
+def test_mlflows_page_listens_on_this_machine_alone(tmp_path):
+    made = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "ui"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT_ROOT,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    line = made.stdout.replace("\\\n", " ").replace("5000", port)
+    arguments = shlex.split(line)[1:-1]
+    assert arguments[:3] == ["ui", "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "mlflow", *arguments, f"sqlite:///{tmp_path}/mlflow.db"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            assert _listening(server) == {"127.0.0.1"}
+        finally:
+            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def _listening(server: subprocess.Popen) -> set[str]:
+    """The addresses that a server and its children listen on, once there is one."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server ended"
+        family = [psutil.Process(server.pid)]
+        family += family[0].children(recursive=True)
+        with contextlib.suppress(psutil.Error):
+            found = [c for process in family for c in process.net_connections("inet")]
+            if listening := {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}:
+                return listening
+        time.sleep(0.2)
+    raise AssertionError("the server never listened")
