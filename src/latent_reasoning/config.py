@@ -576,9 +576,12 @@ class Runtime(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Autocast on cuda; auto: bfloat16 where the GPU has it."
     )
-    threads: PositiveInt = Field(1, description="Torch threads of one job.")
+    threads: PositiveInt = Field(1, description="Torch threads of one process.")
+    processes: PositiveInt = Field(
+        1, description="Processes of one training, a GPU each, which share every step's batch."
+    )
     micro_batch_size: PositiveInt | None = Field(
-        None, description="Examples (RL: prompts) a forward; null: the whole batch."
+        None, description="Examples (RL: prompts) a forward; null: a process's share of the batch."
     )
     evaluation_batch_size: PositiveInt = Field(64, description="Prompts a generation batch.")
     checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")

@@ -9,6 +9,9 @@ Everything random in step `s` is a function of (seed, s): a task draws its data 
 torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed and
 goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one never
 killed.
+
+Under `accelerate launch` every process runs this loop over its share of each step's micro-batches
+(`parallel.py`); the first one alone writes checkpoints and metrics.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,7 @@ from transformers import get_scheduler
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.device import autocast, resolve_precision, seed_for
 from latent_reasoning.files import atomic_file, write_json_lines
+from latent_reasoning.parallel import current
 from latent_reasoning.tracking import Tracker
 from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
 
@@ -60,13 +64,19 @@ class Task(Protocol):
     name: str
 
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """The micro-batches of optimiser step `step` (from 0); a function of `step` alone."""
+        """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
+
+        Of all processes' micro-batches, `current().share` gives each its own.
+        """
 
     def loss(self, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch, with its graph."""
 
     def validate(self) -> dict[str, float]:
-        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all."""
+        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all.
+
+        All processes call it, and get the same values.
+        """
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,12 @@ def train(
     that is not finite.
     """
     log = log or print_to_stderr
-    store = CheckpointStore(checkpoint_folder, digest, log)
+    processes = current()
     optimizer = build_optimizer(model, training)
-    progress = store.resume(model, optimizer)
+    with processes.main_first():
+        store = CheckpointStore(checkpoint_folder, digest, log)
+        progress = store.resume(model, optimizer)
+    processes.broadcast(parameter_names(model))
     if progress.step:
         log(f"{task.name}: goes on after step {progress.step}")
     metrics = MetricsLog(store.folder / "metrics.jsonl", progress, tracker)
@@ -111,7 +124,7 @@ def train(
     precision = resolve_precision(runtime.precision, _device(model))
     progress.finished = progress.finished or training.steps == 0
     while not progress.finished:
-        torch.manual_seed(seed_for(seed, f"{task.name} step {progress.step}"))
+        torch.manual_seed(seed_for(seed, processes.purpose(f"{task.name} step {progress.step}")))
         for group in optimizer.param_groups:
             group["lr"] = rate(progress.step)
         model.train()
@@ -129,31 +142,41 @@ def train(
         improved = False
         if progress.step % training.validate_every == 0 or progress.step == training.steps:
             improved = _validate(model, task, training, progress, metrics, lines, precision)
-        if improved or progress.finished or progress.step % runtime.checkpoint_every == 0:
+        due = improved or progress.finished or progress.step % runtime.checkpoint_every == 0
+        if due and processes.is_main:
             store.save(model, optimizer, progress)
     metrics.close()
+    processes.wait()
     return _select(model, store, training, progress, metrics.path)
 
 
 def print_to_stderr(line: str) -> None:
-    """Print a line where logs go, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line where logs go, at once; of several processes the first one does."""
+    if current().is_main:
+        print(line, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------ one step's parts
 
 
 def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
-    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics."""
+    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
+
+    Both are those of all processes' micro-batches.
+    """
+    processes = current()
     outputs = []
     micro_batches = task.micro_batches(step)
+    whole = processes.count == 1 and len(micro_batches) == 1
     for micro_batch in micro_batches:
         output = task.loss(micro_batch)
         # The total weight may only be known at the end: the gradient is divided by it there.
-        (output.loss if len(micro_batches) == 1 else output.loss * output.weight).backward()
+        (output.loss if whole else output.loss * output.weight).backward()
         outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
+    outputs = processes.gather(outputs)
+    processes.sum_gradients(parameter_names(model))
     total = sum(weight for weight, _ in outputs)
-    if len(outputs) > 1:
+    if not whole:
         gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
         torch._foreach_div_(gradients, total)
     names = dict.fromkeys(name for _, values in outputs for name in values)
@@ -306,16 +329,18 @@ class MetricsLog:
     """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
 
     On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
-    left out: equal trainings give equal files.
+    left out: equal trainings give equal files. Of several processes the first one writes.
     """
 
     def __init__(self, path: Path, progress: Progress, tracker: Tracker) -> None:
         self.path = path
         self.progress = progress
         self.tracker = tracker
-        kept = [row for row in read_metrics(path) if row["step"] <= progress.step]
-        write_json_lines(path, kept)
-        self.stream = path.open("a", encoding="utf-8")
+        self.stream: TextIO | None = None
+        if current().is_main:
+            kept = [row for row in read_metrics(path) if row["step"] <= progress.step]
+            write_json_lines(path, kept)
+            self.stream = path.open("a", encoding="utf-8")
 
     def add(self, values: dict[str, float]) -> None:
         """Count one step's values for the next mean."""
@@ -334,13 +359,14 @@ class MetricsLog:
 
     def write(self, values: dict[str, float]) -> None:
         """Log values of the current step."""
-        if values:
+        if values and self.stream is not None:
             self.stream.write(json.dumps({"step": self.progress.step, **values}) + "\n")
             self.stream.flush()
             self.tracker.log_metrics(values, self.progress.step)
 
     def close(self) -> None:
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -11,6 +11,8 @@ of the GRPO loss. What is particular here:
   both, as in the public code (conformance note 21), but the samples of a prompt share the dropout
   of their trajectory.
 - A prompt's random numbers depend on the seed, the step and its place in the step alone.
+- Of several processes each samples and scores its own prompts, whole groups; the verdicts of all
+  are gathered before they are rewarded.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.device import seed_for
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.parallel import current
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
@@ -144,24 +147,28 @@ class AdaptiveLengthTask:
             yield self.model
 
     def _sample(self, round_: int) -> list[GroupBatch]:
-        """Sample, judge and reward the groups of one step's prompts."""
-        parts = self.plan.micro_batches(round_)
-        draws = self._draws(round_).split([len(part) for part in parts])
+        """Sample and judge the groups of this process's share of a step, reward all processes'."""
+        plan = self.plan.micro_batches(round_)
+        draws = self._draws(round_).split([len(part) for part in plan])
+        parts = current().share(plan)
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # One micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all of them at once, which they are there to save.
         with torch.set_grad_enabled(len(parts) == 1):
             sampled = [
                 sample(self.model, [prompt.ids for prompt in part], own, self.sampling)
-                for part, own in zip(prompts, draws, strict=True)
+                for part, own in zip(prompts, current().share(draws), strict=True)
             ]
         rollouts = [rollout for rollout, _ in sampled]
         verdicts = [
             judge_completions(rollout, part, self.tokenizer)
             for rollout, part in zip(rollouts, prompts, strict=True)
         ]
-        questions = [self.prompts[index].text for part in parts for index in part]
-        advantages, metrics = reward_groups(rollouts, verdicts, questions, self.entry.reward)
+        questions = [self.prompts[index].text for part in plan for index in part]
+        advantages, metrics = reward_groups(
+            current().gather(rollouts), current().gather(verdicts), questions, self.entry.reward
+        )
+        advantages = current().share(advantages)
         return [
             GroupBatch(rollout, values, metrics, trajectory if len(parts) == 1 else None)
             for (rollout, trajectory), values in zip(sampled, advantages, strict=True)

@@ -28,6 +28,7 @@ from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.parallel import current
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
 from latent_reasoning.sft.token_sft import token_sft_examples
@@ -226,12 +227,14 @@ def _frozen_teacher(run: TrainingRun, entry: LatentSftModel) -> FrozenTeacher | 
 
 def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> list[Row]:
     data, runtime = run.experiment.data, run.experiment.runtime
-    with autocast(run.device, resolve_precision(runtime.precision, run.device)):
+    precision = resolve_precision(runtime.precision, run.device)
+    folder = run.checkpoints
+    with current().main_first(), autocast(run.device, precision):
         kept = teacher_traces(
             teacher.model,
             teacher.tokenizer,
             rows,
-            folder=run.checkpoints,
+            folder=folder,
             prefix=data.prompt.training,
             max_new_tokens=data.max_tokens,
             batch_size=runtime.evaluation_batch_size,
@@ -248,13 +251,15 @@ def _states(
     examples: Sequence[LatentExample],
 ) -> TeacherStates:
     runtime = run.experiment.runtime
-    with autocast(run.device, resolve_precision(runtime.precision, run.device)):
+    precision = resolve_precision(runtime.precision, run.device)
+    folder = run.checkpoints
+    with current().main_first(), autocast(run.device, precision):
         return teacher_states(
             teacher.model,
             student,
             [example.teacher for example in examples],
             entry.distillation,
-            folder=run.checkpoints,
+            folder=folder,
             pad_id=teacher.tokenizer.pad_token_id,
             batch_size=runtime.evaluation_batch_size,
         )
