@@ -20,6 +20,7 @@ from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.device import resolve_device, seed_everything, set_threads
 from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
+from latent_reasoning.gpu_slots import take_gpus
 from latent_reasoning.model.adapters import merge_lora, save_adapter
 from latent_reasoning.model.card import card_text, model_card
 from latent_reasoning.model.checkpoints import write_model
@@ -64,7 +65,8 @@ class TrainingRun:
     ) -> TrainingRun:
         """The run of the model `name`, which learns from `split`, or all rows where it says so.
 
-        Joins the processes of this launch, sets torch's threads and seeds the initial weights.
+        Takes a GPU, joins the processes of this launch, sets torch's threads and seeds the initial
+        weights.
         Raises `ConfigError` or `DataError` where the rows or a parent are missing.
         """
         layout = Layout.of(experiment)
@@ -72,6 +74,7 @@ class TrainingRun:
         teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
         names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
         splits = ("sft", "rl") if getattr(entry, "rows", None) == "all" else (split,)
+        take_gpus(experiment.runtime.device)
         device = resolve_device(experiment.runtime.device)
         start(device)
         set_threads(experiment.runtime.threads)
