@@ -135,10 +135,8 @@ class SeveralProcesses(OneProcess):
             self.wait()
 
     def finish(self) -> None:
-        global _current
         self.wait()
         distributed.destroy_process_group()
-        _current = OneProcess()
 
     def _maximum(self, numbers: list[int]) -> list[int]:
         """The largest of each number over the processes."""

@@ -248,7 +248,7 @@ def _check_finite(values: dict[str, float], name: str, step: int) -> None:
 
 def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
     """Scalars as plain floats, with one transfer from the device."""
-    tensors = [value.detach().float() for value in values.values() if isinstance(value, Tensor)]
+    tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
     from_tensors = iter(torch.stack(tensors).tolist() if tensors else [])
     return {
         name: next(from_tensors) if isinstance(value, Tensor) else float(value)
