@@ -585,7 +585,7 @@ class Runtime(Section):
     )
     evaluation_batch_size: PositiveInt = Field(64, description="Prompts a generation batch.")
     checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")
-    memory_mb: PositiveInt = Field(4000, description="Memory asked of the scheduler, a job.")
+    memory_mb: PositiveInt = Field(4000, description="Memory asked of the scheduler, a process.")
     runtime_minutes: PositiveInt = Field(60, description="Time asked of the scheduler, a job.")
 
 

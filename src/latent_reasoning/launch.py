@@ -1,9 +1,8 @@
-"""Train one model with several processes, a GPU each: `accelerate launch` for the workflow.
+"""A training as several processes on this host: `accelerate launch`, as the stages need it.
 
-    python -m latent_reasoning.launch {model|sft|rl} --config FILE.. [--model NAME --seed N ..]
-
-starts the stage `runtime.processes` times over, or once where that is 1. Around accelerate's
-launcher, which may as well be used by itself, this
+A stage whose configuration says `runtime.processes: N` starts itself again N times. One that was
+started by `accelerate launch` or `torchrun` already is one of several, however many they are.
+Around accelerate's launcher this
 
 - takes a GPU for each process first (`gpu_slots.py`);
 - hands SIGTERM, SIGINT and SIGUSR1 on to the processes, and leaves it to them when to end;
@@ -14,57 +13,40 @@ Of processes that fail one at a time, the first ends the others.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
 import psutil
 
-from latent_reasoning.command import run_stage
-from latent_reasoning.config import Experiment, load
+from latent_reasoning.config import Runtime
 from latent_reasoning.gpu_slots import TAKEN, take_gpus
+from latent_reasoning.parallel import launched
 
-STAGES = ("model", "sft", "rl")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Start a stage as its configuration says."""
-    command = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command.add_argument("stage", choices=STAGES)
-    command.add_argument("--config", nargs="+", required=True, metavar="FILE")
-    command.add_argument("--model", metavar="NAME")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options, _ = command.parse_known_args(arguments)
-    experiment = load(options.config)
-    if experiment.runtime.processes == 1 or not _trains(options, experiment):
-        module = f"latent_reasoning.{options.stage}"
-        os.execv(sys.executable, [sys.executable, "-m", module, *arguments[1:]])
-    start_processes(f"latent_reasoning.{options.stage}", arguments[1:], experiment)
+def launch_processes(module: str, arguments: Sequence[str] | None, runtime: Runtime) -> None:
+    """Run the stage `module` as `runtime.processes` processes and exit with their code.
+
+    Returns at once where one is asked for, or where this is one of several. `arguments` are those
+    of the stage's `main`: None means the command line's.
+    """
+    if runtime.processes > 1 and not launched():
+        _launch(module, sys.argv[1:] if arguments is None else arguments, runtime)
 
 
-def _trains(options: argparse.Namespace, experiment: Experiment) -> bool:
-    """The stage `model` also fetches models, which is no work to share."""
-    scratch = options.model is None and experiment.base.source == "scratch"
-    return options.stage != "model" or scratch
-
-
-def start_processes(module: str, arguments: list[str], experiment: Experiment) -> NoReturn:
-    """Run `module` as several processes on this host and exit with their code."""
+def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn:
     # Seconds to import, and of no use to one process.
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    runtime = experiment.runtime
-    gpus = take_gpus(runtime.device, runtime.processes)
-    os.environ |= {TAKEN: ",".join(gpus)}
+    os.environ[TAKEN] = ",".join(take_gpus(runtime.device, runtime.processes))
     # The processes talk to one another on this host alone.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
@@ -99,7 +81,3 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
-
-
-if __name__ == "__main__":
-    run_stage(main)

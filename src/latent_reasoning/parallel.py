@@ -58,8 +58,10 @@ class OneProcess:
         return list(items[self.rank :: self.count])
 
     def share_size(self, size: int) -> int:
-        """The largest part of `size` items that a process gets."""
-        return -(-size // self.count)
+        """Into parts of how many to cut `size` items: as large as leaves each process one."""
+        largest = -(-size // self.count)
+        for_each = -(-size // largest) >= self.count
+        return largest if for_each else max(1, size // self.count)
 
     def gather(self, own: list[Any]) -> list[Any]:
         """What the processes made of their shares, in the order of the items, on each of them."""

@@ -89,8 +89,8 @@ class BatchPlan:
         if -(-training.batch_size // self.micro_batch_size) < current().count:
             raise ConfigError(
                 f"runtime.processes: {current().count} processes have no work for each in a batch "
-                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower it, "
-                f"or runtime.micro_batch_size to {training.batch_size // current().count}"
+                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
+                "runtime.micro_batch_size, or it"
             )
         order = seed_for(seed, f"{name} data order")
         self.sampler = StepSampler(len(lengths), training.batch_size, order)

@@ -14,19 +14,16 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from latent_reasoning.config import PROJECT_ROOT
+from latent_reasoning.config import PROJECT_ROOT, load, science_digest
 from latent_reasoning.data.__main__ import main as prepare_data
-from latent_reasoning.model.__main__ import main as make_base
-from latent_reasoning.parallel import OneProcess
+from latent_reasoning.model import pretraining
 
 PATH = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
 WAIT = """
 import sys
-from types import SimpleNamespace
 from latent_reasoning.config import Runtime
-from latent_reasoning.launch import start_processes
-runtime = Runtime(device="cpu", processes=2)
-start_processes("tests.parallel.waiting", sys.argv[1:], SimpleNamespace(runtime=runtime))
+from latent_reasoning.launch import launch_processes
+launch_processes("tests.parallel.waiting", sys.argv[1:], Runtime(device="cpu", processes=2))
 """
 
 
@@ -68,7 +65,7 @@ def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path):
 def world(tmp_path, monkeypatch) -> Path:
     """A tiny experiment with its rows prepared, to train the base of."""
     config = tmp_path / "tiny.yaml"
-    training = {"steps": 30, "batch_size": 8, "validate_every": 15, "learning_rate": 1e-3}
+    training = {"steps": 30, "batch_size": 8, "validate_every": 30, "learning_rate": 1e-3}
     experiment = {
         "experiment": "tiny",
         "data": {"generated": {"train": 60, "validation": 3, "test": 3}},
@@ -76,6 +73,7 @@ def world(tmp_path, monkeypatch) -> Path:
             "architecture": {"hidden_size": 16, "intermediate_size": 24, "initializer_range": 0.2},
             "training": training | {"select": "last"},
         },
+        "evaluation": {"max_new_tokens": 4},
         "models": {"base-itself": {"stage": "import", "from": "base"}},
         "runtime": {"device": "cpu", "checkpoint_every": 1, "processes": 2},
         "tracking": {"enabled": False},
@@ -90,7 +88,7 @@ def world(tmp_path, monkeypatch) -> Path:
 def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_process(
     world, monkeypatch
 ):
-    command = ["-m", "latent_reasoning.launch", "model", "--config", str(world / "tiny.yaml")]
+    command = ["-m", "latent_reasoning.model", "--config", str(world / "tiny.yaml")]
     results = world / "two"
     process = begin(*command, LATENT_REASONING_RESULTS=str(results))
     wait_for(results, "tiny/checkpoints/base/seed-0/step-*", process)
@@ -107,25 +105,20 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
     assert "Traceback" not in printed
 
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(world / "one"))
-    make_base(["--config", str(world / "tiny.yaml")])
+    config = load(world / "tiny.yaml")
+    digest = science_digest(config, "base")
+    pretraining.run(config, 0, digest)
     one, two = (
         load_file(world / name / "tiny/base/seed-0/model.safetensors") for name in ("one", "two")
     )
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
 
 
-def test_a_wrong_configuration_is_refused_before_processes_start(tmp_path):
-    config = tmp_path / "wrong.yaml"
-    config.write_text("experiment: x\nmodels: {}\nruntime: {processes: 0}\n")
-    process = begin("-m", "latent_reasoning.launch", "sft", "--config", str(config))
+def test_a_wrong_configuration_is_refused_once_before_processes_start(world):
+    command = ["-m", "latent_reasoning.sft", "--config", str(world / "tiny.yaml")]
+    process = begin(*command, "--model", "unknown")
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "runtime.processes" in printed
+    assert printed.count("error:") == 1
+    assert "'unknown' is not in the configuration" in printed
     assert "Traceback" not in printed
-
-
-def test_one_process_has_everything_to_itself():
-    alone = OneProcess()
-    assert alone.share([1, 2, 3]) == alone.gather([1, 2, 3]) == [1, 2, 3]
-    assert [alone.any_rank(flag) for flag in (False, True)] == [False, True]
-    assert alone.purpose("rl step 3") == "rl step 3"

@@ -67,8 +67,10 @@ def plan(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) -> set[str
     return {_name(job) for job in planned_jobs(folder, *configs, targets=targets)}
 
 
-def planned_jobs(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) -> list[Any]:
-    """Snakemake's jobs of a dry run, target rules left out."""
+def planned_jobs(
+    folder: Path, *configs: Path, targets: tuple[str, ...] = (), gpus: int = 1
+) -> list[Any]:
+    """Snakemake's jobs of a dry run on so many GPUs, target rules left out."""
     from snakemake import api
     from snakemake.settings import types
 
@@ -77,7 +79,7 @@ def planned_jobs(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) ->
     try:
         with api.SnakemakeApi(types.OutputSettings(dryrun=True)) as snake:
             workflow = snake.workflow(
-                types.ResourceSettings(cores=2, resources={"gpu": 1}),
+                types.ResourceSettings(cores=2, resources={"gpu": gpus}),
                 config_settings=types.ConfigSettings(configfiles=configs),
                 snakefile=PROJECT_ROOT / "Snakefile",
                 workdir=folder,

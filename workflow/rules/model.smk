@@ -1,5 +1,8 @@
 # The model everything starts from, and models that were trained elsewhere.
 
+# Only one that is trained here is work to share.
+BASE_PROCESSES = RUNTIME.processes if LAYOUT.base_has_seeds else 1
+
 
 rule base_model:
     input:
@@ -14,10 +17,10 @@ rule base_model:
     retries: 3 if EXPERIMENT.base.source == "hub" else 0
     conda:
         "../../environment.yml"
-    threads: RUNTIME.threads
+    threads: RUNTIME.threads * BASE_PROCESSES
     resources:
-        gpu=GPU if LAYOUT.base_has_seeds else 0,
-        mem_mb=RUNTIME.memory_mb,
+        gpu=GPU * BASE_PROCESSES if LAYOUT.base_has_seeds else 0,
+        mem_mb=RUNTIME.memory_mb * BASE_PROCESSES,
         runtime=RUNTIME.runtime_minutes,
     params:
         config=CONFIG,

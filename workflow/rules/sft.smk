@@ -16,10 +16,10 @@ rule sft:
         model=models_of("sft"),
     conda:
         "../../environment.yml"
-    threads: RUNTIME.threads
+    threads: RUNTIME.threads * RUNTIME.processes
     resources:
-        gpu=GPU,
-        mem_mb=RUNTIME.memory_mb,
+        gpu=GPU * RUNTIME.processes,
+        mem_mb=RUNTIME.memory_mb * RUNTIME.processes,
         runtime=RUNTIME.runtime_minutes,
     params:
         config=CONFIG,

@@ -23,6 +23,7 @@ from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
 from latent_reasoning.data.styles import styled_reasonings
 from latent_reasoning.device import autocast, resolve_precision, seed_for
+from latent_reasoning.launch import launch_processes
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = load(options.config)
     entry = entry_of(experiment, options.model, "sft", "latent_sft")
     digest = check_digest(experiment, "model", options.digest, options.model)
+    launch_processes("latent_reasoning.sft", arguments, experiment.runtime)
     run = TrainingRun.of(experiment, options.model, options.seed, digest, split="sft")
     train_stage = _token_sft if entry.stage == "sft" else _latent_sft
     model, tokenizer, task = train_stage(run, entry)
