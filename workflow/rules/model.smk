@@ -20,6 +20,7 @@ rule base_model:
     threads: RUNTIME.threads * BASE_PROCESSES
     resources:
         gpu=GPU * BASE_PROCESSES if LAYOUT.base_has_seeds else 0,
+        nodes=1,  # of a cluster: the processes of a training share a host
         mem_mb=RUNTIME.memory_mb * BASE_PROCESSES,
         runtime=RUNTIME.runtime_minutes,
     params:

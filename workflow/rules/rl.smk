@@ -19,6 +19,7 @@ rule rl:
     threads: RUNTIME.threads * RUNTIME.processes
     resources:
         gpu=GPU * RUNTIME.processes,
+        nodes=1,  # of a cluster: the processes of a training share a host
         mem_mb=RUNTIME.memory_mb * RUNTIME.processes,
         runtime=RUNTIME.runtime_minutes,
     params:
