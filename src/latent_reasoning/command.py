@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 
 from latent_reasoning.config import ConfigError, Experiment
+from latent_reasoning.interruption import TrainingInterruptedError
+
+ENDED_EARLY = os.EX_TEMPFAIL
+"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
 
 
 class StageError(RuntimeError):
@@ -53,9 +59,19 @@ def entry_of(experiment: Experiment, model: str, *stages: str):
 
 
 def run_stage(main: Callable[[list[str] | None], None]) -> None:
-    """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2."""
+    """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2.
+
+    A training that ended early with a checkpoint says so in one line, and exits with 75.
+    """
     try:
         main(None)
+    except TrainingInterruptedError as interruption:
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+            print(interruption, file=sys.stderr)
+        sys.exit(ENDED_EARLY)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_for_the_user(error):
             raise

@@ -587,6 +587,11 @@ class Runtime(Section):
     checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")
     memory_mb: PositiveInt = Field(4000, description="Memory asked of the scheduler, a process.")
     runtime_minutes: PositiveInt = Field(60, description="Time asked of the scheduler, a job.")
+    time_budget_minutes: Positive | None = Field(
+        None,
+        description="After so long a training ends with a checkpoint and exit code 75; the "
+        "workflow then starts it again, and it goes on. Choose it well below `runtime_minutes`.",
+    )
 
 
 class Tracking(Section):

@@ -37,6 +37,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,12 +50,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for entry in (*temporary.rglob("*"), temporary):
+            _sync(entry)
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -79,5 +80,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    """Put a file, or a folder's list of names, on the disk: a rename alone is not yet."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -121,6 +121,8 @@ class TextBatch:
 class TextTask:
     """Learn the labels of text examples."""
 
+    iterations = 1
+
     def __init__(
         self,
         name: str,

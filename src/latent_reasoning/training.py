@@ -33,6 +33,7 @@ from transformers import get_scheduler
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.device import autocast, resolve_precision, seed_for
 from latent_reasoning.files import atomic_file, write_json_lines
+from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
 from latent_reasoning.parallel import current
 from latent_reasoning.tracking import Tracker
 from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
@@ -62,6 +63,9 @@ class Task(Protocol):
     """What a stage trains: its data, loss and validation."""
 
     name: str
+
+    iterations: int
+    """Consecutive steps on the same samples, between which no checkpoint may fall."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
@@ -103,13 +107,14 @@ def train(
     tracker: Tracker,
     log_every: int = 10,
     log: Log | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainResult:
     """Train `model` in place, or go on where a killed training of the same `digest` stopped.
 
     Returns with the selected weights in the model. Raises `DivergenceError` at a loss or gradient
-    that is not finite.
+    that is not finite, and after a checkpoint `TrainingInterruptedError` where `stop` says so.
     """
-    log = log or print_to_stderr
+    log, stop = log or print_to_stderr, stop or StopRequest()
     processes = current()
     optimizer = build_optimizer(model, training)
     with processes.main_first():
@@ -143,11 +148,33 @@ def train(
         if progress.step % training.validate_every == 0 or progress.step == training.steps:
             improved = _validate(model, task, training, progress, metrics, lines, precision)
         due = improved or progress.finished or progress.step % runtime.checkpoint_every == 0
-        if due and processes.is_main:
+        interrupted = _interruption(task, progress, stop)
+        if (due or interrupted) and processes.is_main:
             store.save(model, optimizer, progress)
+        if interrupted:
+            metrics.close()
+            processes.wait()
+            raise TrainingInterruptedError(_farewell(task.name, interrupted, progress, training))
     metrics.close()
     processes.wait()
     return _select(model, store, training, progress, metrics.path)
+
+
+def _interruption(task: Task, progress: Progress, stop: StopRequest) -> str | None:
+    """Why the training is to end after this step; all processes agree on it."""
+    if progress.finished or progress.step % task.iterations:
+        return None
+    reason = stop.reason
+    if not current().any_rank(reason is not None):
+        return None
+    return reason or "another process was asked to end"
+
+
+def _farewell(name: str, reason: str, progress: Progress, training: Training) -> str:
+    return (
+        f"{name}: {reason}: ended with a checkpoint; goes on from step {progress.step} of "
+        f"{training.steps} when run again"
+    )
 
 
 def print_to_stderr(line: str) -> None:
@@ -370,13 +397,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a line that a kill left unfinished ends it."""
+    """The rows of a `metrics.jsonl`; a line that is unfinished or damaged ends it."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                rows.append({"step": int(row["step"]), **row})
+            except (ValueError, TypeError, KeyError):
                 break
     return rows
 

@@ -21,6 +21,7 @@ from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.device import resolve_device, seed_everything, set_threads
 from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
 from latent_reasoning.gpu_slots import take_gpus
+from latent_reasoning.interruption import TrainingInterruptedError, stop_request
 from latent_reasoning.model.adapters import merge_lora, save_adapter
 from latent_reasoning.model.card import card_text, model_card
 from latent_reasoning.model.checkpoints import write_model
@@ -149,23 +150,31 @@ class TrainingRun:
         )
 
     def train(self, model: LatentReasoner, task: Task, training: Training) -> TrainResult:
-        """Train, or go on where a killed run stopped, and report to MLflow."""
+        """Train, or go on where a killed run stopped, and report to MLflow.
+
+        A signal or the time budget ends it with `TrainingInterruptedError`.
+        """
         tracker = self._tracker()
         status = "FAILED"
         try:
-            result = train(
-                model,
-                task,
-                training,
-                runtime=self.experiment.runtime,
-                checkpoint_folder=self.checkpoints,
-                digest=self.digest,
-                seed=self.seed,
-                tracker=tracker,
-                log_every=self.experiment.tracking.log_every,
-            )
+            with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
+                result = train(
+                    model,
+                    task,
+                    training,
+                    runtime=self.experiment.runtime,
+                    checkpoint_folder=self.checkpoints,
+                    digest=self.digest,
+                    seed=self.seed,
+                    tracker=tracker,
+                    log_every=self.experiment.tracking.log_every,
+                    stop=stop,
+                )
             status = "FINISHED"
             return result
+        except TrainingInterruptedError:
+            status = "KILLED"
+            raise
         finally:
             tracker.close(status)
 

@@ -1,9 +1,9 @@
 """What a training needs to go on after a kill: whole, verified checkpoints on disk.
 
-A checkpoint is a folder `step-N/` that appears under its name only when it is complete. It holds
-the trained weights and the optimiser's state as safetensors, and `state.json` with the digest of
-the configuration that made it and the SHA-256 of each file. No random state is stored: the training
-loop derives every random number from (seed, step).
+A checkpoint is a folder `step-N/` that appears under its name only when it is complete and on the
+disk. It holds the trained weights and the optimiser's state as safetensors, and `state.json` with
+the digest of the configuration that made it, the SHA-256 of each file and a checksum of its own. No
+random state is stored: the training loop derives every random number from (seed, step).
 
 The last two checkpoints and the best one are kept. A damaged one is set aside with a warning and
 the one before it is used; the folder of another configuration is set aside as a whole.
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latent_reasoning.config import digest as digest_of
 from latent_reasoning.files import atomic_directory, sha256_of, write_json
 
 WEIGHTS = "weights.safetensors"
@@ -75,6 +76,8 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, digest: str, log: Log) -> None:
         self.folder = open_checkpoint_folder(folder, digest, log)
+        for unfinished in self.folder.glob(".step-*.tmp"):  # left by a kill
+            shutil.rmtree(unfinished)
         self.digest = digest
         self.log = log
 
@@ -82,15 +85,15 @@ class CheckpointStore:
         """Write the checkpoint of `progress.step` and drop those no longer needed."""
         names = parameter_names(model)
         with atomic_directory(self._path(progress.step)) as temporary:
-            save_file(trained_tensors(model), temporary / WEIGHTS)
-            save_file(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
+            _write(trained_tensors(model), temporary / WEIGHTS)
+            _write(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
             state = {
                 "digest": self.digest,
                 "threads": torch.get_num_threads(),
                 "progress": asdict(progress),
                 "sha256": {name: sha256_of(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
             }
-            write_json(temporary / STATE, state)
+            write_json(temporary / STATE, {**state, "checksum": digest_of(state)})
         kept = {*self.steps()[-KEPT:], progress.best_step}
         for step in set(self.steps()) - kept:
             shutil.rmtree(self._path(step))
@@ -137,12 +140,14 @@ class CheckpointStore:
         path = self._path(step) / STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
+            if state.pop("checksum") != digest_of(state):
+                raise DamagedCheckpointError(f"{path} is damaged")
             for name, expected in state["sha256"].items():
                 if sha256_of(path.with_name(name)) != expected:
                     raise DamagedCheckpointError(f"{path.with_name(name)} is damaged or truncated")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DamagedCheckpointError):
-                raise
+        except DamagedCheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
         return state
 
@@ -185,6 +190,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in (parameters | buffers).items()
     }
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, most likely
+        raise OSError(f"{path}: cannot be written: {error}") from None
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -53,10 +53,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 def with_stand_ins(folder: Path) -> Path:
     """A Snakefile that is the project's own, but for the program that its jobs run."""
+    program = folder / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
     snakefile = folder / "Snakefile"
-    function = f'python() {{{{ {sys.executable} {STAND_IN} "$@"; }}}}; '
+    prefix = f'export PATH={program.parent}:"$PATH"; '
     snakefile.write_text(
-        f'include: "{PROJECT_ROOT / "Snakefile"}"\n\n\nshell.prefix({function!r})\n',
+        f'include: "{PROJECT_ROOT / "Snakefile"}"\n\n\nshell.prefix({prefix!r})\n',
         encoding="utf-8",
     )
     return snakefile

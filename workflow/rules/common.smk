@@ -154,8 +154,13 @@ ANALYSIS_CODE = sorted(
 SPLITS = ["sft", "rl", "validation", "test"]
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
+# A training whose time budget is used up exits with 75; tried again, it goes on from its checkpoint.
+# Without a budget the profile's `retries` count.
+TRAINING_RETRIES = 20 if RUNTIME.time_budget_minutes else None
 
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
+# Trainings take the shell's place (`exec`), so that a signal to the job reaches them: a shell would
+# die of it, the job count as ended, and the training be killed before its checkpoint is written.
 shell.prefix(
     f'set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
     f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))}; "

@@ -14,7 +14,7 @@ rule base_model:
         log_file("base_model", BASE.name),
     benchmark:
         benchmark_file("base_model", BASE.name)
-    retries: 3 if EXPERIMENT.base.source == "hub" else 0
+    retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * BASE_PROCESSES
@@ -31,7 +31,7 @@ rule base_model:
     message:
         "Making the base model ({EXPERIMENT.base.source}): {output}"
     shell:
-        "python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
+        "exec python -m latent_reasoning.model --config {params.config} --digest {params.digest} "
         "--seed {params.seed} > {log} 2>&1"
 
 

@@ -14,6 +14,7 @@ rule rl:
         benchmark_file("rl", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("rl"),
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes
@@ -28,5 +29,5 @@ rule rl:
     message:
         "RL: {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python -m latent_reasoning.rl --config {params.config} --digest {params.digest} "
+        "exec python -m latent_reasoning.rl --config {params.config} --digest {params.digest} "
         "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"

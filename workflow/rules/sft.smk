@@ -14,6 +14,7 @@ rule sft:
         benchmark_file("sft", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("sft"),
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes
@@ -29,7 +30,7 @@ rule sft:
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python -m latent_reasoning.sft --config {params.config} --digest {params.digest} "
+        "exec python -m latent_reasoning.sft --config {params.config} --digest {params.digest} "
         "--model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
 
 

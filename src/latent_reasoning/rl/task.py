@@ -81,6 +81,7 @@ class AdaptiveLengthTask:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.entry = entry
+        self.iterations = entry.iterations
         self.seed = seed
         self.validate = validate
         self.sampling = SamplingSettings(

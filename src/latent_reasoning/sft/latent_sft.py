@@ -71,6 +71,8 @@ class LatentBatch:
 class LatentSftTask:
     """Learn latent reasoning from rows read as teacher and as student."""
 
+    iterations = 1
+
     def __init__(
         self,
         name: str,
