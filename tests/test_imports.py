@@ -17,7 +17,10 @@ PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
     {"config", "config_docs", "files"},
-    {"paths", "command", "device", "cost", "planning", "parallel", "gpu_slots", "launch"},
+    {
+        *("paths", "command", "device", "cost", "planning", "interruption", "divergence"),
+        *("parallel", "gpu_slots", "launch"),
+    },
     {"data"},
     {"model"},
     {

@@ -65,7 +65,7 @@ def child(folder: Path) -> subprocess.Popen[str]:
 def test_a_signal_ends_a_training_with_a_checkpoint_from_which_it_goes_on(tmp_path, number):
     process = child(tmp_path / "c")
     process.send_signal(number)
-    assert process.wait(60) == 75
+    assert process.wait(300) == 75
     noted, last = process.stderr.read().splitlines()
     step = CheckpointStore(tmp_path / "c", "a", print).steps()[-1]
     assert 2 <= step < STEPS

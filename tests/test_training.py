@@ -29,6 +29,7 @@ from latent_reasoning.training import (
 from tests.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
+    nan_at,
     run,
     settings,
     tiny_model,
@@ -109,7 +110,7 @@ def test_gradient_is_clipped_to_its_norm(tmp_path, log):
 
 
 def test_a_loss_that_is_no_number_ends_training_with_the_step(tmp_path, log):
-    task = TinyTask(tiny_model(), broken_step=4)
+    task = TinyTask(tiny_model(), fault=nan_at(4))
     with pytest.raises(DivergenceError, match="loss is nan at step 5"):
         run(tmp_path / "c", task, settings(), log=log)
 
@@ -190,9 +191,9 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path, log):
     assert kept == ["step-2", "step-7", "step-8"]
 
 
-def interrupted(folder: Path, log: list[str], broken_step: int = 5) -> None:
+def interrupted(folder: Path, log: list[str]) -> None:
     """A training that ended by an error in step 6 and left the checkpoints of steps 2 to 5."""
-    task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.4, 0.5], broken_step=broken_step)
+    task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.4, 0.5], fault=nan_at(5))
     with pytest.raises(DivergenceError):
         run(folder, task, settings(), checkpoint_every=1, log=log)
 
@@ -278,8 +279,8 @@ import torch
 from pathlib import Path
 from tests.tiny_training import TinyTask, run, settings, tiny_model
 torch.set_num_threads(1)
-task = TinyTask(tiny_model(), seconds_a_step=0.02, accuracies=[0.5] * 40)
-run(Path(sys.argv[1]), task, settings(steps=40, validate_every=20, select="last"), log=[])
+task = TinyTask(tiny_model(), seconds_a_step=0.05)
+run(Path(sys.argv[1]), task, settings(steps=200, validate_every=200), log=[])
 """
 
 
@@ -290,22 +291,22 @@ def test_a_training_killed_with_sigkill_ends_with_bitwise_the_same_weights(tmp_p
         [sys.executable, "-c", KILLED, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(folder.glob("step-*/state.json")):
         assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    training = settings(steps=40, validate_every=20, select="last")
+    training = settings(steps=200, validate_every=200)
     resumed, whole = tiny_model(), tiny_model()
-    run(folder, TinyTask(resumed, accuracies=[0.5] * 2), training, log=log)
+    run(folder, TinyTask(resumed), training, log=log)
     assert any("goes on after step" in line for line in log)
-    run(tmp_path / "whole", TinyTask(whole, accuracies=[0.5] * 2), training, log=log)
+    run(tmp_path / "whole", TinyTask(whole), training, log=log)
     assert_bitwise_equal(weights(resumed), weights(whole))
     metrics = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
-    assert metrics == sorted(metrics)
-    assert metrics.count(40) == 2
+    assert metrics == sorted(set(metrics))
+    assert len(metrics) == 100
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path, log):

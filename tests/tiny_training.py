@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from latent_reasoning.config import Runtime, Training
+from latent_reasoning.config import Guard, Runtime, Training
 from latent_reasoning.device import seed_for
 from latent_reasoning.interruption import StopRequest
-from latent_reasoning.tracking import NullTracker
+from latent_reasoning.tracking import NullTracker, Tracker
 from latent_reasoning.training import LossOutput, train
 
 FEATURES = 3
@@ -27,15 +28,30 @@ def tiny_model() -> nn.Module:
 
 
 @dataclass
+class TinyPlan:
+    """How often the data order has changed."""
+
+    rollbacks: int = 0
+
+    def reorder(self, rollbacks: int) -> None:
+        self.rollbacks = rollbacks
+
+
+@dataclass
 class TinyTask:
-    """Regression from ids to numbers; every step's data come from (seed, step) alone."""
+    """Regression from ids to numbers; every step's data come from (seed, step, rollbacks) alone.
+
+    `fault(step, rollbacks)` is a factor on the loss.
+    """
 
     model: nn.Module
     micro_batch_size: int = 4
     accuracies: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     seconds_a_step: float = 0.0
-    broken_step: int | None = None
+    validation_rows: int | None = None
+    fault: Callable[[int, int], float] = lambda step, rollbacks: 1.0
+    plan: TinyPlan = field(default_factory=TinyPlan)
     iterations: int = 1
     name: str = "tiny"
     validations: int = 0
@@ -44,7 +60,7 @@ class TinyTask:
     def micro_batches(self, step: int) -> list[torch.Tensor]:
         self.last_step = step
         time.sleep(self.seconds_a_step)
-        generator = torch.Generator().manual_seed(seed_for(0, f"data {step}"))
+        generator = torch.Generator().manual_seed(seed_for(0, f"data {step}", self.plan.rollbacks))
         ids = torch.randint(0, 11, (4,), generator=generator)
         return list(ids.split(self.micro_batch_size))
 
@@ -52,8 +68,7 @@ class TinyTask:
         predicted = self.model(micro_batch)
         target = torch.sin(micro_batch[:, None] + torch.arange(FEATURES))
         loss = (predicted - target).square().mean()
-        if self.last_step == self.broken_step:
-            loss = loss * math.nan
+        loss = loss * self.fault(self.last_step, self.plan.rollbacks)
         return LossOutput(loss, len(micro_batch), {"double_loss": 2 * loss})
 
     def validate(self) -> dict[str, float]:
@@ -63,7 +78,14 @@ class TinyTask:
         values = {"validation_accuracy": self.accuracies.pop(0)}
         if self.lengths:
             values["validation_reasoning_tokens"] = self.lengths.pop(0)
+        if self.validation_rows:
+            values["validation_rows"] = self.validation_rows
         return values
+
+
+def nan_at(broken: int) -> Callable[[int, int], float]:
+    """A fault: the loss of step `broken` is never a number."""
+    return lambda step, rollbacks: math.nan if step == broken else 1.0
 
 
 def settings(**changes) -> Training:
@@ -80,16 +102,22 @@ def run(
     digest: str = "a",
     checkpoint_every: int = 3,
     stop: StopRequest | None = None,
+    guard: Guard | None = None,
+    tracker: Tracker | None = None,
 ):
     return train(
         task.model,
         task,
         training,
-        runtime=Runtime(device="cpu", checkpoint_every=checkpoint_every),
+        runtime=Runtime(
+            device="cpu",
+            checkpoint_every=checkpoint_every,
+            guard=guard or Guard(enabled=False),
+        ),
         checkpoint_folder=folder,
         digest=digest,
         seed=0,
-        tracker=NullTracker(),
+        tracker=tracker or NullTracker(),
         log_every=2,
         log=log.append,
         stop=stop,

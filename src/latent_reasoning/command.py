@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from latent_reasoning.config import ConfigError, Experiment
-from latent_reasoning.interruption import TrainingInterruptedError
+from latent_reasoning.interruption import TrainingInterruptedError, speaks
 
 ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint; the same command goes on from there."""
@@ -66,7 +66,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     try:
         main(None)
     except TrainingInterruptedError as interruption:
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        if speaks():
             print(interruption, file=sys.stderr)
         sys.exit(ENDED_EARLY)
     except KeyboardInterrupt:

@@ -569,6 +569,35 @@ class Evaluation(Section):
     )
 
 
+class Guard(Section):
+    """What is done where a training diverges: it goes back to its last good checkpoint, and on with
+    another data order."""
+
+    enabled: bool = Field(
+        True,
+        description="false: a loss or gradient that is not finite ends the training, and nothing "
+        "else is looked at.",
+    )
+    window: Annotated[int, Field(ge=20)] = Field(
+        200,
+        description="Healthy steps whose 95 % quantiles of loss and gradient norm are the usual; "
+        "a quarter of them must be there.",
+    )
+    factor: Annotated[Positive, Field(gt=1)] = Field(
+        3.0, description="So many times the usual is bad; gradients below clipping never are."
+    )
+    patience: PositiveInt = Field(10, description="So many bad steps in a row are a divergence.")
+    collapse: Share = Field(
+        0.5,
+        description="So is a validation accuracy below this share of the best one, if the rows "
+        "are enough to tell it from chance.",
+    )
+    rollbacks: Count = Field(2, description="Rollbacks with nothing but another data order.")
+    slower_rollbacks: Count = Field(
+        2, description="Rollbacks after those, each to half the learning rate; then it gives up."
+    )
+
+
 class Runtime(Section):
     """How, not what: none of these keys retrains anything."""
 
@@ -592,6 +621,7 @@ class Runtime(Section):
         description="After so long a training ends with a checkpoint and exit code 75; the "
         "workflow then starts it again, and it goes on. Choose it well below `runtime_minutes`.",
     )
+    guard: Guard = Field(default_factory=Guard, description="Against divergence.")
 
 
 class Tracking(Section):

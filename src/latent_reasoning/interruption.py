@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from latent_reasoning.parallel import current
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -47,8 +45,13 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        if current().is_main:  # not `print`: a signal may come in the middle of one
+        if speaks():  # not by `print`: a signal may come in the middle of one
             os.write(2, f"{self.signal.name}: ends after this step, with a checkpoint\n".encode())
+
+
+def speaks() -> bool:
+    """Whether this is the process that speaks for a launch of several, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def count_labels(labels: Tensor) -> int:
 
 
 class BatchPlan:
-    """Which examples each micro-batch of a step reads: a function of (seed, step).
+    """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
 
     A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
     hold examples of like length where `by_length`, so that little is padded. Where each micro-batch
@@ -83,6 +83,9 @@ class BatchPlan:
         by_length: bool = True,
     ) -> None:
         self.lengths = lengths
+        self.batch_size = training.batch_size
+        self.seed = seed
+        self.name = name
         self.by_length = by_length
         share = current().share_size(training.batch_size)
         self.micro_batch_size = runtime.micro_batch_size or share
@@ -92,8 +95,13 @@ class BatchPlan:
                 f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
                 "runtime.micro_batch_size, or it"
             )
-        order = seed_for(seed, f"{name} data order")
-        self.sampler = StepSampler(len(lengths), training.batch_size, order)
+        self.reorder(rollbacks=0)
+
+    def reorder(self, rollbacks: int) -> None:
+        """Draw in the order that belongs to a training after so many rollbacks."""
+        self.rollbacks = rollbacks
+        order = seed_for(self.seed, f"{self.name} data order", rollbacks)
+        self.sampler = StepSampler(len(self.lengths), self.batch_size, order)
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """Positions of the examples of each micro-batch of `step`, of all processes."""

@@ -5,10 +5,11 @@ greedy validation. The loop owns the rest: AdamW with decay groups, schedule, ac
 clipping, validation with selection of the best weights, early stop, checkpoints, metrics and
 progress lines.
 
-Everything random in step `s` is a function of (seed, s): a task draws its data that way, and
-torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed and
-goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one never
-killed.
+Everything random in step `s` is a function of (seed, s, rollbacks): a task draws its data that way,
+and torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed
+and goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one
+never killed. Rollbacks are what a diverging training gets (`divergence.py`): from its last good
+checkpoint it goes on with other random numbers.
 
 Under `accelerate launch` every process runs this loop over its share of each step's micro-batches
 (`parallel.py`); the first one alone writes checkpoints and metrics.
@@ -32,6 +33,7 @@ from transformers import get_scheduler
 
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.device import autocast, resolve_precision, seed_for
+from latent_reasoning.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.files import atomic_file, write_json_lines
 from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
 from latent_reasoning.parallel import current
@@ -40,10 +42,6 @@ from latent_reasoning.training_state import CheckpointStore, Log, Progress, para
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 PROGRESS_SECONDS = 10.0
-
-
-class DivergenceError(RuntimeError):
-    """Training cannot go on: the loss or its gradient is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,13 @@ class LossOutput:
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
+class Plan(Protocol):
+    """Which data each step of a task reads."""
+
+    def reorder(self, rollbacks: int) -> None:
+        """From now on read what belongs to a training after so many rollbacks."""
+
+
 class Task(Protocol):
     """What a stage trains: its data, loss and validation."""
 
@@ -66,6 +71,8 @@ class Task(Protocol):
 
     iterations: int
     """Consecutive steps on the same samples, between which no checkpoint may fall."""
+
+    plan: Plan
 
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
@@ -78,6 +85,8 @@ class Task(Protocol):
 
     def validate(self) -> dict[str, float]:
         """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all.
+
+        `validation_rows`, how many rows these are means of, is not logged.
 
         All processes call it, and get the same values.
         """
@@ -93,6 +102,7 @@ class TrainResult:
     validation_reasoning_tokens: float | None
     metrics: Path
     selection: str
+    rollbacks: list[dict[str, Any]]
 
 
 def train(
@@ -111,15 +121,15 @@ def train(
 ) -> TrainResult:
     """Train `model` in place, or go on where a killed training of the same `digest` stopped.
 
-    Returns with the selected weights in the model. Raises `DivergenceError` at a loss or gradient
-    that is not finite, and after a checkpoint `TrainingInterruptedError` where `stop` says so.
+    Returns with the selected weights in the model. Raises `DivergenceError` where it diverges and
+    rollbacks do not help, and after a checkpoint `TrainingInterruptedError` where `stop` says so.
     """
     log, stop = log or print_to_stderr, stop or StopRequest()
     processes = current()
     optimizer = build_optimizer(model, training)
     with processes.main_first():
         store = CheckpointStore(checkpoint_folder, digest, log)
-        progress = store.resume(model, optimizer)
+        progress = store.resume(model, optimizer) or Progress()
     processes.broadcast(parameter_names(model))
     if progress.step:
         log(f"{task.name}: goes on after step {progress.step}")
@@ -127,26 +137,55 @@ def train(
     lines = ProgressLines(task.name, training.steps, progress.step, log)
     rate = learning_rate(training)
     precision = resolve_precision(runtime.precision, _device(model))
+    guard = DivergenceGuard(runtime.guard, training.max_grad_norm)
     progress.finished = progress.finished or training.steps == 0
+    if runtime.guard.enabled and not store.steps() and not progress.finished and processes.is_main:
+        store.save(model, optimizer, progress)
+    processes.wait()
+
+    def go_back(trouble: Trouble) -> Progress:
+        guard.check_patience(task.name, progress.guard, trouble)
+        earlier = _roll_back(model, optimizer, store, guard, trouble, progress)
+        metrics.rewind(earlier)
+        metrics.write({"rollbacks": len(earlier.guard.rollbacks)})
+        log(f"warning: {task.name}: diverged: {describe(earlier.guard.rollbacks[-1])}")
+        return earlier
+
     while not progress.finished:
-        torch.manual_seed(seed_for(seed, processes.purpose(f"{task.name} step {progress.step}")))
+        rollbacks = len(progress.guard.rollbacks)
+        task.plan.reorder(rollbacks)
+        purpose = processes.purpose(f"{task.name} step {progress.step}")
+        torch.manual_seed(seed_for(seed, purpose, rollbacks))
+        current_rate = rate(progress.step) * guard.rate_factor(progress.guard)
         for group in optimizer.param_groups:
-            group["lr"] = rate(progress.step)
+            group["lr"] = current_rate
         model.train()
         optimizer.zero_grad()
         with autocast(_device(model), precision):
             values = accumulate_gradients(model, task, progress.step)
         values["gradient_norm"] = _clip(model, training.max_grad_norm)
-        _check_finite(values, task.name, progress.step)
+        trouble = guard.judge_step(progress.guard, progress.step, values)
+        if trouble is not None:
+            progress = go_back(trouble)
+            continue
         optimizer.step()
-        values["learning_rate"] = rate(progress.step)
+        values["learning_rate"] = current_rate
         progress.step += 1
         metrics.add(values)
         if progress.step % log_every == 0 or progress.step == training.steps:
             lines.loss(progress.step, metrics.flush())
         improved = False
         if progress.step % training.validate_every == 0 or progress.step == training.steps:
-            improved = _validate(model, task, training, progress, metrics, lines, precision)
+            measured = _validate(model, task, precision)
+            rows = measured.pop("validation_rows", None)
+            metrics.write(measured)
+            lines.validation(progress.step, measured)
+            accuracy = measured.get("validation_accuracy")
+            trouble = guard.judge_validation(progress.guard, progress.step, accuracy, rows)
+            if trouble is not None:
+                progress = go_back(trouble)
+                continue
+            improved = _note_accuracy(training, progress, measured)
         due = improved or progress.finished or progress.step % runtime.checkpoint_every == 0
         interrupted = _interruption(task, progress, stop)
         if (due or interrupted) and processes.is_main:
@@ -158,6 +197,31 @@ def train(
     metrics.close()
     processes.wait()
     return _select(model, store, training, progress, metrics.path)
+
+
+def _roll_back(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    store: CheckpointStore,
+    guard: DivergenceGuard,
+    trouble: Trouble,
+    progress: Progress,
+) -> Progress:
+    """Load the last checkpoint from before the trouble, and note the rollback in it."""
+    processes = current()
+    with processes.main_first():
+        earlier = store.resume(model, optimizer, until=trouble.good_until)
+    if earlier is None:
+        raise DivergenceError(
+            f"{trouble.reason}: the training diverged, and no checkpoint from before is left in "
+            f"{store.folder}; remove the folder to train afresh"
+        )
+    history = guard.record(progress.guard, trouble, progress.step, earlier.step)
+    earlier.guard.rollbacks = history
+    processes.wait()
+    if processes.is_main:
+        store.restart_from(earlier)
+    return earlier
 
 
 def _interruption(task: Task, progress: Progress, stop: StopRequest) -> str | None:
@@ -264,15 +328,6 @@ def _clip(model: nn.Module, max_norm: float) -> float:
     return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
 
 
-def _check_finite(values: dict[str, float], name: str, step: int) -> None:
-    for key in ("loss", "gradient_norm"):
-        if not math.isfinite(values[key]):
-            raise DivergenceError(
-                f"{name}: {key} is {values[key]} at step {step + 1}: the training diverged. "
-                "Lower its learning rate or change the seed: it then starts afresh"
-            )
-
-
 def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
     """Scalars as plain floats, with one transfer from the device."""
     tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
@@ -290,21 +345,14 @@ def _device(model: nn.Module) -> torch.device:
 # -------------------------------------------------------------------------- validation, selection
 
 
-def _validate(
-    model: nn.Module,
-    task: Task,
-    training: Training,
-    progress: Progress,
-    metrics: MetricsLog,
-    lines: ProgressLines,
-    precision: torch.dtype,
-) -> bool:
-    """Validate, note whether training is over, and say whether these weights are the best."""
+def _validate(model: nn.Module, task: Task, precision: torch.dtype) -> dict[str, float]:
     model.eval()
     with torch.no_grad(), autocast(_device(model), precision):
-        values = task.validate()
-    metrics.write(values)
-    lines.validation(progress.step, values)
+        return dict(task.validate())
+
+
+def _note_accuracy(training: Training, progress: Progress, values: dict[str, float]) -> bool:
+    """Note whether training is over, and say whether these weights are to be kept as the best."""
     progress.finished = progress.step >= training.steps
     accuracy = values.get("validation_accuracy")
     if accuracy is None:
@@ -346,6 +394,7 @@ def _select(
         validation_reasoning_tokens=progress.best_length,
         metrics=metrics,
         selection=selection,
+        rollbacks=progress.guard.rollbacks,
     )
 
 
@@ -361,13 +410,18 @@ class MetricsLog:
 
     def __init__(self, path: Path, progress: Progress, tracker: Tracker) -> None:
         self.path = path
-        self.progress = progress
         self.tracker = tracker
         self.stream: TextIO | None = None
+        self.rewind(progress)
+
+    def rewind(self, progress: Progress) -> None:
+        """Go on from `progress`; what was logged after it is cut off."""
+        self.close()
+        self.progress = progress
         if current().is_main:
-            kept = [row for row in read_metrics(path) if row["step"] <= progress.step]
-            write_json_lines(path, kept)
-            self.stream = path.open("a", encoding="utf-8")
+            kept = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
+            write_json_lines(self.path, kept)
+            self.stream = self.path.open("a", encoding="utf-8")
 
     def add(self, values: dict[str, float]) -> None:
         """Count one step's values for the next mean."""

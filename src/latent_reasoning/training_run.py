@@ -19,6 +19,7 @@ from latent_reasoning.config import Experiment, Training, digest
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.device import resolve_device, seed_everything, set_threads
+from latent_reasoning.divergence import describe
 from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
 from latent_reasoning.gpu_slots import take_gpus
 from latent_reasoning.interruption import TrainingInterruptedError, stop_request
@@ -251,6 +252,7 @@ class TrainingRun:
             weights_licence=self.experiment.base.licence,
             data_licence=self.experiment.data.licence,
             prompt_prefix=self.experiment.data.prompt.evaluation,
+            rollbacks=[describe(rollback) for rollback in result.rollbacks],
         )
 
 

@@ -29,8 +29,8 @@ def greedy_validation(
 
     A latent model thinks, `forced_steps` steps where given. `beginnings` are ids after each prompt
     that the completion has to start with; they count in no length. Returns `validation_accuracy`,
-    `validation_reasoning_tokens` (mean) and `validation_badly_formatted` (share). Of several
-    processes each decodes its share of the rows.
+    `validation_reasoning_tokens` (mean), `validation_badly_formatted` (share) and
+    `validation_rows`. Of several processes each decodes its share of the rows.
     """
     latent = model.settings is not None
     prompts = encode_prompts(
@@ -55,6 +55,7 @@ def greedy_validation(
         "validation_accuracy": sum(verdict.correct for verdict in verdicts) / len(rows),
         "validation_reasoning_tokens": sum(lengths) / len(rows),
         "validation_badly_formatted": sum(not v.well_formatted for v in verdicts) / len(rows),
+        "validation_rows": len(rows),
     }
 
 

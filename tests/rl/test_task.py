@@ -128,6 +128,17 @@ def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build)
     assert first.micro_batches(2)[0].rollout.completions != again.completions
 
 
+def test_after_a_rollback_other_prompts_and_samples_are_drawn(build):
+    task, again = build(), build()
+    before = task.micro_batches(1)[0].rollout
+    task.plan.reorder(rollbacks=1)
+    after = task.micro_batches(1)[0].rollout
+    assert after.prompts != before.prompts
+    assert task._draws(1)[0, 0, 0] != again._draws(1)[0, 0, 0]
+    task.plan.reorder(rollbacks=0)
+    assert task.micro_batches(1)[0].rollout.completions == before.completions
+
+
 def test_iterations_update_on_the_same_samples_with_their_first_log_probabilities(build):
     task = build(iterations=2, kl_weight=0.0, epsilon=0.05)
     first, _ = gradients(task, step=0)

@@ -95,14 +95,15 @@ class AdaptiveLengthTask:
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and model.adapter is None:
             self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._round = -1
+        self._sampled = (-1, 0)
         self._batches: list[GroupBatch] = []
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
         """The samples of `step`: new ones, or those of the step before where `iterations` > 1."""
         round_ = step // self.entry.iterations
-        if round_ != self._round:
-            self._round, self._batches = round_, self._sample(round_)
+        wanted = (round_, self.plan.rollbacks)
+        if wanted != self._sampled:
+            self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
@@ -178,7 +179,7 @@ class AdaptiveLengthTask:
     def _draws(self, round_: int) -> Tensor:
         """Uniform numbers of all prompts of a step, in the plan's order."""
         entry = self.entry
-        seed = seed_for(self.seed, f"{self.name} rollouts {round_}")
+        seed = seed_for(self.seed, f"{self.name} rollouts {round_}", self.plan.rollbacks)
         return draw_uniforms(
             entry.training.batch_size, entry.group_size, entry.max_new_tokens, seed
         )
