@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "config_docs", "files"},
     {
         *("paths", "command", "device", "cost", "planning", "interruption", "divergence"),
-        *("parallel", "gpu_slots", "launch"),
+        *("memory", "parallel", "gpu_slots", "launch"),
     },
     {"data"},
     {"model"},

@@ -27,6 +27,7 @@ from latent_reasoning.training import (
     write_training_csv,
 )
 from tests.tiny_training import (
+    TinyPlan,
     TinyTask,
     assert_bitwise_equal,
     nan_at,
@@ -81,7 +82,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     gradients, losses = [], []
     for size in (4, 3, 1):
         model = tiny_model().eval()
-        values = accumulate_gradients(model, TinyTask(model, micro_batch_size=size), step=5)
+        values = accumulate_gradients(model, TinyTask(model, plan=TinyPlan(size)), step=5)
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
         losses.append(values["loss"])
         assert values["double_loss"] == pytest.approx(2 * values["loss"])

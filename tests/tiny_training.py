@@ -29,8 +29,9 @@ def tiny_model() -> nn.Module:
 
 @dataclass
 class TinyPlan:
-    """How often the data order has changed."""
+    """How often the data order has changed, and in which pieces a step's four rows are read."""
 
+    micro_batch_size: int = 4
     rollbacks: int = 0
 
     def reorder(self, rollbacks: int) -> None:
@@ -41,16 +42,16 @@ class TinyPlan:
 class TinyTask:
     """Regression from ids to numbers; every step's data come from (seed, step, rollbacks) alone.
 
-    `fault(step, rollbacks)` is a factor on the loss.
+    `fault(step, rollbacks)` is a factor on the loss; `memory(step)` is how many rows fit into it.
     """
 
     model: nn.Module
-    micro_batch_size: int = 4
     accuracies: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     seconds_a_step: float = 0.0
     validation_rows: int | None = None
     fault: Callable[[int, int], float] = lambda step, rollbacks: 1.0
+    memory: Callable[[int], int] = lambda step: 4
     plan: TinyPlan = field(default_factory=TinyPlan)
     iterations: int = 1
     name: str = "tiny"
@@ -62,9 +63,13 @@ class TinyTask:
         time.sleep(self.seconds_a_step)
         generator = torch.Generator().manual_seed(seed_for(0, f"data {step}", self.plan.rollbacks))
         ids = torch.randint(0, 11, (4,), generator=generator)
-        return list(ids.split(self.micro_batch_size))
+        return list(ids.split(self.plan.micro_batch_size))
 
     def loss(self, micro_batch: torch.Tensor) -> LossOutput:
+        if len(micro_batch) > self.memory(self.last_step):
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB.\nMore lines."
+            )
         predicted = self.model(micro_batch)
         target = torch.sin(micro_batch[:, None] + torch.arange(FEATURES))
         loss = (predicted - target).square().mean()

@@ -72,14 +72,24 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, RuntimeError, OSError) as error:
-        if not _is_for_the_user(error):
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        text = _for_the_user(error)
+        if text is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Errors of the project's own classes, and of the file system."""
+def _for_the_user(error: Exception) -> str | None:
+    """The text of the project's own errors, of the file system's and of those of memory."""
     own = type(error).__module__.startswith("latent_reasoning")
-    return own or isinstance(error, OSError)
+    if own or isinstance(error, OSError):
+        return str(error)
+    from latent_reasoning.memory import first_line, is_out_of_memory  # torch: seconds to import
+
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}): lower runtime.micro_batch_size or "
+            "runtime.evaluation_batch_size, or give the job more memory"
+        )
+    return None

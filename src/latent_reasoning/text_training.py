@@ -88,7 +88,7 @@ class BatchPlan:
         self.name = name
         self.by_length = by_length
         share = current().share_size(training.batch_size)
-        self.micro_batch_size = runtime.micro_batch_size or share
+        self.micro_batch_size = min(runtime.micro_batch_size or share, training.batch_size)
         if -(-training.batch_size // self.micro_batch_size) < current().count:
             raise ConfigError(
                 f"runtime.processes: {current().count} processes have no work for each in a batch "

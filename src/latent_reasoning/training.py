@@ -36,6 +36,7 @@ from latent_reasoning.device import autocast, resolve_precision, seed_for
 from latent_reasoning.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.files import atomic_file, write_json_lines
 from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
+from latent_reasoning.memory import OutOfMemoryError, memory_shortage, release
 from latent_reasoning.parallel import current
 from latent_reasoning.tracking import Tracker
 from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
@@ -58,7 +59,10 @@ class LossOutput:
 
 
 class Plan(Protocol):
-    """Which data each step of a task reads."""
+    """Which data each step of a task reads, in which pieces."""
+
+    micro_batch_size: int
+    """Examples a micro-batch; the loop lowers it where memory does not suffice."""
 
     def reorder(self, rollbacks: int) -> None:
         """From now on read what belongs to a training after so many rollbacks."""
@@ -133,6 +137,8 @@ def train(
     processes.broadcast(parameter_names(model))
     if progress.step:
         log(f"{task.name}: goes on after step {progress.step}")
+    if progress.micro_batch_size is not None:
+        task.plan.micro_batch_size = min(task.plan.micro_batch_size, progress.micro_batch_size)
     metrics = MetricsLog(store.folder / "metrics.jsonl", progress, tracker)
     lines = ProgressLines(task.name, training.steps, progress.step, log)
     rate = learning_rate(training)
@@ -155,14 +161,12 @@ def train(
         rollbacks = len(progress.guard.rollbacks)
         task.plan.reorder(rollbacks)
         purpose = processes.purpose(f"{task.name} step {progress.step}")
-        torch.manual_seed(seed_for(seed, purpose, rollbacks))
+        step_seed = seed_for(seed, purpose, rollbacks)
         current_rate = rate(progress.step) * guard.rate_factor(progress.guard)
         for group in optimizer.param_groups:
             group["lr"] = current_rate
         model.train()
-        optimizer.zero_grad()
-        with autocast(_device(model), precision):
-            values = accumulate_gradients(model, task, progress.step)
+        values = _gradients_within_memory(model, task, progress, precision, step_seed, log)
         values["gradient_norm"] = _clip(model, training.max_grad_norm)
         trouble = guard.judge_step(progress.guard, progress.step, values)
         if trouble is not None:
@@ -218,6 +222,7 @@ def _roll_back(
         )
     history = guard.record(progress.guard, trouble, progress.step, earlier.step)
     earlier.guard.rollbacks = history
+    earlier.micro_batch_size = progress.micro_batch_size
     processes.wait()
     if processes.is_main:
         store.restart_from(earlier)
@@ -250,20 +255,59 @@ def print_to_stderr(line: str) -> None:
 # ------------------------------------------------------------------------------ one step's parts
 
 
+def _gradients_within_memory(
+    model: nn.Module,
+    task: Task,
+    progress: Progress,
+    precision: torch.dtype,
+    seed: int,
+    log: Log,
+) -> dict[str, float]:
+    """`accumulate_gradients`, with half the micro-batch as often as memory does not suffice.
+
+    What a step gives is what it gives with the smaller micro-batch from the start. The size is
+    kept for the steps to come, also after a kill: `Progress` has it.
+    """
+    while True:
+        torch.manual_seed(seed)
+        model.zero_grad()
+        try:
+            with autocast(_device(model), precision):
+                return accumulate_gradients(model, task, progress.step)
+        except OutOfMemoryError as error:
+            reason = str(error)
+        size = task.plan.micro_batch_size
+        if size == 1:
+            raise OutOfMemoryError(
+                f"{task.name}: out of memory with a single example ({reason}): give the job more "
+                "memory, set runtime.precision to bfloat16 (on a GPU), train an adapter (lora), or "
+                "lower data.max_tokens or (RL) group_size"
+            )
+        task.plan.micro_batch_size = progress.micro_batch_size = size // 2
+        model.zero_grad()
+        release()
+        log(
+            f"warning: {task.name}: out of memory at step {progress.step + 1} with micro-batches "
+            f"of {size}, goes on with {size // 2}; the batch stays the same ({reason})"
+        )
+
+
 def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
     """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
 
-    Both are those of all processes' micro-batches.
+    Both are those of all processes' micro-batches. Raises `OutOfMemoryError` on all processes where
+    memory does not suffice on one.
     """
     processes = current()
     outputs = []
-    micro_batches = task.micro_batches(step)
-    whole = processes.count == 1 and len(micro_batches) == 1
-    for micro_batch in micro_batches:
-        output = task.loss(micro_batch)
-        # The total weight may only be known at the end: the gradient is divided by it there.
-        (output.loss if whole else output.loss * output.weight).backward()
-        outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
+    with memory_shortage():
+        micro_batches = task.micro_batches(step)
+        whole = processes.count == 1 and len(micro_batches) == 1
+        for micro_batch in micro_batches:
+            output = task.loss(micro_batch)
+            # The total weight may only be known at the end: the gradient is divided by it there.
+            (output.loss if whole else output.loss * output.weight).backward()
+            outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
     outputs = processes.gather(outputs)
     processes.sum_gradients(parameter_names(model))
     total = sum(weight for weight, _ in outputs)

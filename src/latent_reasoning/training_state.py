@@ -48,7 +48,7 @@ class Progress:
 
     `window` holds the sums of the metrics of the `window_steps` steps since they were last logged,
     so that a resumed training logs the same means. `guard` is what the guard against divergence
-    remembers.
+    remembers; `micro_batch_size` is what memory sufficed for, where it was less than configured.
     """
 
     step: int = 0
@@ -59,6 +59,7 @@ class Progress:
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
     guard: GuardState = field(default_factory=GuardState)
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.guard, dict):  # as read from a checkpoint

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.device import seed_for
+from latent_reasoning.memory import memory_shortage
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.parallel import current
@@ -95,13 +96,14 @@ class AdaptiveLengthTask:
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and model.adapter is None:
             self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._sampled = (-1, 0)
+        self._sampled = (-1, 0, 0)
         self._batches: list[GroupBatch] = []
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
         """The samples of `step`: new ones, or those of the step before where `iterations` > 1."""
         round_ = step // self.entry.iterations
-        wanted = (round_, self.plan.rollbacks)
+        # Halved micro-batches are sampled again: the trajectories belong to the batches.
+        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
         if wanted != self._sampled:
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
@@ -156,7 +158,7 @@ class AdaptiveLengthTask:
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # One micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all of them at once, which they are there to save.
-        with torch.set_grad_enabled(len(parts) == 1):
+        with memory_shortage(), torch.set_grad_enabled(len(parts) == 1):
             sampled = [
                 sample(self.model, [prompt.ids for prompt in part], own, self.sampling)
                 for part, own in zip(prompts, current().share(draws), strict=True)
