@@ -570,8 +570,7 @@ class Evaluation(Section):
 
 
 class Guard(Section):
-    """What is done where a training diverges: it goes back to its last good checkpoint, and on with
-    another data order."""
+    """A training that diverges goes back to its last good checkpoint, and on with other data."""
 
     enabled: bool = Field(
         True,
@@ -583,7 +582,7 @@ class Guard(Section):
         description="Healthy steps whose 95 % quantiles of loss and gradient norm are the usual; "
         "a quarter of them must be there.",
     )
-    factor: Annotated[Positive, Field(gt=1)] = Field(
+    factor: Annotated[float, Field(gt=1), BeforeValidator(_with_exponent)] = Field(
         3.0, description="So many times the usual is bad; gradients below clipping never are."
     )
     patience: PositiveInt = Field(10, description="So many bad steps in a row are a divergence.")
@@ -618,10 +617,10 @@ class Runtime(Section):
     runtime_minutes: PositiveInt = Field(60, description="Time asked of the scheduler, a job.")
     time_budget_minutes: Positive | None = Field(
         None,
-        description="After so long a training ends with a checkpoint and exit code 75; the "
-        "workflow then starts it again, and it goes on. Choose it well below `runtime_minutes`.",
+        description="After so long a training ends with a checkpoint and exit code 75, and the "
+        "workflow starts it again to go on. Choose it well below `runtime_minutes`.",
     )
-    guard: Guard = Field(default_factory=Guard, description="Against divergence.")
+    guard: Guard = Field(default_factory=Guard, description="What to do about divergence.")
 
 
 class Tracking(Section):
