@@ -9,12 +9,14 @@ signal is only noted. The loop looks at it after each optimiser step, writes a c
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
 
+SECONDS_TO_REPEAT = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -29,6 +31,7 @@ class StopRequest:
         self.budget_minutes = budget_minutes
         self.started = time.monotonic()
         self.signal: signal.Signals | None = None
+        self.noted = math.inf
 
     @property
     def reason(self) -> str | None:
@@ -41,10 +44,17 @@ class StopRequest:
         return None
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
-        """Note a signal. A second Ctrl-C ends at once; schedulers repeat the others."""
-        if number == signal.SIGINT and self.signal is not None:
+        """Note a signal. Ctrl-C a second time ends at once.
+
+        Not where it is the same one, which a launcher handed on beside the terminal; schedulers
+        repeat the other signals.
+        """
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self.noted >= SECONDS_TO_REPEAT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        if self.signal is not None:
+            return
+        self.signal, self.noted = signal.Signals(number), now
         if speaks():  # not by `print`: a signal may come in the middle of one
             os.write(2, f"{self.signal.name}: ends after this step, with a checkpoint\n".encode())
 

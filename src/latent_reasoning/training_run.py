@@ -174,7 +174,8 @@ class TrainingRun:
             status = "FINISHED"
             return result
         except TrainingInterruptedError:
-            status = "KILLED"
+            tracker.close("KILLED")
+            current().wait()  # a launcher ends all its processes as soon as one has ended
             raise
         finally:
             tracker.close(status)
