@@ -6,7 +6,9 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from latent_reasoning.config import ConfigError, Experiment
 from latent_reasoning.interruption import TrainingInterruptedError, speaks
@@ -68,16 +70,36 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except TrainingInterruptedError as interruption:
         if speaks():
             print(interruption, file=sys.stderr)
-        sys.exit(ENDED_EARLY)
+        _leave(ENDED_EARLY)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _leave(128 + signal.SIGINT)
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         text = _for_the_user(error)
         if text is None:
-            raise
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            _leave(1)
         print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; one of several processes does so at once.
+
+    What it shares with the others is still open: winding up Python under it may hang or abort, and
+    the launcher would take that for the cause.
+    """
+    if _one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _for_the_user(error: Exception) -> str | None:

@@ -67,10 +67,14 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
     try:
         launch_command(launcher)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        code = failure.exitcode
-        sys.exit(code if code > 0 else 128 - code)
+        sys.exit(_exit_code([failure.exitcode for failure in error.failures.values()]))
     sys.exit(0)
+
+
+def _exit_code(codes: list[int]) -> int:
+    """That of a process which ended by itself, if one did: others may have crashed over it."""
+    own = [code for code in codes if code > 0]
+    return own[0] if own else 128 - codes[0]
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

@@ -23,6 +23,7 @@ import datetime
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -147,16 +148,8 @@ class SeveralProcesses(OneProcess):
             distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
         return tensor.tolist()
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Communication; a process that went away is named as what it is."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise ParallelError(
-                f"process {self.rank} of {self.count} lost the others, whose own messages say why: "
-                f"{str(error).strip().splitlines()[0]}"
-            ) from None
+    def _together(self) -> AbstractContextManager[None]:
+        return _together(self.rank, self.count)
 
 
 _current: OneProcess = OneProcess()
@@ -194,9 +187,23 @@ def start(device: torch.device) -> OneProcess:
     if not cpu:
         torch.cuda.set_device(local_rank)
     backend = None if cpu else "cuda:nccl,cpu:gloo"
-    state = PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
-    _current = SeveralProcesses(state.process_index, state.num_processes)
+    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    with _together(rank, count):
+        PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
+    _current = SeveralProcesses(rank, count)
     return _current
+
+
+@contextlib.contextmanager
+def _together(rank: int, count: int) -> Iterator[None]:
+    """Communication; a process that went away is named as what it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ParallelError(
+            f"process {rank} of {count} lost the others, whose own messages say why: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def _die_with_the_launcher() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT, load, science_digest
 from latent_reasoning.data.__main__ import main as prepare_data
+from latent_reasoning.launch import _exit_code
 from latent_reasoning.model import pretraining
 
 PATH = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
@@ -36,9 +38,9 @@ def begin(*command: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen, count: int = 1) -> None:
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob(pattern))) < count:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -46,16 +48,16 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen, count: int =
 
 def test_a_signal_to_one_process_ends_all_with_their_exit_code(tmp_path):
     process = begin("-c", WAIT, str(tmp_path))
-    wait_for(tmp_path, "waiting-*", process, count=2)
+    wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     process.send_signal(signal.SIGUSR1)
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 75
     assert printed == ""
 
 
 def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path):
     process = begin("-c", WAIT, str(tmp_path), "1")
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: row 3 is bad" in printed
     assert "Traceback" not in printed
@@ -90,8 +92,10 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
 ):
     command = ["-m", "latent_reasoning.model", "--config", str(world / "tiny.yaml")]
     results = world / "two"
+    checkpoints = results / "tiny" / "checkpoints" / "base" / "seed-0"
+
     process = begin(*command, LATENT_REASONING_RESULTS=str(results))
-    wait_for(results, "tiny/checkpoints/base/seed-0/step-*", process)
+    wait_until(lambda: any(checkpoints.glob("step-[1-9]*")), process)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) == 2
     process.kill()
@@ -99,15 +103,14 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
     assert not left
 
     process = begin(*command, LATENT_REASONING_RESULTS=str(results))
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert printed.count("goes on after step") == 1
     assert "Traceback" not in printed
 
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(world / "one"))
     config = load(world / "tiny.yaml")
-    digest = science_digest(config, "base")
-    pretraining.run(config, 0, digest)
+    pretraining.run(config, 0, science_digest(config, "base"))
     one, two = (
         load_file(world / name / "tiny/base/seed-0/model.safetensors") for name in ("one", "two")
     )
@@ -117,8 +120,14 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
 def test_a_wrong_configuration_is_refused_once_before_processes_start(world):
     command = ["-m", "latent_reasoning.sft", "--config", str(world / "tiny.yaml")]
     process = begin(*command, "--model", "unknown")
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 2
     assert printed.count("error:") == 1
     assert "'unknown' is not in the configuration" in printed
     assert "Traceback" not in printed
+
+
+def test_the_exit_code_is_that_of_the_process_which_ended_by_itself():
+    assert _exit_code([-6, 2]) == 2
+    assert _exit_code([75, 75]) == 75
+    assert _exit_code([-9]) == 137
