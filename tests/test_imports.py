@@ -17,7 +17,10 @@ PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
     {"config", "disk", "files", "science", "workflow_watch"},
-    {"paths", "command", "config_docs", "cost", "device", "planning"},
+    {
+        *("paths", "command", "config_docs", "cost", "device", "planning", "interruption"),
+        *("divergence", "memory", "parallel", "gpu_slots", "launch"),
+    },
     {"data"},
     {"model"},
     {

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from latent_reasoning.config import ConfigError, Experiment
 from latent_reasoning.disk import explain
+from latent_reasoning.interruption import TrainingInterruptedError, speaks
 from latent_reasoning.workflow_watch import end_with_workflow
+
+ENDED_EARLY = os.EX_TEMPFAIL
+"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
 
 
 class StageError(RuntimeError):
@@ -56,20 +64,60 @@ def entry_of(experiment: Experiment, model: str, *stages: str):
 
 
 def run_stage(main: Callable[[list[str] | None], None]) -> None:
-    """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2."""
+    """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2.
+
+    A training that ended early with a checkpoint says so in one line, and exits with 75.
+    """
     end_with_workflow()
     try:
         main(None)
-    except (ValueError, RuntimeError, OSError) as error:
-        if not _is_for_the_user(error):
-            raise
-        told = explain(error) if isinstance(error, OSError) else error
+    except TrainingInterruptedError as interruption:
+        if speaks():
+            print(interruption, file=sys.stderr)
+        _leave(ENDED_EARLY)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        _leave(128 + signal.SIGINT)
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        text = _for_the_user(error)
+        if text is None:
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            _leave(1)
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
-            print(f"error: {told}", file=sys.stderr)
-        sys.exit(2)
+            print(f"error: {text}", file=sys.stderr)
+        _leave(2)
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Errors of the project's own classes, and of the file system."""
-    own = type(error).__module__.startswith("latent_reasoning")
-    return own or isinstance(error, OSError)
+def _leave(code: int) -> NoReturn:
+    """Exit; one of several processes does so at once.
+
+    What it shares with the others is still open: winding up Python under it may hang or abort, and
+    the launcher would take that for the cause.
+    """
+    if _one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The text of the project's own errors, of the file system's and of those of memory."""
+    if isinstance(error, OSError):
+        return explain(error)
+    if type(error).__module__.startswith("latent_reasoning"):
+        return str(error)
+    from latent_reasoning.memory import first_line, is_out_of_memory  # torch: seconds to import
+
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}): lower runtime.micro_batch_size or "
+            "runtime.evaluation_batch_size, or give the job more memory"
+        )
+    return None

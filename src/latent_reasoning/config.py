@@ -573,6 +573,34 @@ class Evaluation(Section):
     )
 
 
+class Guard(Section):
+    """A training that diverges goes back to its last good checkpoint, and on with other data."""
+
+    enabled: bool = Field(
+        True,
+        description="false: a loss or gradient that is not finite ends the training, and nothing "
+        "else is looked at.",
+    )
+    window: Annotated[int, Field(ge=20)] = Field(
+        200,
+        description="Healthy steps whose 95 % quantiles of loss and gradient norm are the usual; "
+        "a quarter of them must be there.",
+    )
+    factor: Annotated[float, Field(gt=1), BeforeValidator(_with_exponent)] = Field(
+        3.0, description="So many times the usual is bad; gradients below clipping never are."
+    )
+    patience: PositiveInt = Field(10, description="So many bad steps in a row are a divergence.")
+    collapse: Share = Field(
+        0.5,
+        description="So is a validation accuracy below this share of the best one, if the rows "
+        "are enough to tell it from chance.",
+    )
+    rollbacks: Count = Field(2, description="Rollbacks with nothing but another data order.")
+    slower_rollbacks: Count = Field(
+        2, description="Rollbacks after those, each to half the learning rate; then it gives up."
+    )
+
+
 class Runtime(Section):
     """How, not what: none of these keys retrains anything."""
 
@@ -580,9 +608,12 @@ class Runtime(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Autocast on cuda; auto: bfloat16 where the GPU has it."
     )
-    threads: PositiveInt = Field(1, description="Torch threads of one job.")
+    threads: PositiveInt = Field(1, description="Torch threads of one process.")
+    processes: PositiveInt = Field(
+        1, description="Processes of one training, a GPU each, which share every step's batch."
+    )
     micro_batch_size: PositiveInt | None = Field(
-        None, description="Examples (RL: prompts) a forward; null: the whole batch."
+        None, description="Examples (RL: prompts) a forward; null: a process's share of the batch."
     )
     evaluation_batch_size: PositiveInt = Field(64, description="Prompts a generation batch.")
     checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")
@@ -593,13 +624,20 @@ class Runtime(Section):
     )
     memory_mb: PositiveInt | None = Field(
         4000,
-        description="Memory asked of the scheduler, a job; null: as `latent_reasoning.cost` plans.",
+        description="Memory asked of the scheduler, a process; null: as "
+        "`latent_reasoning.cost` plans.",
     )
     runtime_minutes: PositiveInt | None = Field(
         60,
         description="Time asked of the scheduler, a job; null: twice what "
         "`latent_reasoning.cost` estimates, in whole hours.",
     )
+    time_budget_minutes: Positive | None = Field(
+        None,
+        description="After so long a training ends with a checkpoint and exit code 75, and the "
+        "workflow starts it again to go on. Choose it well below `runtime_minutes`.",
+    )
+    guard: Guard = Field(default_factory=Guard, description="What to do about divergence.")
 
 
 class Tracking(Section):

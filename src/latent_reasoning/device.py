@@ -41,10 +41,13 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def seed_for(seed: int, purpose: str) -> int:
-    """A seed of 63 bits for one purpose (data order, dropout, rollouts, ..)."""
-    content = f"{purpose}:{seed}".encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+def seed_for(seed: int, purpose: str, rollbacks: int = 0) -> int:
+    """A seed of 63 bits for one purpose (data order, dropout, rollouts, ..).
+
+    Another one after each rollback of a training that diverged.
+    """
+    content = f"{purpose}:{seed}" + (f":rollback {rollbacks}" if rollbacks else "")
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1
 
 
 def seed_everything(seed: int, purpose: str) -> int:

@@ -41,6 +41,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.chmod(0o644)
             _sync(temporary)
             temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,10 +60,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with _disk_errors_named(path):
             yield temporary
             temporary.chmod(0o755)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            for entry in (*temporary.rglob("*"), temporary):
+                _sync(entry)
             _replace_folder(path, temporary)
+            _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -129,5 +130,9 @@ def changed_files(folder: Path) -> list[Path]:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    """Put a file, or a folder's list of names, on the disk: a rename alone is not yet."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latent_reasoning.config import Runtime, Training
+from latent_reasoning.config import ConfigError, Runtime, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length, collate_plain
 from latent_reasoning.data.sequences import IGNORED_LABEL, PlainExample
 from latent_reasoning.device import seed_for
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.parallel import current
 from latent_reasoning.training import LossOutput
 
 
@@ -62,11 +63,13 @@ def count_labels(labels: Tensor) -> int:
 
 
 class BatchPlan:
-    """Which examples each micro-batch of a step reads: a function of (seed, step).
+    """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
 
     A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
     hold examples of like length where `by_length`, so that little is padded. Where each micro-batch
     counts by its examples that would favour the words of short ones: there they stay as drawn.
+    Without a micro-batch size a step has one for each process. Raises `ConfigError` where a process
+    would get none.
     """
 
     def __init__(
@@ -80,13 +83,28 @@ class BatchPlan:
         by_length: bool = True,
     ) -> None:
         self.lengths = lengths
+        self.batch_size = training.batch_size
+        self.seed = seed
+        self.name = name
         self.by_length = by_length
-        self.micro_batch_size = runtime.micro_batch_size or training.batch_size
-        order = seed_for(seed, f"{name} data order")
-        self.sampler = StepSampler(len(lengths), training.batch_size, order)
+        share = current().share_size(training.batch_size)
+        self.micro_batch_size = min(runtime.micro_batch_size or share, training.batch_size)
+        if -(-training.batch_size // self.micro_batch_size) < current().count:
+            raise ConfigError(
+                f"runtime.processes: {current().count} processes have no work for each in a batch "
+                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
+                "runtime.micro_batch_size, or it"
+            )
+        self.reorder(rollbacks=0)
+
+    def reorder(self, rollbacks: int) -> None:
+        """Draw in the order that belongs to a training after so many rollbacks."""
+        self.rollbacks = rollbacks
+        order = seed_for(self.seed, f"{self.name} data order", rollbacks)
+        self.sampler = StepSampler(len(self.lengths), self.batch_size, order)
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Positions of the examples of each micro-batch of `step`."""
+        """Positions of the examples of each micro-batch of `step`, of all processes."""
         indices = self.sampler.indices(step)
         if not self.by_length:
             size = self.micro_batch_size
@@ -111,6 +129,8 @@ class TextBatch:
 class TextTask:
     """Learn the labels of text examples."""
 
+    iterations = 1
+
     def __init__(
         self,
         name: str,
@@ -129,7 +149,8 @@ class TextTask:
         # A whole batch may be cut for speed; weighted by labels its loss remains the batch's mean.
         whole = runtime.micro_batch_size is None
         if whole and model.device.type == "cpu":
-            runtime = runtime.model_copy(update={"micro_batch_size": SPEED_MICRO_BATCH})
+            size = min(SPEED_MICRO_BATCH, current().share_size(training.batch_size))
+            runtime = runtime.model_copy(update={"micro_batch_size": size})
         self.by_tokens = whole or training.accumulation == "tokens"
         self.pad_id = pad_id
         self.validate = validate
@@ -137,8 +158,9 @@ class TextTask:
         self.plan = BatchPlan(lengths, training, runtime, seed, name, by_length=self.by_tokens)
 
     def micro_batches(self, step: int) -> list[TextBatch]:
-        """The step's examples, collated."""
-        return [self._collate(indices) for indices in self.plan.micro_batches(step)]
+        """This process's share of the step's examples, collated."""
+        own = current().share(self.plan.micro_batches(step))
+        return [self._collate(indices) for indices in own]
 
     def loss(self, micro_batch: TextBatch) -> LossOutput:
         """Mean cross-entropy over the labels."""

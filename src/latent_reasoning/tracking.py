@@ -53,7 +53,7 @@ class Tracker(Protocol):
         """A file to keep with the run."""
 
     def close(self, status: str = "FINISHED") -> None:
-        """Send what is left; `status` is FINISHED or FAILED."""
+        """Send what is left; `status` is FINISHED, FAILED or KILLED (ended early)."""
 
 
 class NullTracker:

@@ -5,10 +5,14 @@ greedy validation. The loop owns the rest: AdamW with decay groups, schedule, ac
 clipping, validation with selection of the best weights, early stop, checkpoints, metrics and
 progress lines.
 
-Everything random in step `s` is a function of (seed, s): a task draws its data that way, and
-torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed and
-goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one never
-killed.
+Everything random in step `s` is a function of (seed, s, rollbacks): a task draws its data that way,
+and torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed
+and goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one
+never killed. Rollbacks are what a diverging training gets (`divergence.py`): from its last good
+checkpoint it goes on with other random numbers.
+
+Under `accelerate launch` every process runs this loop over its share of each step's micro-batches
+(`parallel.py`); the first one alone writes checkpoints and metrics.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +33,16 @@ from transformers import get_scheduler
 
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.device import autocast, resolve_precision, seed_for
+from latent_reasoning.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.files import atomic_file, write_json_lines
+from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
+from latent_reasoning.memory import OutOfMemoryError, memory_shortage, release
+from latent_reasoning.parallel import current
 from latent_reasoning.tracking import Tracker
 from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 PROGRESS_SECONDS = 10.0
-
-
-class DivergenceError(RuntimeError):
-    """Training cannot go on: the loss or its gradient is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,42 @@ class LossOutput:
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
+class Plan(Protocol):
+    """Which data each step of a task reads, in which pieces."""
+
+    micro_batch_size: int
+    """Examples a micro-batch; the loop lowers it where memory does not suffice."""
+
+    def reorder(self, rollbacks: int) -> None:
+        """From now on read what belongs to a training after so many rollbacks."""
+
+
 class Task(Protocol):
     """What a stage trains: its data, loss and validation."""
 
     name: str
 
+    iterations: int
+    """Consecutive steps on the same samples, between which no checkpoint may fall."""
+
+    plan: Plan
+
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """The micro-batches of optimiser step `step` (from 0); a function of `step` alone."""
+        """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
+
+        Of all processes' micro-batches, `current().share` gives each its own.
+        """
 
     def loss(self, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch, with its graph."""
 
     def validate(self) -> dict[str, float]:
-        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all."""
+        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all.
+
+        `validation_rows`, how many rows these are means of, is not logged.
+
+        All processes call it, and get the same values.
+        """
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,7 @@ class TrainResult:
     validation_reasoning_tokens: float | None
     metrics: Path
     selection: str
+    rollbacks: list[dict[str, Any]]
 
 
 def train(
@@ -93,67 +121,197 @@ def train(
     tracker: Tracker,
     log_every: int = 10,
     log: Log | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainResult:
     """Train `model` in place, or go on where a killed training of the same `digest` stopped.
 
-    Returns with the selected weights in the model. Raises `DivergenceError` at a loss or gradient
-    that is not finite.
+    Returns with the selected weights in the model. Raises `DivergenceError` where it diverges and
+    rollbacks do not help, and after a checkpoint `TrainingInterruptedError` where `stop` says so.
     """
-    log = log or print_to_stderr
-    store = CheckpointStore(checkpoint_folder, digest, log)
+    log, stop = log or print_to_stderr, stop or StopRequest()
+    processes = current()
     optimizer = build_optimizer(model, training)
-    progress = store.resume(model, optimizer)
+    with processes.main_first():
+        store = CheckpointStore(checkpoint_folder, digest, log)
+        progress = store.resume(model, optimizer) or Progress()
+    processes.broadcast(parameter_names(model))
     if progress.step:
         log(f"{task.name}: goes on after step {progress.step}")
+    if progress.micro_batch_size is not None:
+        task.plan.micro_batch_size = min(task.plan.micro_batch_size, progress.micro_batch_size)
     metrics = MetricsLog(store.folder / "metrics.jsonl", progress, tracker)
     lines = ProgressLines(task.name, training.steps, progress.step, log)
     rate = learning_rate(training)
     precision = resolve_precision(runtime.precision, _device(model))
+    guard = DivergenceGuard(runtime.guard, training.max_grad_norm)
     progress.finished = progress.finished or training.steps == 0
+    if runtime.guard.enabled and not store.steps() and not progress.finished and processes.is_main:
+        store.save(model, optimizer, progress)
+    processes.wait()
+
+    def go_back(trouble: Trouble) -> Progress:
+        guard.check_patience(task.name, progress.guard, trouble)
+        earlier = _roll_back(model, optimizer, store, guard, trouble, progress)
+        metrics.rewind(earlier)
+        metrics.write({"rollbacks": len(earlier.guard.rollbacks)})
+        log(f"warning: {task.name}: diverged: {describe(earlier.guard.rollbacks[-1])}")
+        return earlier
+
     while not progress.finished:
-        torch.manual_seed(seed_for(seed, f"{task.name} step {progress.step}"))
+        rollbacks = len(progress.guard.rollbacks)
+        task.plan.reorder(rollbacks)
+        purpose = processes.purpose(f"{task.name} step {progress.step}")
+        step_seed = seed_for(seed, purpose, rollbacks)
+        current_rate = rate(progress.step) * guard.rate_factor(progress.guard)
         for group in optimizer.param_groups:
-            group["lr"] = rate(progress.step)
+            group["lr"] = current_rate
         model.train()
-        optimizer.zero_grad()
-        with autocast(_device(model), precision):
-            values = accumulate_gradients(model, task, progress.step)
+        values = _gradients_within_memory(model, task, progress, precision, step_seed, log)
         values["gradient_norm"] = _clip(model, training.max_grad_norm)
-        _check_finite(values, task.name, progress.step)
+        trouble = guard.judge_step(progress.guard, progress.step, values)
+        if trouble is not None:
+            progress = go_back(trouble)
+            continue
         optimizer.step()
-        values["learning_rate"] = rate(progress.step)
+        values["learning_rate"] = current_rate
         progress.step += 1
         metrics.add(values)
         if progress.step % log_every == 0 or progress.step == training.steps:
             lines.loss(progress.step, metrics.flush())
         improved = False
         if progress.step % training.validate_every == 0 or progress.step == training.steps:
-            improved = _validate(model, task, training, progress, metrics, lines, precision)
-        if improved or progress.finished or progress.step % runtime.checkpoint_every == 0:
+            measured = _validate(model, task, precision)
+            rows = measured.pop("validation_rows", None)
+            metrics.write(measured)
+            lines.validation(progress.step, measured)
+            accuracy = measured.get("validation_accuracy")
+            trouble = guard.judge_validation(progress.guard, progress.step, accuracy, rows)
+            if trouble is not None:
+                progress = go_back(trouble)
+                continue
+            improved = _note_accuracy(training, progress, measured)
+        due = improved or progress.finished or progress.step % runtime.checkpoint_every == 0
+        interrupted = _interruption(task, progress, stop)
+        if (due or interrupted) and processes.is_main:
             store.save(model, optimizer, progress)
+        if interrupted:
+            metrics.close()
+            processes.wait()
+            raise TrainingInterruptedError(_farewell(task.name, interrupted, progress, training))
     metrics.close()
+    processes.wait()
     return _select(model, store, training, progress, metrics.path)
 
 
+def _roll_back(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    store: CheckpointStore,
+    guard: DivergenceGuard,
+    trouble: Trouble,
+    progress: Progress,
+) -> Progress:
+    """Load the last checkpoint from before the trouble, and note the rollback in it."""
+    processes = current()
+    with processes.main_first():
+        earlier = store.resume(model, optimizer, until=trouble.good_until)
+    if earlier is None:
+        raise DivergenceError(
+            f"{trouble.reason}: the training diverged, and no checkpoint from before is left in "
+            f"{store.folder}; remove the folder to train afresh"
+        )
+    history = guard.record(progress.guard, trouble, progress.step, earlier.step)
+    earlier.guard.rollbacks = history
+    earlier.micro_batch_size = progress.micro_batch_size
+    processes.wait()
+    if processes.is_main:
+        store.restart_from(earlier)
+    return earlier
+
+
+def _interruption(task: Task, progress: Progress, stop: StopRequest) -> str | None:
+    """Why the training is to end after this step; all processes agree on it."""
+    if progress.finished or progress.step % task.iterations:
+        return None
+    reason = stop.reason
+    if not current().any_rank(reason is not None):
+        return None
+    return reason or "another process was asked to end"
+
+
+def _farewell(name: str, reason: str, progress: Progress, training: Training) -> str:
+    return (
+        f"{name}: {reason}: ended with a checkpoint; goes on from step {progress.step} of "
+        f"{training.steps} when run again"
+    )
+
+
 def print_to_stderr(line: str) -> None:
-    """Print a line where logs go, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line where logs go, at once; of several processes the first one does."""
+    if current().is_main:
+        print(line, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------ one step's parts
 
 
+def _gradients_within_memory(
+    model: nn.Module,
+    task: Task,
+    progress: Progress,
+    precision: torch.dtype,
+    seed: int,
+    log: Log,
+) -> dict[str, float]:
+    """`accumulate_gradients`, with half the micro-batch as often as memory does not suffice.
+
+    What a step gives is what it gives with the smaller micro-batch from the start. The size is
+    kept for the steps to come, also after a kill: `Progress` has it.
+    """
+    while True:
+        torch.manual_seed(seed)
+        model.zero_grad()
+        try:
+            with autocast(_device(model), precision):
+                return accumulate_gradients(model, task, progress.step)
+        except OutOfMemoryError as error:
+            reason = str(error)
+        size = task.plan.micro_batch_size
+        if size == 1:
+            raise OutOfMemoryError(
+                f"{task.name}: out of memory with a single example ({reason}): give the job more "
+                "memory, set runtime.precision to bfloat16 (on a GPU), train an adapter (lora), or "
+                "lower data.max_tokens or (RL) group_size"
+            )
+        task.plan.micro_batch_size = progress.micro_batch_size = size // 2
+        model.zero_grad()
+        release()
+        log(
+            f"warning: {task.name}: out of memory at step {progress.step + 1} with micro-batches "
+            f"of {size}, goes on with {size // 2}; the batch stays the same ({reason})"
+        )
+
+
 def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
-    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics."""
+    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
+
+    Both are those of all processes' micro-batches. Raises `OutOfMemoryError` on all processes where
+    memory does not suffice on one.
+    """
+    processes = current()
     outputs = []
-    micro_batches = task.micro_batches(step)
-    for micro_batch in micro_batches:
-        output = task.loss(micro_batch)
-        # The total weight may only be known at the end: the gradient is divided by it there.
-        (output.loss if len(micro_batches) == 1 else output.loss * output.weight).backward()
-        outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
+    with memory_shortage():
+        micro_batches = task.micro_batches(step)
+        whole = processes.count == 1 and len(micro_batches) == 1
+        for micro_batch in micro_batches:
+            output = task.loss(micro_batch)
+            # The total weight may only be known at the end: the gradient is divided by it there.
+            (output.loss if whole else output.loss * output.weight).backward()
+            outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
+    outputs = processes.gather(outputs)
+    processes.sum_gradients(parameter_names(model))
     total = sum(weight for weight, _ in outputs)
-    if len(outputs) > 1:
+    if not whole:
         gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
         torch._foreach_div_(gradients, total)
     names = dict.fromkeys(name for _, values in outputs for name in values)
@@ -214,18 +372,9 @@ def _clip(model: nn.Module, max_norm: float) -> float:
     return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
 
 
-def _check_finite(values: dict[str, float], name: str, step: int) -> None:
-    for key in ("loss", "gradient_norm"):
-        if not math.isfinite(values[key]):
-            raise DivergenceError(
-                f"{name}: {key} is {values[key]} at step {step + 1}: the training diverged. "
-                "Lower its learning rate or change the seed: it then starts afresh"
-            )
-
-
 def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
     """Scalars as plain floats, with one transfer from the device."""
-    tensors = [value.detach().float() for value in values.values() if isinstance(value, Tensor)]
+    tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
     from_tensors = iter(torch.stack(tensors).tolist() if tensors else [])
     return {
         name: next(from_tensors) if isinstance(value, Tensor) else float(value)
@@ -240,21 +389,14 @@ def _device(model: nn.Module) -> torch.device:
 # -------------------------------------------------------------------------- validation, selection
 
 
-def _validate(
-    model: nn.Module,
-    task: Task,
-    training: Training,
-    progress: Progress,
-    metrics: MetricsLog,
-    lines: ProgressLines,
-    precision: torch.dtype,
-) -> bool:
-    """Validate, note whether training is over, and say whether these weights are the best."""
+def _validate(model: nn.Module, task: Task, precision: torch.dtype) -> dict[str, float]:
     model.eval()
     with torch.no_grad(), autocast(_device(model), precision):
-        values = task.validate()
-    metrics.write(values)
-    lines.validation(progress.step, values)
+        return dict(task.validate())
+
+
+def _note_accuracy(training: Training, progress: Progress, values: dict[str, float]) -> bool:
+    """Note whether training is over, and say whether these weights are to be kept as the best."""
     progress.finished = progress.step >= training.steps
     accuracy = values.get("validation_accuracy")
     if accuracy is None:
@@ -296,6 +438,7 @@ def _select(
         validation_reasoning_tokens=progress.best_length,
         metrics=metrics,
         selection=selection,
+        rollbacks=progress.guard.rollbacks,
     )
 
 
@@ -306,16 +449,23 @@ class MetricsLog:
     """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
 
     On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
-    left out: equal trainings give equal files.
+    left out: equal trainings give equal files. Of several processes the first one writes.
     """
 
     def __init__(self, path: Path, progress: Progress, tracker: Tracker) -> None:
         self.path = path
-        self.progress = progress
         self.tracker = tracker
-        kept = [row for row in read_metrics(path) if row["step"] <= progress.step]
-        write_json_lines(path, kept)
-        self.stream = path.open("a", encoding="utf-8")
+        self.stream: TextIO | None = None
+        self.rewind(progress)
+
+    def rewind(self, progress: Progress) -> None:
+        """Go on from `progress`; what was logged after it is cut off."""
+        self.close()
+        self.progress = progress
+        if current().is_main:
+            kept = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
+            write_json_lines(self.path, kept)
+            self.stream = self.path.open("a", encoding="utf-8")
 
     def add(self, values: dict[str, float]) -> None:
         """Count one step's values for the next mean."""
@@ -334,23 +484,25 @@ class MetricsLog:
 
     def write(self, values: dict[str, float]) -> None:
         """Log values of the current step."""
-        if values:
+        if values and self.stream is not None:
             self.stream.write(json.dumps({"step": self.progress.step, **values}) + "\n")
             self.stream.flush()
             self.tracker.log_metrics(values, self.progress.step)
 
     def close(self) -> None:
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a line that a kill left unfinished ends it."""
+    """The rows of a `metrics.jsonl`; a line that is unfinished or damaged ends it."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                rows.append({"step": int(row["step"]), **row})
+            except (ValueError, TypeError, KeyError):
                 break
     return rows
 

@@ -19,14 +19,18 @@ from latent_reasoning.config import Experiment, Training, digest
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.device import resolve_device, seed_everything, set_threads
+from latent_reasoning.divergence import describe
 from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
+from latent_reasoning.gpu_slots import take_gpus
+from latent_reasoning.interruption import TrainingInterruptedError, stop_request
 from latent_reasoning.model.adapters import merge_lora, save_adapter
 from latent_reasoning.model.card import card_text, model_card
 from latent_reasoning.model.checkpoints import write_model
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.parallel import current, start
 from latent_reasoning.paths import Layout
 from latent_reasoning.planning import fingerprint, write_model_digest
-from latent_reasoning.tracking import open_tracker
+from latent_reasoning.tracking import NullTracker, Tracker, open_tracker
 from latent_reasoning.training import (
     Task,
     TrainResult,
@@ -63,14 +67,18 @@ class TrainingRun:
     ) -> TrainingRun:
         """The run of the model `name`, which learns from `split`, or all rows where it says so.
 
-        Sets torch's threads and seeds the initial weights. Raises `ConfigError` or `DataError`
-        where the rows or a parent are missing.
+        Takes a GPU, joins the processes of this launch, sets torch's threads and seeds the initial
+        weights.
+        Raises `ConfigError` or `DataError` where the rows or a parent are missing.
         """
         layout = Layout.of(experiment)
         entry = None if name == "base" else experiment.models[name]
         teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
         names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
         splits = ("sft", "rl") if getattr(entry, "rows", None) == "all" else (split,)
+        take_gpus(experiment.runtime.device)
+        device = resolve_device(experiment.runtime.device)
+        start(device)
         set_threads(experiment.runtime.threads)
         seed_everything(seed, f"{name} initial weights")
         return cls(
@@ -80,7 +88,7 @@ class TrainingRun:
             seed=seed,
             config_digest=config_digest,
             layout=layout,
-            device=resolve_device(experiment.runtime.device),
+            device=device,
             parents={parent: layout.model(parent, seed) for parent in names},
             splits=splits,
             data_digests={
@@ -112,8 +120,9 @@ class TrainingRun:
     @cached_property
     def checkpoints(self) -> Path:
         """The folder of checkpoints; one of other inputs is set aside."""
-        folder = self.layout.checkpoints(self.name, self.seed)
-        return open_checkpoint_folder(folder, self.digest, print_to_stderr)
+        folder, digest = self.layout.checkpoints(self.name, self.seed), self.digest
+        with current().main_first():
+            return open_checkpoint_folder(folder, digest, print_to_stderr)
 
     def validation(
         self,
@@ -142,34 +151,50 @@ class TrainingRun:
         )
 
     def train(self, model: LatentReasoner, task: Task, training: Training) -> TrainResult:
-        """Train, or go on where a killed run stopped, and report to MLflow."""
-        start = next(iter(self.parents), None)
-        tracker = open_tracker(
+        """Train, or go on where a killed run stopped, and report to MLflow.
+
+        A signal or the time budget ends it with `TrainingInterruptedError`.
+        """
+        tracker = self._tracker()
+        status = "FAILED"
+        try:
+            with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
+                result = train(
+                    model,
+                    task,
+                    training,
+                    runtime=self.experiment.runtime,
+                    checkpoint_folder=self.checkpoints,
+                    digest=self.digest,
+                    seed=self.seed,
+                    tracker=tracker,
+                    log_every=self.experiment.tracking.log_every,
+                    stop=stop,
+                )
+            status = "FINISHED"
+            return result
+        except TrainingInterruptedError:
+            tracker.close("KILLED")
+            current().wait()  # a launcher ends all its processes as soon as one has ended
+            raise
+        finally:
+            tracker.close(status)
+
+    def _tracker(self) -> Tracker:
+        """The run in MLflow; of several processes the first one reports."""
+        checkpoints = self.checkpoints
+        if not current().is_main:
+            return NullTracker()
+        parent = next(iter(self.parents), None)
+        return open_tracker(
             self.experiment,
             model=self.name,
             seed=self.seed,
             stage=self.stage,
             digest=self.config_digest,
-            checkpoints=self.checkpoints,
-            parent=self.layout.checkpoints(start, self.seed) if start else None,
+            checkpoints=checkpoints,
+            parent=self.layout.checkpoints(parent, self.seed) if parent else None,
         )
-        status = "FAILED"
-        try:
-            result = train(
-                model,
-                task,
-                training,
-                runtime=self.experiment.runtime,
-                checkpoint_folder=self.checkpoints,
-                digest=self.digest,
-                seed=self.seed,
-                tracker=tracker,
-                log_every=self.experiment.tracking.log_every,
-            )
-            status = "FINISHED"
-            return result
-        finally:
-            tracker.close(status)
 
     def save(
         self,
@@ -179,8 +204,24 @@ class TrainingRun:
         *,
         keep_adapter: bool = False,
     ) -> Path:
-        """Write the model folder, adapters merged; `keep_adapter` keeps them beside it too."""
+        """Write the model folder, adapters merged; `keep_adapter` keeps them beside it too.
+
+        Of several processes the first one writes and the others wait: this is a training's end.
+        """
         folder = self.layout.model(self.name, self.seed)
+        if current().is_main:
+            self._write(folder, model, tokenizer, result, keep_adapter)
+        current().finish()
+        return folder
+
+    def _write(
+        self,
+        folder: Path,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        result: TrainResult,
+        keep_adapter: bool,
+    ) -> None:
         card = self.card(result)
         with atomic_directory(folder) as temporary:
             if keep_adapter and model.adapter is not None:
@@ -191,7 +232,6 @@ class TrainingRun:
             write_text_atomically(temporary / "README.md", card_text(card))
             write_training_csv(result.metrics, temporary / "training.csv")
         write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
-        return folder
 
     def card(self, result: TrainResult) -> dict[str, Any]:
         """Where the model comes from, for `card.json`."""
@@ -214,6 +254,7 @@ class TrainingRun:
             weights_licence=self.experiment.base.licence,
             data_licence=self.experiment.data.licence,
             prompt_prefix=self.experiment.data.prompt.evaluation,
+            rollbacks=[describe(rollback) for rollback in result.rollbacks],
         )
 
 

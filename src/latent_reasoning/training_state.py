@@ -1,12 +1,14 @@
 """What a training needs to go on after a kill: whole, verified checkpoints on disk.
 
-A checkpoint is a folder `step-N/` that appears under its name only when it is complete. It holds
-the trained weights and the optimiser's state as safetensors, and `state.json` with the digest of
-the configuration that made it and the SHA-256 of each file. No random state is stored: the training
-loop derives every random number from (seed, step).
+A checkpoint is a folder `step-N/` that appears under its name only when it is complete and on the
+disk. It holds the trained weights and the optimiser's state as safetensors, and `state.json` with
+the digest of the configuration that made it, the SHA-256 of each file and a checksum of its own. No
+random state is stored: the training loop derives every random number from (seed, step).
 
-The last two checkpoints and the best one are kept. A damaged one is set aside with a warning and
-the one before it is used; the folder of another configuration is set aside as a whole.
+The last two checkpoints and the best one are kept, and what a diverging training goes back to: of
+those from before its trouble the last two, the last one that was validated, until then the weights
+it started from (`start/`). A damaged one is set aside with a warning and the one before it is used;
+the folder of another configuration is set aside as a whole.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latent_reasoning.config import digest as digest_of
+from latent_reasoning.divergence import GuardState
 from latent_reasoning.files import atomic_directory, sha256_of, write_json
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 OWNER = "digest.json"
+START = "start"
 KEPT = 2
 
 Log = Callable[[str], None]
@@ -42,7 +47,8 @@ class Progress:
     """How far a training has come.
 
     `window` holds the sums of the metrics of the `window_steps` steps since they were last logged,
-    so that a resumed training logs the same means.
+    so that a resumed training logs the same means. `guard` is what the guard against divergence
+    remembers; `micro_batch_size` is what memory sufficed for, where it was less than configured.
     """
 
     step: int = 0
@@ -52,6 +58,12 @@ class Progress:
     finished: bool = False
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
+    guard: GuardState = field(default_factory=GuardState)
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.guard, dict):  # as read from a checkpoint
+            self.guard = GuardState(**self.guard)
 
 
 def open_checkpoint_folder(folder: Path, digest: str, log: Log) -> Path:
@@ -75,31 +87,52 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, digest: str, log: Log) -> None:
         self.folder = open_checkpoint_folder(folder, digest, log)
+        for unfinished in self.folder.glob(".st*.tmp"):  # left by a kill
+            shutil.rmtree(unfinished)
         self.digest = digest
         self.log = log
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write the checkpoint of `progress.step` and drop those no longer needed."""
+        """Write the checkpoint of `progress.step`, 0 for the start, and drop those not needed."""
         names = parameter_names(model)
         for left in self.folder.glob(".step-*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         with atomic_directory(self._path(progress.step)) as temporary:
-            save_file(trained_tensors(model), temporary / WEIGHTS)
-            save_file(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
+            _write(trained_tensors(model), temporary / WEIGHTS)
+            _write(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
             state = {
                 "digest": self.digest,
                 "threads": torch.get_num_threads(),
                 "progress": asdict(progress),
                 "sha256": {name: sha256_of(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
             }
-            write_json(temporary / STATE, state)
-        kept = {*self.steps()[-KEPT:], progress.best_step}
-        for step in set(self.steps()) - kept:
+            _write_state(state, temporary / STATE)
+        for step in set(self.steps()) - self._kept(progress):
             shutil.rmtree(self._path(step))
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Load the newest whole checkpoint into model and optimiser; a new `Progress` if none."""
+    def _kept(self, progress: Progress) -> set[int | None]:
+        steps, guard = self.steps(), progress.guard
+        good = [step for step in steps if guard.bad_since is None or step < guard.bad_since]
+        validated = [step for step in steps if step <= guard.validated_step]
+        return {*steps[-KEPT:], *good[-KEPT:], *validated[-1:], progress.best_step}
+
+    def restart_from(self, progress: Progress) -> None:
+        """Give the checkpoint of `progress.step` this progress, and drop all later ones."""
+        path = self._path(progress.step) / STATE
+        state = self._read_state(progress.step)
+        _write_state({**state, "progress": asdict(progress)}, path)
+        for step in self.steps():
+            if step > progress.step:
+                shutil.rmtree(self._path(step))
+
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, until: int | None = None
+    ) -> Progress | None:
+        """Load the newest whole checkpoint, of a step up to `until` where given, into model and
+        optimiser; None where there is none."""
         for step in reversed(self.steps()):
+            if until is not None and step > until:
+                continue
             try:
                 progress = self._load(step, model, optimizer)
             except DamagedCheckpointError as error:
@@ -107,7 +140,7 @@ class CheckpointStore:
                 continue
             self._check_best(progress)
             return progress
-        return Progress()
+        return None
 
     def load_weights(self, step: int, model: nn.Module) -> None:
         """Load the trained weights of checkpoint `step` into the model."""
@@ -115,12 +148,13 @@ class CheckpointStore:
         _assign(model, self._read(step, WEIGHTS))
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints at hand, ascending."""
+        """Steps of the checkpoints at hand, ascending; 0 is the start."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        start = [0] if (self.folder / START).exists() else []
+        return start + sorted(int(name) for name in names if name.isdigit())
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step}"
+        return self.folder / (f"step-{step}" if step else START)
 
     def _load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         state = self._read_state(step)
@@ -139,12 +173,14 @@ class CheckpointStore:
         path = self._path(step) / STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
+            if state.pop("checksum") != digest_of(state):
+                raise DamagedCheckpointError(f"{path} is damaged")
             for name, expected in state["sha256"].items():
                 if sha256_of(path.with_name(name)) != expected:
                     raise DamagedCheckpointError(f"{path.with_name(name)} is damaged or truncated")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DamagedCheckpointError):
-                raise
+        except DamagedCheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
         return state
 
@@ -187,6 +223,17 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in (parameters | buffers).items()
     }
+
+
+def _write_state(state: dict, path: Path) -> None:
+    write_json(path, {**state, "checksum": digest_of(state)})
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, most likely
+        raise OSError(f"{path}: cannot be written: {error}") from None
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:

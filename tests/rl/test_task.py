@@ -8,8 +8,9 @@ from latent_reasoning.data.generator import generate_splits
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
 from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.memory import OutOfMemoryError
 from latent_reasoning.model.adapters import attach_lora
-from latent_reasoning.rl import groups
+from latent_reasoning.rl import groups, scoring
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge
 from latent_reasoning.rl.scoring import loss_mask
@@ -128,6 +129,39 @@ def test_a_task_that_starts_at_a_later_step_draws_what_the_first_one_drew(build,
     assert again.prompts == afresh.prompts
     assert again.completions == afresh.completions
     assert first.micro_batches(2)[0].rollout.completions != again.completions
+
+
+def test_out_of_memory_goes_on_as_with_half_the_micro_batch_from_the_start(build, monkeypatch):
+    task = build(kl_weight=0.5)
+    halved = build(kl_weight=0.5, runtime=Runtime(micro_batch_size=2, checkpoint_every=2))
+    for each in (task, halved):
+        perturb(each.model)
+    real_score = scoring.score
+
+    def score(model, prompts, *arguments):
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real_score(model, prompts, *arguments)
+
+    monkeypatch.setattr("latent_reasoning.rl.task.score", score)
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2.00 GiB"):
+        gradients(task, step=1)
+    task.plan.micro_batch_size //= 2
+    (values, parts), (expected, expected_parts) = gradients(task, 1), gradients(halved, 1)
+    assert values == expected
+    for name, gradient in expected_parts.items():
+        assert torch.equal(parts[name], gradient), name
+
+
+def test_after_a_rollback_other_prompts_and_samples_are_drawn(build):
+    task, again = build(), build()
+    before = task.micro_batches(1)[0].rollout
+    task.plan.reorder(rollbacks=1)
+    after = task.micro_batches(1)[0].rollout
+    assert after.prompts != before.prompts
+    assert task._draws(1)[0, 0, 0] != again._draws(1)[0, 0, 0]
+    task.plan.reorder(rollbacks=0)
+    assert task.micro_batches(1)[0].rollout.completions == before.completions
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])

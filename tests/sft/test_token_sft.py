@@ -104,3 +104,14 @@ def test_micro_batches_hold_examples_of_like_length_and_are_a_function_of_the_st
     plans[1].micro_batches(0)
     assert plans[1].micro_batches(2) == batches
     assert plans[1].micro_batches(1) != batches
+
+
+def test_after_a_rollback_a_step_reads_other_examples():
+    runtime = Runtime(device="cpu", micro_batch_size=4)
+    plan = BatchPlan([1] * 400, Training(steps=1, batch_size=12), runtime, 5, "x")
+    first = plan.micro_batches(2)
+    plan.reorder(rollbacks=1)
+    second = plan.micro_batches(2)
+    assert not {i for batch in first for i in batch} & {i for batch in second for i in batch}
+    plan.reorder(rollbacks=0)
+    assert plan.micro_batches(2) == first

@@ -297,6 +297,22 @@ def test_the_paper_is_planned_on_the_slurm_profile(folder):
     assert "on one H100" in result.stderr
 
 
+def test_a_training_of_several_processes_asks_for_a_gpu_each_and_is_no_other_training(folder):
+    several = folder / "several.yaml"
+    several.write_text("runtime: {processes: 2}\n", encoding="utf-8")
+    alone = planned_jobs(folder, CONFIG / "paper.yaml", gpus=4)
+    jobs = planned_jobs(folder, CONFIG / "paper.yaml", several, gpus=4)
+    trained = {"sft", "latent_sft", "rl"}
+    for job in jobs:
+        name = job.rule.name
+        assert job.resources["gpu"] == (2 if name in trained else name == "evaluate"), name
+    rl = next(job for job in jobs if job.rule.name == "rl")
+    assert rl.resources["mem_mb"] == 2 * 64000
+    assert rl.rule.resources["_cores"] == 2 * 8
+    params = [sorted((job.rule.name, str(job.params)) for job in some) for some in (jobs, alone)]
+    assert params[0] == params[1]  # nothing is trained anew
+
+
 def test_every_rule_has_a_log_a_message_a_benchmark_and_resources(folder):
     jobs = planned_jobs(folder, CONFIG / "smollm2.yaml", targets=("all",))
     names = {job.rule.name for job in jobs}

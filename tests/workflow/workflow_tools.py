@@ -54,10 +54,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 def with_stand_ins(folder: Path) -> Path:
     """A Snakefile that is the project's own, but for the program that its jobs run."""
+    program = folder / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
     snakefile = folder / "Snakefile"
-    function = f'python() {{{{ {sys.executable} {STAND_IN} "$@"; }}}}; '
+    prefix = f'export PATH={program.parent}:"$PATH"; '
     snakefile.write_text(
-        f'include: "{PROJECT_ROOT / "Snakefile"}"\n\n\nshell.prefix({function!r})\n',
+        f'include: "{PROJECT_ROOT / "Snakefile"}"\n\n\nshell.prefix({prefix!r})\n',
         encoding="utf-8",
     )
     return snakefile
@@ -68,8 +72,10 @@ def plan(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) -> set[str
     return {_name(job) for job in planned_jobs(folder, *configs, targets=targets)}
 
 
-def planned_jobs(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) -> list[Any]:
-    """Snakemake's jobs of a dry run, target rules left out."""
+def planned_jobs(
+    folder: Path, *configs: Path, targets: tuple[str, ...] = (), gpus: int = 1
+) -> list[Any]:
+    """Snakemake's jobs of a dry run on so many GPUs, target rules left out."""
     from snakemake import api
     from snakemake.settings import types
 
@@ -78,7 +84,7 @@ def planned_jobs(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) ->
     try:
         with api.SnakemakeApi(types.OutputSettings(dryrun=True)) as snake:
             workflow = snake.workflow(
-                types.ResourceSettings(cores=2, resources={"gpu": 1}),
+                types.ResourceSettings(cores=2, resources={"gpu": gpus}),
                 config_settings=types.ConfigSettings(configfiles=configs),
                 snakefile=PROJECT_ROOT / "Snakefile",
                 workdir=folder,

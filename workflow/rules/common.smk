@@ -133,8 +133,10 @@ def asked(need_of, key, configured):
     return of
 
 
-def memory_of(need_of):
-    return asked(need_of, "host_mb", RUNTIME.memory_mb)
+def memory_of(need_of, processes=1):
+    """A job's memory; each of its processes needs that of one card's share."""
+    one = asked(need_of, "host_mb", RUNTIME.memory_mb)
+    return (lambda wildcards: one(wildcards) * processes) if callable(one) else one * processes
 
 
 def minutes_of(need_of):
@@ -223,8 +225,13 @@ IMPORTS_FROM_HUB = any(path and not is_local(path) for path in IMPORTED)
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
 GPU_MODEL = RUNTIME.gpu_model if GPU and RUNTIME.gpu_model else ""
+# A training whose time budget is used up exits with 75; tried again, it goes on from its checkpoint.
+# Without a budget the profile's `retries` count.
+TRAINING_RETRIES = 20 if RUNTIME.time_budget_minutes else None
 
 # The stages run with the interpreter that runs Snakemake, and write where the rules expect it.
+# Trainings take the shell's place (`exec`), so that a signal to the job reaches them: a shell would
+# die of it, the job count as ended, and the training be killed before its checkpoint is written.
 shell.prefix(
     f'set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
     f"PYTHONUNBUFFERED=1 LATENT_REASONING_RESULTS={shlex.quote(str(results_root()))} "

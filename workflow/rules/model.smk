@@ -1,5 +1,8 @@
 # The model everything starts from, and models that were trained elsewhere.
 
+# Only one that is trained here is work to share.
+BASE_PROCESSES = RUNTIME.processes if LAYOUT.base_has_seeds else 1
+
 
 rule base_model:
     input:
@@ -12,14 +15,15 @@ rule base_model:
         log_file("base_model", BASE.name),
     benchmark:
         benchmark_file("base_model", BASE.name)
-    retries: 3 if EXPERIMENT.base.source == "hub" else 0
+    retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
     conda:
         "../../environment.yml"
-    threads: RUNTIME.threads
+    threads: RUNTIME.threads * BASE_PROCESSES
     resources:
-        gpu=GPU if LAYOUT.base_has_seeds else 0,
+        gpu=GPU * BASE_PROCESSES if LAYOUT.base_has_seeds else 0,
         gpu_model=GPU_MODEL if LAYOUT.base_has_seeds else "",
-        mem_mb=memory_of(base_need),
+        nodes=1,  # of a cluster: the processes of a training share a host
+        mem_mb=memory_of(base_need, BASE_PROCESSES),
         runtime=minutes_of(base_need),
     params:
         config=CONFIG,
@@ -29,7 +33,7 @@ rule base_model:
     message:
         "Making the base model ({EXPERIMENT.base.source}): {output.folder}"
     shell:
-        "python -m latent_reasoning.model --config {params.config:q} --digest {params.digest} "
+        "exec python -m latent_reasoning.model --config {params.config:q} --digest {params.digest} "
         "--seed {params.seed} > {log:q} 2>&1"
 
 

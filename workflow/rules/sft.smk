@@ -15,13 +15,15 @@ rule sft:
         benchmark_file("sft", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=models_of("sft"),
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
-    threads: RUNTIME.threads
+    threads: RUNTIME.threads * RUNTIME.processes
     resources:
-        gpu=GPU,
+        gpu=GPU * RUNTIME.processes,
         gpu_model=GPU_MODEL,
-        mem_mb=memory_of(training_need),
+        nodes=1,  # of a cluster: the processes of a training share a host
+        mem_mb=memory_of(training_need, RUNTIME.processes),
         runtime=minutes_of(training_need),
     params:
         config=CONFIG,
@@ -30,7 +32,7 @@ rule sft:
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python -m latent_reasoning.sft --config {params.config:q} --digest {params.digest} "
+        "exec python -m latent_reasoning.sft --config {params.config:q} --digest {params.digest} "
         "--model {wildcards.model} --seed {wildcards.seed} > {log:q} 2>&1"
 
 

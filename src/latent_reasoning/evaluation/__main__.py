@@ -27,6 +27,7 @@ from latent_reasoning.device import resolve_device, resolve_precision, set_threa
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import write_evaluation
+from latent_reasoning.gpu_slots import take_gpus
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
@@ -50,6 +51,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
     digest = check_digest(experiment, "evaluation", options.digest, options.model)
     layout, section, runtime = Layout.of(experiment), experiment.evaluation, experiment.runtime
     set_threads(runtime.threads)
+    take_gpus(runtime.device)
     device = resolve_device(runtime.device)
     folder = layout.model(options.model, options.seed)
     tokenizer = load_tokenizer(folder)
@@ -84,6 +86,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
 
 def evaluate_folder(options: argparse.Namespace) -> None:
     """Evaluate any model folder on any file of rows."""
+    take_gpus(options.device)
     device = resolve_device(options.device)
     tokenizer = load_tokenizer(options.path)
     rows = read_free_rows(options.data, options.limit)

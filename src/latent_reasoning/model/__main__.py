@@ -12,6 +12,7 @@ from __future__ import annotations
 from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import Experiment, load
 from latent_reasoning.device import set_threads
+from latent_reasoning.launch import launch_processes
 from latent_reasoning.model import checkpoints, pretraining
 from latent_reasoning.model.base import obtain_base, obtain_import
 from latent_reasoning.model.card import model_card
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     digest = check_digest(experiment, "base", options.digest)
     if experiment.base.source == "scratch":
+        launch_processes("latent_reasoning.model", arguments, experiment.runtime)
         pretraining.run(experiment, options.seed, digest)
     else:
         bring_base(experiment, options.seed, layout, digest)

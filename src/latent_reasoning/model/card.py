@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,14 @@ def model_card(
     weights_licence: str | None,
     data_licence: str | None,
     prompt_prefix: str | None = None,
+    rollbacks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `card.json` holds.
 
     `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the rule
     that chose the checkpoint, in words; `parent` the model it starts from; `prompt_prefix` what
-    stands before a question in its prompts.
+    stands before a question in its prompts; `rollbacks` when and why its training, which diverged,
+    went back to an earlier checkpoint.
     """
     return {
         "experiment": experiment,
@@ -62,6 +64,7 @@ def model_card(
         "selection": selection,
         "prompt_prefix": prompt_prefix,
         "metrics": dict(metrics),
+        "rollbacks": list(rollbacks),
         "licence": {"weights": weights_licence, "data": data_licence},
         "versions": {
             "python": platform.python_version(),
@@ -94,6 +97,9 @@ def card_text(card: Mapping[str, Any]) -> str:
         if values:
             lines += ["", f"## {title}", "", "| | |", "|---|---|"]
             lines += [f"| {name} | {_shown(value)} |" for name, value in values.items()]
+    if card.get("rollbacks"):
+        lines += ["", "## Rollbacks", "", "The training diverged and went back:", ""]
+        lines += [f"- {rollback}" for rollback in card["rollbacks"]]
     lines += [
         "",
         "Load it with `latent_reasoning.model.load(folder)`. Without that package the folder is a "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
+from latent_reasoning.memory import in_halves
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
@@ -52,17 +53,24 @@ def generate(
     """Greedy completions of prompts of token ids, in the prompts' order.
 
     `max_latent_steps` forces STOP once a latent run has that many steps; null: bounded by
-    `max_new_tokens` alone. Model mode (eval) and autocast are the caller's.
+    `max_new_tokens` alone. Model mode (eval) and autocast are the caller's. A batch too large for
+    the memory is written in halves.
     """
-    results: dict[int, Generation] = {}
-    for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
+
+    def write(batch: Sequence[int]) -> list[Generation]:
         ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
         writer = _Writer.after_prompts(
             model, ids.to(model.device), mask.to(model.device), max_latent_steps
         )
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
-        for position, row, decisions in zip(batch, tokens, probabilities, strict=True):
-            results[position] = _generation(model, row, decisions, eos_id)
+        return [
+            _generation(model, row, decisions, eos_id)
+            for row, decisions in zip(tokens, probabilities, strict=True)
+        ]
+
+    results: dict[int, Generation] = {}
+    for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
+        results |= zip(batch, in_halves(write, batch), strict=True)
     return [results[position] for position in range(len(prompts))]
 
 

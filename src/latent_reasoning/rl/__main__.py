@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import ConfigError, RlModel, load
+from latent_reasoning.launch import launch_processes
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = load(options.config)
     entry = entry_of(experiment, options.model, "rl")
     digest = check_digest(experiment, "model", options.digest, options.model)
+    launch_processes("latent_reasoning.rl", arguments, experiment.runtime)
     run = TrainingRun.of(experiment, options.model, options.seed, digest, split="rl")
     model, tokenizer, task = start(run, entry)
     result = run.train(model, task, entry.training)

@@ -11,6 +11,8 @@ of the GRPO loss. What is particular here:
   both, as in the public code (conformance note 21), but the samples of a prompt share the dropout
   of their trajectory.
 - A prompt's random numbers depend on the seed, the step and its place in the step alone.
+- Of several processes each samples and scores its own prompts, whole groups; the verdicts of all
+  are gathered before they are rewarded.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.device import seed_for
+from latent_reasoning.memory import memory_shortage
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.parallel import current
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
@@ -79,6 +83,7 @@ class AdaptiveLengthTask:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.entry = entry
+        self.iterations = entry.iterations
         self.seed = seed
         self.validate = validate
         self.sampling = SamplingSettings(
@@ -92,14 +97,16 @@ class AdaptiveLengthTask:
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and model.adapter is None:
             self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._round = -1
+        self._sampled = (-1, 0, 0)
         self._batches: list[GroupBatch] = []
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
         """The samples of `step`: new ones, or those of the step before where `iterations` > 1."""
         round_ = step // self.entry.iterations
-        if round_ != self._round:
-            self._round, self._batches = round_, self._sample(round_)
+        # Halved micro-batches are sampled again: the trajectories belong to the batches.
+        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
+        if wanted != self._sampled:
+            self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
@@ -145,25 +152,29 @@ class AdaptiveLengthTask:
             yield self.model
 
     def _sample(self, round_: int) -> list[GroupBatch]:
-        """Sample, judge and reward the groups of one step's prompts."""
-        parts = self.plan.micro_batches(round_)
-        sizes = [len(part) for part in parts]
-        draws = zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True)
+        """Sample and judge the groups of this process's share of a step, reward all processes'."""
+        plan = self.plan.micro_batches(round_)
+        sizes = [len(part) for part in plan]
+        draws = list(zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True))
+        parts = current().share(plan)
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # One micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all of them at once, which they are there to save.
-        with torch.set_grad_enabled(len(parts) == 1):
+        with memory_shortage(), torch.set_grad_enabled(len(parts) == 1):
             sampled = [
                 self._sample_part([prompt.ids for prompt in part], *own)
-                for part, own in zip(prompts, draws, strict=True)
+                for part, own in zip(prompts, current().share(draws), strict=True)
             ]
         rollouts = [rollout for rollout, _ in sampled]
         verdicts = [
             judge_completions(rollout, part, self.tokenizer)
             for rollout, part in zip(rollouts, prompts, strict=True)
         ]
-        questions = [self.prompts[index].text for part in parts for index in part]
-        advantages, metrics = reward_groups(rollouts, verdicts, questions, self.entry.reward)
+        questions = [self.prompts[index].text for part in plan for index in part]
+        advantages, metrics = reward_groups(
+            current().gather(rollouts), current().gather(verdicts), questions, self.entry.reward
+        )
+        advantages = current().share(advantages)
         return [
             GroupBatch(rollout, values, metrics, trajectory if len(parts) == 1 else None)
             for (rollout, trajectory), values in zip(sampled, advantages, strict=True)
@@ -172,11 +183,11 @@ class AdaptiveLengthTask:
     def _draws(self, round_: int) -> tuple[Tensor, ...]:
         """Uniform numbers of all prompts of a step, in the plan's order."""
         prompts, group_size = self.entry.training.batch_size, self.entry.group_size
-        seed = seed_for(self.seed, f"{self.name} rollouts {round_}")
+        seed = seed_for(self.seed, f"{self.name} rollouts {round_}", self.plan.rollbacks)
         uniforms = draw_uniforms(prompts, group_size, self.entry.max_new_tokens, seed)
         if self.entry.estimator == "sampled":
             return (uniforms,)
-        seed = seed_for(self.seed, f"{self.name} stop lengths {round_}")
+        seed = seed_for(self.seed, f"{self.name} stop lengths {round_}", self.plan.rollbacks)
         return uniforms, draw_stratified(prompts, group_size, seed)
 
     def _sample_part(

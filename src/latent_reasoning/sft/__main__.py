@@ -23,11 +23,13 @@ from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
 from latent_reasoning.data.styles import styled_reasonings
 from latent_reasoning.device import autocast, resolve_precision, seed_for
+from latent_reasoning.launch import launch_processes
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.parallel import current
 from latent_reasoning.science import check_digest
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
@@ -43,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = load(options.config)
     entry = entry_of(experiment, options.model, "sft", "latent_sft")
     digest = check_digest(experiment, "model", options.digest, options.model)
+    launch_processes("latent_reasoning.sft", arguments, experiment.runtime)
     run = TrainingRun.of(experiment, options.model, options.seed, digest, split="sft")
     train_stage = _token_sft if entry.stage == "sft" else _latent_sft
     model, tokenizer, task = train_stage(run, entry)
@@ -227,12 +230,14 @@ def _frozen_teacher(run: TrainingRun, entry: LatentSftModel) -> FrozenTeacher | 
 
 def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> list[Row]:
     data, runtime = run.experiment.data, run.experiment.runtime
-    with autocast(run.device, resolve_precision(runtime.precision, run.device)):
+    precision = resolve_precision(runtime.precision, run.device)
+    folder = run.checkpoints
+    with current().main_first(), autocast(run.device, precision):
         kept = teacher_traces(
             teacher.model,
             teacher.tokenizer,
             rows,
-            folder=run.checkpoints,
+            folder=folder,
             prefix=data.prompt.training,
             max_new_tokens=data.max_tokens,
             batch_size=runtime.evaluation_batch_size,
@@ -249,13 +254,15 @@ def _states(
     examples: Sequence[LatentExample],
 ) -> TeacherStates:
     runtime = run.experiment.runtime
-    with autocast(run.device, resolve_precision(runtime.precision, run.device)):
+    precision = resolve_precision(runtime.precision, run.device)
+    folder = run.checkpoints
+    with current().main_first(), autocast(run.device, precision):
         return teacher_states(
             teacher.model,
             student,
             [example.teacher for example in examples],
             entry.distillation,
-            folder=run.checkpoints,
+            folder=folder,
             pad_id=teacher.tokenizer.pad_token_id,
             batch_size=runtime.evaluation_batch_size,
         )

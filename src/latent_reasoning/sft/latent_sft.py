@@ -19,6 +19,7 @@ from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.parallel import current
 from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
 from latent_reasoning.sft.question import read_question
 from latent_reasoning.sft.teacher import TeacherStates
@@ -70,6 +71,8 @@ class LatentBatch:
 class LatentSftTask:
     """Learn latent reasoning from rows read as teacher and as student."""
 
+    iterations = 1
+
     def __init__(
         self,
         name: str,
@@ -91,21 +94,24 @@ class LatentSftTask:
         self.validate = validate
         self.teacher_states = teacher_states
         lengths = [len(example.teacher) + len(example.student) for example in examples]
-        exact = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
-        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, by_length=exact)
+        # A batch without a micro-batch size is one mean, also where several processes share it.
+        self.by_tokens = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
+        self.plan = BatchPlan(
+            lengths, entry.training, runtime, seed, name, by_length=self.by_tokens
+        )
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
-        """The step's examples, collated; the teacher's text is left out where it is frozen."""
+        """This process's share of the step's examples, collated."""
         batches = [
             (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
             for indices in self.plan.micro_batches(step)
         ]
         scales = [{} for _ in batches]
-        if self.entry.training.accumulation == "tokens":
+        if self.by_tokens and len(batches) > 1:
             scales = token_scales([batch for _, batch in batches])
         return [
             LatentBatch(batch, indices, scale)
-            for (indices, batch), scale in zip(batches, scales, strict=True)
+            for (indices, batch), scale in current().share(list(zip(batches, scales, strict=True)))
         ]
 
     def loss(self, micro_batch: LatentBatch) -> LossOutput:

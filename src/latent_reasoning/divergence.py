@@ -1,0 +1,157 @@
+"""When a training diverges: what counts as trouble, and how often it may go back and try again.
+
+Trouble is
+
+- a loss or a gradient norm that is not finite;
+- a loss or a gradient norm far above its own recent quantile, for many steps in a row. Single
+  spikes are no trouble: clipping takes care of them. A gradient that clipping leaves alone is none
+  either, nor is a loss that has been negative, which measures no error (a policy gradient's);
+- a validation accuracy that collapsed, as far as its rows can tell.
+
+On trouble the training loop goes back to the last good checkpoint, one from before the trouble
+began, and on with another data order; after `runtime.guard.rollbacks` times also at half the
+learning rate; after `slower_rollbacks` more it gives up. The paper's authors restart diverged runs
+from the last good checkpoint by hand (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from latent_reasoning.config import Guard
+
+QUANTILE = 0.95
+LEAST_SHARE = 0.25
+"""Of the window, before a quantile is trusted."""
+SIGNIFICANT = 4.0
+"""Standard errors between two accuracies that cannot be chance."""
+RATE_FACTOR = 0.5
+
+
+class DivergenceError(RuntimeError):
+    """Training cannot go on: it diverged, and going back did not help."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong, in words; a checkpoint of a step up to `good_until` knows nothing of it."""
+
+    reason: str
+    good_until: int
+
+
+@dataclass
+class GuardState:
+    """What the guard remembers; it is part of a checkpoint.
+
+    `losses` and `gradient_norms` are those of the last healthy steps. `bad_since` is the step (from
+    0) of the first of the bad ones that have just been seen in a row. `validated_step` is the last
+    one at which validation was as it should be. `rollbacks` tells what happened, the first first.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    bad_since: int | None = None
+    best_accuracy: float | None = None
+    validated_step: int = 0
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+
+
+class DivergenceGuard:
+    """Judges steps and validations of one training; all it remembers is in the `GuardState`."""
+
+    def __init__(self, settings: Guard, max_grad_norm: float) -> None:
+        self.settings = settings
+        self.max_grad_norm = max_grad_norm
+
+    def judge_step(self, state: GuardState, step: int, values: dict[str, float]) -> Trouble | None:
+        """Judge `loss` and `gradient_norm` of optimiser step `step` (from 0)."""
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                first = step if state.bad_since is None else state.bad_since
+                reason = f"{name} is {values[name]} at step {step + 1}"
+                return Trouble(reason, max(first - 1, 0))
+        if not self.settings.enabled:
+            return None
+        far = self._far_above(state, values)
+        if far is None:
+            state.bad_since = None
+            state.losses = [*state.losses, values["loss"]][-self.settings.window :]
+            norms = [*state.gradient_norms, values["gradient_norm"]]
+            state.gradient_norms = norms[-self.settings.window :]
+            return None
+        if state.bad_since is None:
+            state.bad_since = step
+        if step - state.bad_since + 1 < self.settings.patience:
+            return None
+        reason = f"{far} at step {step + 1}, after {self.settings.patience} such steps"
+        return Trouble(reason, max(state.bad_since - 1, 0))
+
+    def judge_validation(
+        self, state: GuardState, step: int, accuracy: float | None, rows: int | None
+    ) -> Trouble | None:
+        """Judge the accuracy on `rows` rows after `step` steps; nothing to judge where None."""
+        if accuracy is None or not self.settings.enabled:
+            return None
+        best = state.best_accuracy
+        if best is not None and rows and accuracy < self.settings.collapse * best:
+            error = math.sqrt((best * (1 - best) + accuracy * (1 - accuracy)) / rows)
+            if best - accuracy > SIGNIFICANT * error:
+                reason = f"validation accuracy fell from {best:.4g} to {accuracy:.4g}"
+                return Trouble(f"{reason} at step {step}", state.validated_step)
+        state.best_accuracy = accuracy if best is None else max(best, accuracy)
+        state.validated_step = step
+        return None
+
+    def rate_factor(self, state: GuardState) -> float:
+        """What the learning rate is multiplied with: 1 until other data orders did not help."""
+        return self._factor_after(len(state.rollbacks))
+
+    def record(self, state: GuardState, trouble: Trouble, step: int, to_step: int) -> list[dict]:
+        """The history with the rollback from `step` steps done to `to_step`."""
+        entry = {
+            "from_step": step,
+            "to_step": to_step,
+            "reason": trouble.reason,
+            "learning_rate_factor": self._factor_after(len(state.rollbacks) + 1),
+        }
+        return [*state.rollbacks, entry]
+
+    def check_patience(self, name: str, state: GuardState, trouble: Trouble) -> None:
+        """Raise `DivergenceError`, with the history, where there is no rollback left."""
+        allowed = self.settings.rollbacks + self.settings.slower_rollbacks
+        if self.settings.enabled and len(state.rollbacks) < allowed:
+            return
+        tried = "; ".join(describe(entry) for entry in state.rollbacks)
+        tried = f" again after {len(state.rollbacks)} rollbacks ({tried})" if tried else ""
+        raise DivergenceError(
+            f"{name}: {trouble.reason}: the training diverged{tried}. "
+            "Lower its learning rate or change the seed: it then starts afresh"
+        )
+
+    def _far_above(self, state: GuardState, values: dict[str, float]) -> str | None:
+        """Which of the two is far above its quantile, in words."""
+        if len(state.losses) < LEAST_SHARE * self.settings.window:
+            return None
+        usual_loss = _quantile(state.losses) if min(state.losses) > 0 else math.inf
+        usual_norm = max(_quantile(state.gradient_norms), self.max_grad_norm)
+        for name, usual in (("loss", usual_loss), ("gradient_norm", usual_norm)):
+            if values[name] > self.settings.factor * usual:
+                return f"{name} is {values[name]:.4g} where {usual:.4g} is usual"
+        return None
+
+    def _factor_after(self, rollbacks: int) -> float:
+        return RATE_FACTOR ** max(0, rollbacks - self.settings.rollbacks)
+
+
+def describe(rollback: dict[str, Any]) -> str:
+    """One rollback in words."""
+    factor = rollback["learning_rate_factor"]
+    rate = f", learning rate x {factor:g}" if factor != 1 else ""
+    return f"step {rollback['from_step']} back to {rollback['to_step']}{rate}: {rollback['reason']}"
+
+
+def _quantile(values: list[float]) -> float:
+    return sorted(values)[int(QUANTILE * (len(values) - 1))]

@@ -1,0 +1,156 @@
+"""Which GPUs a job works on, where several jobs share a host: a file lock for each GPU.
+
+A job takes as many free GPUs as it has processes and shows them to CUDA through
+CUDA_VISIBLE_DEVICES; the kernel gives them back when the job ends, however it does. It chooses
+among what CUDA_VISIBLE_DEVICES allows, and leaves alone what SLURM assigned to this job alone.
+
+The locks lie on the host itself, one folder a user: `/tmp` and not $TMPDIR, which may differ
+between two sessions or lie on a network disk, and would hide the locks of one from the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+TAKEN = "LATENT_REASONING_GPU_SLOTS"
+"""Set for the processes of a launcher that holds the locks."""
+SLURM_ASSIGNED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+POLL_SECONDS = 2.0
+
+_held: list[TextIO] = []
+
+
+class GpuSlotError(RuntimeError):
+    """GPUs that cannot be had."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its name for CUDA (an index or a UUID), and by the name of its lock."""
+
+    name: str
+    slot: str
+
+
+def lock_folder() -> Path:
+    """Where this user's locks lie on this host."""
+    return Path("/tmp") / f"latent-reasoning-gpus-{os.getuid()}"
+
+
+def take_gpus(device: str, count: int = 1, folder: Path | None = None) -> list[str]:
+    """Wait for `count` free GPUs, show this process no others, and hold them until it ends.
+
+    `device` is `runtime.device`: nothing is taken for `cpu`, nor on a host without NVIDIA GPUs, nor
+    by the processes of a launcher, nor where SLURM assigned no more than `count`. Has to come
+    before the first use of CUDA. Returns the names taken. Raises `GpuSlotError` where the host has
+    fewer.
+    """
+    started_by_launcher = TAKEN in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device == "cpu" or started_by_launcher or _held:
+        return []
+    gpus = visible_gpus()
+    by_slurm = any(os.environ.get(name) for name in SLURM_ASSIGNED)
+    if not gpus or (by_slurm and len(gpus) <= count):
+        return []
+    if len(gpus) < count:
+        raise GpuSlotError(
+            f"runtime.processes: {count} of them need a GPU each, but this host shows {len(gpus)}; "
+            "lower it"
+        )
+    folder = _own_folder(folder or lock_folder())
+    taken = _wait_for(gpus, count, folder)
+    os.environ[VISIBLE] = ",".join(gpu.name for gpu in taken)
+    return [gpu.name for gpu in taken]
+
+
+def visible_gpus() -> list[Gpu]:
+    """This host's NVIDIA GPUs, as far as CUDA_VISIBLE_DEVICES allows them.
+
+    `nvidia-smi` lists them: asking CUDA would fix the choice before it is made.
+    """
+    listed = _listed_uuids()
+    allowed = os.environ.get(VISIBLE)
+    if allowed is None:
+        return [Gpu(uuid, uuid) for uuid in listed]
+    gpus = []
+    for entry in filter(None, (part.strip() for part in allowed.split(","))):
+        if entry.isdigit():
+            slot = listed[int(entry)] if int(entry) < len(listed) else None
+        elif entry.startswith("MIG-"):
+            slot = entry
+        else:
+            slot = next((uuid for uuid in listed if uuid.startswith(entry)), None)
+        if slot is None:
+            break  # as CUDA does: what follows an unknown one is not seen either
+        gpus.append(Gpu(entry, slot))
+    return gpus
+
+
+def _listed_uuids() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
+
+
+def _own_folder(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise GpuSlotError(f"{folder} holds the locks of GPUs, but belongs to another user")
+    return folder
+
+
+def _wait_for(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
+    """All `count` at once or none: two jobs that each hold half would wait for ever."""
+    started = time.monotonic()
+    told = False
+    while True:
+        with ExitStack() as attempt:
+            taken = []
+            for gpu in gpus:
+                lock = _try_lock(folder / f"{gpu.slot}.lock", attempt)
+                if lock is not None:
+                    taken.append((gpu, lock))
+                if len(taken) == count:
+                    _held.extend(lock for _, lock in taken)
+                    attempt.pop_all()
+                    if told:
+                        _say(f"took a GPU after {time.monotonic() - started:.0f} seconds")
+                    return [gpu for gpu, _ in taken]
+        if not told:
+            owners = ", ".join(_owner(folder / f"{gpu.slot}.lock") for gpu in gpus)
+            _say(f"waiting for {count} of {len(gpus)} GPUs; taken by {owners}; locks in {folder}")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _try_lock(path: Path, attempt: ExitStack) -> TextIO | None:
+    """The open, locked file, with this process's id in it; None where another one holds it."""
+    file = attempt.enter_context(path.open("a+"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()
+    return file
+
+
+def _owner(path: Path) -> str:
+    return path.read_text() or "nobody"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,214 @@
+"""The processes that train one model together, one GPU (or CPU process) each.
+
+Data parallel, with the step of one process: the micro-batches of a step are dealt over the
+processes, and gradients, weights and metrics are added up again before every process clips and
+takes the same optimiser step. What a step computes thus depends on its micro-batches, not on how
+many processes share them. Two things do differ from one process: the order in which numbers are
+added, and the masks of dropout, which each process draws for its own rows.
+
+`accelerate launch` starts the processes, `start` joins them. `DistributedDataParallel` is not used:
+its hooks want one forward through the wrapper, but a latent forward calls the model many times, an
+RL update goes through the graph of sampling, and what a micro-batch counts for is known only when
+all are done. Overlapping communication with the backward pass, which is what it would add, saves
+little here: a latent chain's gradients are complete only at the very end of the backward pass.
+
+Everywhere else `current()` answers for one process too: no caller asks whether there are several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+LONGEST_WAIT = datetime.timedelta(hours=6)
+"""For what the first process does alone, such as a frozen teacher's states. A process that dies
+ends the others at once: its launcher sees to that."""
+PR_SET_PDEATHSIG = 1
+
+
+class ParallelError(RuntimeError):
+    """Processes that cannot work together, or no longer do."""
+
+
+class OneProcess:
+    """A process that trains alone; with several, `SeveralProcesses` does the same for them."""
+
+    rank = 0
+    count = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files, tracks and prints."""
+        return self.rank == 0
+
+    def purpose(self, name: str) -> str:
+        """`name` as the purpose of a seed that must differ between processes (dropout)."""
+        return name if self.is_main else f"{name} process {self.rank}"
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This process's part of `items`; those of all processes are all items, each once."""
+        return list(items[self.rank :: self.count])
+
+    def share_size(self, size: int) -> int:
+        """Into parts of how many to cut `size` items: as large as leaves each process one."""
+        largest = -(-size // self.count)
+        for_each = -(-size // largest) >= self.count
+        return largest if for_each else max(1, size // self.count)
+
+    def gather(self, own: list[Any]) -> list[Any]:
+        """What the processes made of their shares, in the order of the items, on each of them."""
+        return own
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process: all get one answer, so that all act alike."""
+        return flag
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes."""
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's values."""
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process goes through the block alone, then the others do."""
+        yield
+
+    def finish(self) -> None:
+        """Wait for all, and part: nothing is shared after this."""
+
+
+class SeveralProcesses(OneProcess):
+    """The processes of one `accelerate launch`; every method is called by all of them."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank = rank
+        self.count = count
+
+    def gather(self, own: list[Any]) -> list[Any]:
+        lists: list[list[Any]] = [[] for _ in range(self.count)]
+        with self._together():
+            distributed.all_gather_object(lists, own)
+        total = sum(len(part) for part in lists)
+        return [lists[index % self.count][index // self.count] for index in range(total)]
+
+    def any_rank(self, flag: bool) -> bool:
+        return bool(self._maximum([int(flag)])[0])
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = list(parameters)
+        # A process whose rows did not reach a parameter has no gradient for it, others may have.
+        reached = self._maximum([int(parameter.grad is not None) for parameter in parameters])
+        learning = [p for p, used in zip(parameters, reached, strict=True) if used]
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        with self._together():
+            sums = [distributed.all_reduce(p.grad, async_op=True) for p in learning]
+            for work in sums:
+                work.wait()
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        with self._together():
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), src=0)
+
+    def wait(self) -> None:
+        # Not `barrier`, which would go through the GPU; this one is answered on the CPU.
+        self._maximum([0])
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def finish(self) -> None:
+        self.wait()
+        distributed.destroy_process_group()
+
+    def _maximum(self, numbers: list[int]) -> list[int]:
+        """The largest of each number over the processes."""
+        tensor = torch.tensor(numbers)
+        with self._together():
+            distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def _together(self) -> AbstractContextManager[None]:
+        return _together(self.rank, self.count)
+
+
+_current: OneProcess = OneProcess()
+
+
+def current() -> OneProcess:
+    """The processes that this one trains with; itself alone unless `start` joined others."""
+    return _current
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start(device: torch.device) -> OneProcess:
+    """Join the processes of this launch, if it has several; `cuda` then means this one's GPU.
+
+    Raises `ParallelError` where there are fewer GPUs than processes.
+    """
+    global _current
+    if not launched() or _current.count > 1:
+        return _current
+    _die_with_the_launcher()
+    local_rank, on_this_host = (int(os.environ[k]) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    cpu = device.type == "cpu"
+    if not cpu and torch.cuda.device_count() < on_this_host:
+        raise ParallelError(
+            f"{on_this_host} processes were started, but torch sees {torch.cuda.device_count()} "
+            "GPUs: lower runtime.processes"
+        )
+    # It takes a second to import and is needed here alone.
+    from accelerate import PartialState
+
+    if not cpu:
+        torch.cuda.set_device(local_rank)
+    backend = None if cpu else "cuda:nccl,cpu:gloo"
+    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    with _together(rank, count):
+        PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
+    _current = SeveralProcesses(rank, count)
+    return _current
+
+
+@contextlib.contextmanager
+def _together(rank: int, count: int) -> Iterator[None]:
+    """Communication; a process that went away is named as what it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ParallelError(
+            f"process {rank} of {count} lost the others, whose own messages say why: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from None
+
+
+def _die_with_the_launcher() -> None:
+    """Have the kernel end this process when its launcher is killed: nobody else would."""
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        raise ParallelError("the launcher of this process is gone")
