@@ -89,10 +89,11 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
 
 
 def _first(experiment: Experiment, estimator: str) -> str:
+    """The first model of an estimator that is part of the comparison."""
     return next(
         name
         for name, entry in experiment.models.items()
-        if getattr(entry, "estimator", None) == estimator
+        if getattr(entry, "estimator", None) == estimator and name not in experiment.report.appendix
     )
 
 

@@ -45,7 +45,7 @@ from latent_reasoning.rl.rollouts import (
 
 GROUPS = 64
 """Groups that the average over stop lengths runs over. With 64 what their choice adds to the
-gradient's variance is about a hundredth of the sampled estimator's (docs/log.md)."""
+gradient's variance is less than a hundredth of the sampled estimator's (docs/log.md)."""
 
 
 def draw_stratified(prompts: int, group_size: int, seed: int, groups: int = GROUPS) -> Tensor:
