@@ -328,6 +328,6 @@ def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypa
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(training_state, "save_file", full)
-    with pytest.raises(OSError, match=r"weights.safetensors: cannot be written: .* No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*step-3'"):
         run(tmp_path / "c", TinyTask(tiny_model()), settings(), log=log)
     assert list((tmp_path / "c").glob("*step*")) == []

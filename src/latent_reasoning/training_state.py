@@ -98,8 +98,8 @@ class CheckpointStore:
         for left in self.folder.glob(".step-*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         with atomic_directory(self._path(progress.step)) as temporary:
-            _write(trained_tensors(model), temporary / WEIGHTS)
-            _write(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
+            save_file(trained_tensors(model), temporary / WEIGHTS)
+            save_file(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
             state = {
                 "digest": self.digest,
                 "threads": torch.get_num_threads(),
@@ -227,13 +227,6 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _write_state(state: dict, path: Path) -> None:
     write_json(path, {**state, "checksum": digest_of(state)})
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, most likely
-        raise OSError(f"{path}: cannot be written: {error}") from None
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -192,6 +192,7 @@ TRAININGS = {
     ),
     "rl": partial(rl, micro_batch_size=None),
     "rl-lora-in-2s-twice": partial(rl, micro_batch_size=2, lora=True, iterations=2),
+    "rl-exact-in-2s": partial(rl, micro_batch_size=2, estimator="exact"),
 }
 """By name: what is trained, in which micro-batches; every step of each is of one batch."""
 TYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -159,7 +159,7 @@ def test_after_a_rollback_other_prompts_and_samples_are_drawn(build):
     task.plan.reorder(rollbacks=1)
     after = task.micro_batches(1)[0].rollout
     assert after.prompts != before.prompts
-    assert task._draws(1)[0, 0, 0] != again._draws(1)[0, 0, 0]
+    assert task._draws(1)[0][0, 0, 0] != again._draws(1)[0][0, 0, 0]
     task.plan.reorder(rollbacks=0)
     assert task.micro_batches(1)[0].rollout.completions == before.completions
 
