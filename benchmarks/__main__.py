@@ -3,10 +3,10 @@
     python -m benchmarks [--shape h128|smollm2] [--workloads NAME ..] [--repetitions N]
 
 prints a table and writes it as `results/benchmarks/summary.csv` (other shapes: `{shape}.csv`) with
-the columns workload, metric, naive, fast and ratio: how many times better the fast path is. The two
-paths run in turn, so that a machine that slows down slows both. The batches are those of a folder
-of conformance vectors (LATENT_REASONING_CONFORMANCE, else `../shared/conformance`), or generated
-ones of the same shapes.
+the columns workload, metric, naive, fast and ratio: how many times better the fast path is, drawn
+beside it (`.png`, `.svg`). The two paths run in turn, so that a machine that slows down slows both.
+The batches are those of a folder of conformance vectors (LATENT_REASONING_CONFORMANCE, else
+`../shared/conformance`), or generated ones of the same shapes.
 
     python -m benchmarks --model MODEL_DIR --rows FILE
 
@@ -26,6 +26,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from benchmarks.figures import draw_summary
 from benchmarks.inputs import SHAPES, build_inputs, trained_inputs
 from benchmarks.measure import (
     Build,
@@ -37,6 +38,7 @@ from benchmarks.measure import (
     time_workload,
 )
 from benchmarks.workloads import WORKLOADS, build_workloads
+from latent_reasoning.analysis.figures import save
 from latent_reasoning.command import run_stage
 from latent_reasoning.config import PROJECT_ROOT
 from latent_reasoning.device import set_threads
@@ -75,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = "summary" if kind == "h128" else kind
     output = options.output or results_root() / "benchmarks" / f"{name}.csv"
     write_text_atomically(output, as_csv(figures))
+    save(draw_summary(figures), output.parent, output.stem)
     print(as_table(figures))
 
 

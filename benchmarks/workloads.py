@@ -242,8 +242,8 @@ class _GivenDraws(AdaptiveLengthTask):
 
     given: Callable[[int], Tensor]
 
-    def _draws(self, round_: int) -> Tensor:
-        return self.given(round_)
+    def _draws(self, round_: int) -> tuple[Tensor, ...]:
+        return (self.given(round_),)
 
 
 class _Grpo:
