@@ -14,7 +14,7 @@ does the same with a trained latent model on prepared rows (`results/{experiment
 evaluation of all of them, RL on the first 32; `results/benchmarks/trained.csv`.
 
 Beside seconds there are FLOPs, executed and over the minimum (`benchmarks/flops.py`), how many
-answers of the two paths are equal, and the peak memory of latent SFT (trained: of evaluation).
+answers of the two paths are equal, and the peak memory of latent SFT (trained: of a GRPO step).
 `python -m benchmarks.scaling` shows how the cost grows.
 """
 
@@ -53,7 +53,7 @@ DEFAULT_WORKLOADS = {
 }
 """On one thread the rest takes minutes a run at SmolLM2's shape: ask for it by name. A whole
 evaluation is for trained models, whose answers end."""
-MEMORY_WORKLOAD = {"h128": "latent_sft", "smollm2": "latent_sft", TRAINED: "evaluation"}
+MEMORY_WORKLOAD = {"h128": "latent_sft", "smollm2": "latent_sft", TRAINED: "grpo_step"}
 
 
 def main(arguments: list[str] | None = None) -> None:
