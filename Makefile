@@ -65,6 +65,7 @@ conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CON
 .PHONY: benchmark
 benchmark: $(STAMP) ## time the package against the naive paths, one thread: results/benchmarks/
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.scaling
 
 .PHONY: faults
 faults: $(STAMP) ## the whole fault campaign, by hand: results/published/faults/

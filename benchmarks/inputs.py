@@ -1,18 +1,21 @@
 """What the benchmark runs on: a model and batches, recorded ones where they are at hand.
 
 A folder of conformance vectors has them in `bench/`. Without it the batches are generated with the
-same lengths, row by row, and random ids and weights; what is computed has the same shapes.
+same lengths, row by row, and random ids and weights; what is computed has the same shapes. A
+trained model brings its own rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,15 +23,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from latent_reasoning.data.rows import DataError, read_rows
 from latent_reasoning.data.sequences import (
     IGNORED_LABEL,
     SPECIAL_TOKENS,
     LatentExample,
     PlainExample,
     StudentExample,
+    encode_prompts,
 )
+from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.rl.groups import Prompt, rl_prompts
 
 EOS = 1
 WORDS = 600
@@ -53,9 +60,18 @@ PROMPT_LENGTHS = (
 # fmt: on
 
 
+TRAINED_PROMPTS = 32
+"""Prompts of an RL step of the laptop experiment."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """Size of the model and of the batches: so many rows of latent SFT, evaluation and GRPO."""
+    """Size of the model and of the batches: so many rows of latent SFT, evaluation and GRPO.
+
+    `question` is the mean length of the questions, longer and shorter ones as in the recorded
+    batches; None: as long as those. `steps` latent steps are learned, and taken where forced;
+    `sampled_steps` are those of every sample, None: as the random model decides.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -67,6 +83,11 @@ class Shape:
     first_special_id: int = WORDS
     rows: int = len(SFT_LENGTHS)
     grpo_prompts: int = 4
+    group_size: int = 16
+    steps: int = STEPS
+    sampled_steps: int | None = None
+    question: int | None = None
+    rollout_tokens: int = 40
     checkpoint: str | None = None
     sft_file: str | None = None
 
@@ -75,6 +96,21 @@ class Shape:
         """Ids of START, END, CONTINUE and STOP by setting."""
         names = ("start_id", "end_id", "continue_id", "stop_id")
         return {name: self.first_special_id + index for index, name in enumerate(names)}
+
+    def sft_lengths(self) -> list[tuple[int, int, int]]:
+        """Question, reasoning and answer of each row."""
+        scale = self._scale([question for question, _, _ in SFT_LENGTHS])
+        rows = itertools.islice(itertools.cycle(SFT_LENGTHS), self.rows)
+        return [(max(2, round(scale * question)), *others) for question, *others in rows]
+
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt, the one after the question included."""
+        count, scale = max(self.rows, self.grpo_prompts), self._scale(PROMPT_LENGTHS)
+        lengths = itertools.islice(itertools.cycle(PROMPT_LENGTHS), count)
+        return [max(2, round(scale * length)) for length in lengths]
+
+    def _scale(self, lengths: Sequence[int]) -> float:
+        return 1.0 if self.question is None else self.question * len(lengths) / sum(lengths)
 
 
 SHAPES = {
@@ -106,14 +142,31 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model and what it is run on; prompts are ids without padding."""
+    """A model and what it is run on; prompts are ids without padding.
+
+    `adaptive` end in START; `forced` are the same with a latent run of `STEPS`, and what `ending`
+    says after its last step. Evaluation writes at most `evaluation_tokens`, `batch_size` prompts at
+    a time (None: all). RL samples `group_size` completions of at most `rollout_tokens`, all of
+    `sampled_steps` latent steps (None: as the model decides).
+    """
 
     model: LatentReasoner
     tokenizer: PreTrainedTokenizerBase
     sft: list[LatentExample]
     adaptive: list[list[int]]
     forced: list[list[int]]
-    grpo: list[list[int]]
+    grpo: list[Prompt]
+    evaluation_tokens: int = 32
+    batch_size: int | None = None
+    group_size: int = 16
+    rollout_tokens: int = 40
+    sampled_steps: int | None = None
+
+    @property
+    def ending(self) -> list[int]:
+        """What follows the last latent step where their number is forced."""
+        prompt = self.forced[0]
+        return prompt[len(prompt) - prompt[::-1].index(self.model.settings.continue_id) :]
 
 
 def build_inputs(shape: Shape, recorded: Path | None = None) -> Inputs:
@@ -125,17 +178,57 @@ def build_inputs(shape: Shape, recorded: Path | None = None) -> Inputs:
     model, tokenizer = _model(shape, recorded)
     model.settings = dataclasses.replace(model.settings, allow_rethinking=False)
     generate = np.random.default_rng(0)
-    sft = [_generated_example(shape, *row, generate) for row in SFT_LENGTHS[: shape.rows]]
-    adaptive = [_generated_prompt(shape, n, generate) for n in PROMPT_LENGTHS[: shape.rows]]
+    sft = [_generated_example(shape, *row, generate) for row in shape.sft_lengths()]
+    prompts = [_generated_prompt(shape, n, generate) for n in shape.prompt_lengths()]
+    adaptive, grpo = prompts[: shape.rows], prompts[: shape.grpo_prompts]
     forced = [prompt + _forced_end(shape) for prompt in adaptive]
-    grpo = adaptive[: shape.grpo_prompts]
     if recorded is not None:
         sft = _recorded_examples(recorded / shape.sft_file, model.settings)
         if shape.checkpoint:
             adaptive = _recorded_prompts(recorded / "eval_prompts_adaptive.npz")
             forced = _recorded_prompts(recorded / "eval_prompts_override6.npz")
             grpo = _distinct(_recorded_prompts(recorded / "grpo_prompts.npz"))
-    return Inputs(model, tokenizer, sft, adaptive, forced, grpo)
+    return Inputs(
+        model,
+        tokenizer,
+        sft,
+        adaptive,
+        forced,
+        [Prompt(ids, tokenizer.decode(ids), label="1") for ids in grpo],
+        group_size=shape.group_size,
+        rollout_tokens=shape.rollout_tokens,
+        sampled_steps=shape.sampled_steps,
+    )
+
+
+def trained_inputs(folder: Path, file: Path, *, batch_size: int, max_new_tokens: int) -> Inputs:
+    """A trained latent model and prepared rows, as evaluation and RL read them; there is no SFT.
+
+    RL has the laptop experiment's shape. Raises `DataError` where the folder holds no latent model,
+    or the rows cannot be used.
+    """
+    model, tokenizer = load(folder, device="cpu").eval(), load_tokenizer(folder)
+    if model.settings is None:
+        raise DataError(f"{folder}: not a latent model; name the folder of one of latent SFT or RL")
+    rows, prefix = read_rows(file), prompt_prefix(folder)
+
+    def prompts(forced_steps: int | None) -> list[list[int]]:
+        return encode_prompts(
+            rows, tokenizer, prefix=prefix, latent=True, forced_steps=forced_steps
+        )
+
+    first = rows[:TRAINED_PROMPTS]
+    return Inputs(
+        model,
+        tokenizer,
+        sft=[],
+        adaptive=prompts(None),
+        forced=prompts(STEPS),
+        grpo=rl_prompts(first, tokenizer, prefix=prefix, max_prompt_tokens=None),
+        evaluation_tokens=max_new_tokens,
+        batch_size=batch_size,
+        rollout_tokens=16,
+    )
 
 
 def _model(shape: Shape, recorded: Path | None) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
@@ -164,8 +257,10 @@ def _model(shape: Shape, recorded: Path | None) -> tuple[LatentReasoner, PreTrai
 def _tokenizer() -> PreTrainedTokenizerFast:
     """Any words will do: rewards of generated batches only need a text."""
     words = {"<bos>": 0, "<eos>": EOS, **{f"w{i}": i for i in range(2, WORDS)}}
+    splitter = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    splitter.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")),
+        tokenizer_object=splitter,
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<eos>",
@@ -183,7 +278,7 @@ def _words(count: int, generate: np.random.Generator) -> list[int]:
 
 def _latent_run(shape: Shape) -> list[int]:
     ids = shape.special_ids
-    return [ids["start_id"], *[ids["continue_id"]] * STEPS, ids["stop_id"]]
+    return [ids["start_id"], *[ids["continue_id"]] * shape.steps, ids["stop_id"]]
 
 
 def _forced_end(shape: Shape) -> list[int]:

@@ -1,29 +1,34 @@
-"""Seconds, throughput and memory of a workload's two paths, and the table of them."""
+"""Seconds, throughput, memory and FLOPs of a workload's two paths, and the table of them."""
 
 from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.workloads import Run, Workload
-from latent_reasoning.config import PROJECT_ROOT
+from benchmarks import flops
+from benchmarks.inputs import Inputs
+from benchmarks.workloads import Run, Workload, build_workloads
+from latent_reasoning.device import set_threads
 
 PATHS = ("naive", "fast")
+Build = Callable[[], Inputs]
+"""Makes the inputs, in another process where memory is measured: it can be pickled."""
 
 
 @dataclass(frozen=True)
 class Figure:
     """One line of the summary. `ratio` is how many times better the fast path is: naive / fast of
-    seconds and memory, fast / naive of examples and tokens a second."""
+    seconds, memory and FLOPs, fast / naive of what is done a second."""
 
     workload: str
     metric: str
@@ -45,9 +50,9 @@ class _Timings:
 
     def add(self, run: Run, repetition: int) -> None:
         start = time.perf_counter()
-        tokens = run(repetition)
+        work = run(repetition)
         self.seconds.append(time.perf_counter() - start)
-        self.tokens.append(tokens)
+        self.tokens.append(work.tokens)
 
     def tokens_per_second(self) -> float:
         pairs = zip(self.tokens, self.seconds, strict=True)
@@ -84,19 +89,58 @@ def time_workload(workload: Workload, repetitions: int) -> list[Figure]:
     ]
 
 
-def memory_figure(workload: str, arguments: Sequence[str]) -> Figure:
-    """Peak memory (MiB) of a workload, each path once in a process of its own.
+def flop_figures(
+    workload: Workload, repetition: int, seconds: Figure, peak_tflops: float | None = None
+) -> list[Figure]:
+    """What one more run of each path executes, against the minimum and by the second.
 
-    `arguments` choose shape and batches as they were given to this process.
+    `seconds` are the medians that the paths take, `peak_tflops` what the hardware could do. Where
+    the paths write, `equal_answers` says how many texts there are and how many came out the same:
+    float32 rounds differently in batches of other shapes, so that a tie may break the other way.
     """
-    peaks = []
+    works, executed = {}, []
     for path in PATHS:
-        command = [sys.executable, "-m", "benchmarks", *arguments, "--memory-of", workload, path]
-        result = subprocess.run(
-            command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True, check=True
-        )
-        peaks.append(float(result.stdout))
-    return Figure(workload, "peak_memory_mib", *peaks)
+
+        def run(path: str = path) -> None:
+            works[path] = getattr(workload, path)(repetition)
+
+        executed.append(flops.executed(run) / 1e9)
+    least = [workload.minimum(works[path]) / 1e9 for path in PATHS]
+    rates = executed[0] / seconds.naive, executed[1] / seconds.fast
+    figures = [
+        Figure(workload.name, "gflop", *executed),
+        Figure(workload.name, "gflop_over_minimum", executed[0] / least[0], executed[1] / least[1]),
+        Figure(workload.name, "gflop_per_second", *rates, more_is_better=True),
+    ]
+    if peak_tflops is not None:
+        shares = (rate / (1000 * peak_tflops) for rate in rates)
+        figures.append(Figure(workload.name, "share_of_peak", *shares, more_is_better=True))
+    naive, fast = (list(map(tuple, works[path].written)) for path in PATHS)
+    if naive:
+        equal = sum(own == other for own, other in zip(naive, fast, strict=True))
+        figures.append(Figure(workload.name, "equal_answers", len(naive), equal, True))
+    return figures
+
+
+def memory_figure(workload: str, build: Build) -> Figure:
+    """Peak memory (MiB) of a workload, each path once in a process of its own."""
+    return Figure(workload, "peak_memory_mib", *(peak_of(workload, path, build) for path in PATHS))
+
+
+def peak_of(workload: str, path: str, build: Build) -> float:
+    """Peak memory (MiB) of a process that runs one path of a workload once, libraries included."""
+    # A server that has imported the libraries forks each process, in a fraction of a second.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.workloads"])
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(_run_once, workload, path, build).result()
+
+
+def _run_once(workload: str, path: str, build: Build) -> float:
+    set_threads(1)
+    (built,) = build_workloads(build(), [workload])
+    getattr(built, path)(0)
+    return peak_memory_mib()
 
 
 def peak_memory_mib() -> float:
@@ -120,7 +164,7 @@ def as_csv(figures: Sequence[Figure]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["workload", "metric", "naive", "fast", "ratio"])
     for figure in figures:
-        values = (f"{value:.6g}" for value in (figure.naive, figure.fast, figure.ratio))
+        values = [f"{value:.6g}" for value in (figure.naive, figure.fast, figure.ratio)]
         writer.writerow([figure.workload, figure.metric, *values])
     return stream.getvalue()
 

@@ -1,4 +1,5 @@
-# How fast the package is against the naive way, on one thread; measured anew when the code changes.
+# How fast the package is against the naive way, on one thread, and how its cost grows; measured anew
+# when the code changes.
 
 BENCHMARKS = shown(results_root()) / "benchmarks"
 BENCHMARK_CODE = sorted(
@@ -12,7 +13,8 @@ rule benchmark:
     input:
         code=BENCHMARK_CODE,
     output:
-        BENCHMARKS / "summary.csv",
+        summary=multiext(str(BENCHMARKS / "summary"), ".csv", ".png", ".svg"),
+        scaling=multiext(str(BENCHMARKS / "scaling"), ".csv", ".png", ".svg"),
     log:
         BENCHMARKS / "benchmark.log",
     benchmark:
@@ -27,7 +29,8 @@ rule benchmark:
     params:
         project=shown(PROJECT_ROOT),
     message:
-        "Timing the package against the naive paths: {output}"
+        "Timing the package against the naive paths: {output.summary[0]}, {output.scaling[0]}"
     shell:
-        "PYTHONPATH={params.project:q}${{PYTHONPATH:+:$PYTHONPATH}} "
-        "python -m benchmarks --output {output:q} 2> {log:q}"
+        "export PYTHONPATH={params.project:q}${{PYTHONPATH:+:$PYTHONPATH}}; "
+        "python -m benchmarks --output {output.summary[0]:q} 2> {log:q}; "
+        "python -m benchmarks.scaling --output {output.scaling[0]:q} 2>> {log:q}"

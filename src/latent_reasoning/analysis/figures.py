@@ -96,11 +96,15 @@ def looks(results: Results) -> dict[str, Look]:
 def write_figures(results: Results, folder: Path, names: Iterable[str] | None = None) -> None:
     """Draw figures (None: all) as `folder/{name}.png` and `.svg`."""
     for name in names or FIGURES:
-        figure = draw(name, results)
-        with matplotlib.rc_context(STYLE):
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                with atomic_file(folder / f"{name}.{suffix}") as temporary:
-                    figure.savefig(temporary, metadata=metadata)
+        save(draw(name, results), folder, name)
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as `folder/{name}.png` and `.svg`."""
+    with matplotlib.rc_context(STYLE):
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            with atomic_file(folder / f"{name}.{suffix}") as temporary:
+                figure.savefig(temporary, metadata=metadata)
 
 
 def draw(name: str, results: Results) -> Figure:

@@ -1,0 +1,152 @@
+"""How the cost of training steps grows: seconds and memory of both paths, along one axis at a time.
+
+    python -m benchmarks.scaling [--repetitions N] [--output FILE]
+
+writes `results/benchmarks/scaling.csv` with the columns workload, axis, value, metric, naive, fast
+and ratio, and draws it beside it (`.png`, `.svg`). One thread, float32, generated batches; the two
+paths run in turn, and the median counts. Memory is the peak of a process of its own, its libraries
+included.
+
+Where an axis does not say otherwise, a model of 4 blocks and hidden size 128 reads 16 rows (RL: 4
+prompts, 16 samples each) of questions of 64 tokens in the mean, longer and shorter ones as in the
+recorded batches, and takes 6 latent steps. An answer of RL has 9 tokens at random, so that no two
+samples are equal: a trained model has far less to compute (`python -m benchmarks --model`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.figures import draw_scaling
+from benchmarks.inputs import SHAPES, Shape, build_inputs
+from benchmarks.measure import Figure, memory_figure, time_workload
+from benchmarks.workloads import build_workloads
+from latent_reasoning.analysis.figures import save
+from latent_reasoning.command import run_stage
+from latent_reasoning.device import set_threads
+from latent_reasoning.files import write_text_atomically
+from latent_reasoning.paths import results_root
+
+ANSWER_TOKENS = 9
+HEAD_SIZE = 32
+COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
+
+
+def _with_steps(shape: Shape, steps: int) -> Shape:
+    """All rows and samples take so many latent steps."""
+    tokens = steps + 1 + ANSWER_TOKENS
+    return replace(shape, steps=steps, sampled_steps=steps, rollout_tokens=tokens)
+
+
+def _with_width(shape: Shape, width: int) -> Shape:
+    """The hidden size, and what goes with it."""
+    heads = width // HEAD_SIZE
+    groups = max(1, heads // 2)
+    inner = width * 11 // 4
+    return replace(
+        shape, hidden_size=width, intermediate_size=inner, heads=heads, key_value_heads=groups
+    )
+
+
+def _with(name: str) -> Callable[[Shape, int], Shape]:
+    return lambda shape, value: replace(shape, **{name: value})
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is varied, over which values."""
+
+    values: Sequence[int]
+    of: Callable[[Shape, int], Shape]
+
+
+BASE = _with_steps(replace(SHAPES["h128"], rows=16, question=64), 6)
+STEPS = Axis((0, 2, 4, 6, 8, 12), _with_steps)
+QUESTION = Axis((32, 64, 128, 256), _with("question"))
+WIDTH = Axis((64, 128, 256), _with_width)
+AXES = {
+    "latent_sft": {
+        "latent_steps": STEPS,
+        "batch": Axis((4, 8, 16, 32, 64), _with("rows")),
+        "question_tokens": QUESTION,
+        "hidden_size": WIDTH,
+    },
+    "grpo_step": {
+        "latent_steps": STEPS,
+        "group_size": Axis((2, 4, 16, 64), _with("group_size")),
+        "question_tokens": QUESTION,
+        "hidden_size": WIDTH,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: a figure of a workload where an axis has a value."""
+
+    axis: str
+    value: int
+    figure: Figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure all points, write and draw them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each path")
+    parser.add_argument("--output", type=Path, help="the CSV file to write")
+    options = parser.parse_args(arguments)
+    if options.repetitions < 1:
+        parser.error(f"--repetitions: {options.repetitions} is below 1")
+    set_threads(1)
+    points = list(measure(BASE, options.repetitions))
+    output = options.output or results_root() / "benchmarks" / "scaling.csv"
+    write_text_atomically(output, as_csv(points))
+    save(draw_scaling(points), output.parent, output.stem)
+
+
+def measure(base: Shape, repetitions: int) -> Iterator[Point]:
+    """Every point of every axis through `base`, which itself is measured once a workload."""
+    for workload, axes in AXES.items():
+        measured: dict[Shape, list[Figure]] = {}
+        for name, axis in axes.items():
+            for value in axis.values:
+                shape = axis.of(base, value)
+                if shape not in measured:
+                    print(f"{workload}, {name} {value} ..", file=sys.stderr, flush=True)
+                    measured[shape] = _figures(workload, shape, repetitions)
+                yield from (Point(name, value, figure) for figure in measured[shape])
+
+
+def _figures(workload: str, shape: Shape, repetitions: int) -> list[Figure]:
+    """Seconds and peak memory."""
+    build = partial(build_inputs, shape)
+    memory = memory_figure(workload, build)
+    (built,) = build_workloads(build(), [workload])
+    return [time_workload(built, repetitions)[0], memory]
+
+
+def as_csv(points: Sequence[Point]) -> str:
+    """The table: `workload,axis,value,metric,naive,fast,ratio`."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for point in points:
+        figure = point.figure
+        values = [f"{value:.6g}" for value in (figure.naive, figure.fast, figure.ratio)]
+        writer.writerow([figure.workload, point.axis, point.value, figure.metric, *values])
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    run_stage(main)
