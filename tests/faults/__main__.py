@@ -162,8 +162,6 @@ class Campaign:
             add("tracking", surroundings.tracking, trouble=store)
         for shift in days:
             add("clock", surroundings.clock_was_off, days=shift)
-        for shift in days[:1] if self.quick else days:
-            add("clock", surroundings.clock_jumps, days=shift)
         return made
 
     def do(self, number: int, name: str, fault: Fault) -> None:
