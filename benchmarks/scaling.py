@@ -30,9 +30,9 @@ from benchmarks.measure import Figure, memory_figure, time_workload
 from benchmarks.workloads import build_workloads
 from latent_reasoning.analysis.figures import save
 from latent_reasoning.command import run_stage
-from latent_reasoning.device import set_threads
 from latent_reasoning.files import write_text_atomically
 from latent_reasoning.paths import results_root
+from latent_reasoning.process.device import set_threads
 
 ANSWER_TOKENS = 9
 HEAD_SIZE = 32

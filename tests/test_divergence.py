@@ -11,8 +11,8 @@ import torch
 
 from latent_reasoning.config import Guard
 from latent_reasoning.divergence import DivergenceError, DivergenceGuard, GuardState
-from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
 from latent_reasoning.model.card import card_text
+from latent_reasoning.process.interruption import StopRequest, TrainingInterruptedError
 from latent_reasoning.training import read_metrics
 from tests.tiny_training import (
     TinyTask,

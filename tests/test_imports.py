@@ -16,11 +16,9 @@ from latent_reasoning.config import PROJECT_ROOT
 PACKAGE = Path(latent_reasoning.__file__).parent
 # From first to last; modules of one line may import one another.
 LAYERS = [
-    {"config", "disk", "files", "science", "workflow_watch"},
-    {
-        *("paths", "command", "config_docs", "cost", "device", "planning", "interruption"),
-        *("divergence", "memory", "parallel", "gpu_slots", "launch"),
-    },
+    {"config", "disk", "files", "science"},
+    {"process"},
+    {"paths", "command", "config_docs", "cost", "planning", "divergence"},
     {"data"},
     {"model"},
     {
@@ -31,7 +29,7 @@ LAYERS = [
     {"rl"},
     {"evaluation"},
     {"analysis"},
-    {"conformance", "ask", "signal_relay"},
+    {"conformance", "ask"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The base model is trained from scratch by the shared training loop; its stage's command and its

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from latent_reasoning.config import Guard, Runtime, Training
-from latent_reasoning.device import seed_for
-from latent_reasoning.interruption import StopRequest
+from latent_reasoning.process.device import seed_for
+from latent_reasoning.process.interruption import StopRequest
 from latent_reasoning.tracking import NullTracker, Tracker
 from latent_reasoning.training import LossOutput, train
 

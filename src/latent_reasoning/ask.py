@@ -20,10 +20,10 @@ from latent_reasoning.data.sequences import (
     decode,
     encode_prompt,
 )
-from latent_reasoning.device import autocast, resolve_device, resolve_precision
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.checkpoints import load, load_tokenizer
 from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.process.device import autocast, resolve_device, resolve_precision
 
 
 def main(arguments: list[str] | None = None) -> None:

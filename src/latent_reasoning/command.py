@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from latent_reasoning.config import ConfigError, Experiment
 from latent_reasoning.disk import explain
-from latent_reasoning.interruption import TrainingInterruptedError, speaks
-from latent_reasoning.workflow_watch import end_with_workflow
+from latent_reasoning.process.interruption import TrainingInterruptedError, speaks
+from latent_reasoning.process.workflow_watch import end_with_workflow
 
 ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint; the same command goes on from there."""
@@ -113,7 +113,10 @@ def _for_the_user(error: Exception) -> str | None:
         return explain(error)
     if type(error).__module__.startswith("latent_reasoning"):
         return str(error)
-    from latent_reasoning.memory import first_line, is_out_of_memory  # torch: seconds to import
+    from latent_reasoning.process.memory import (  # torch: seconds to import
+        first_line,
+        is_out_of_memory,
+    )
 
     if is_out_of_memory(error):
         return (

@@ -13,10 +13,10 @@ from torch import Tensor
 from latent_reasoning.config import ConfigError, Runtime, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length, collate_plain
 from latent_reasoning.data.sequences import IGNORED_LABEL, PlainExample
-from latent_reasoning.device import seed_for
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
-from latent_reasoning.parallel import current
+from latent_reasoning.process.device import seed_for
+from latent_reasoning.process.parallel import current
 from latent_reasoning.training import LossOutput
 
 

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from latent_reasoning.config import Runtime, Training
-from latent_reasoning.device import autocast, resolve_precision, seed_for
 from latent_reasoning.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.files import atomic_file, write_json_lines
-from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
-from latent_reasoning.memory import OutOfMemoryError, memory_shortage, release
-from latent_reasoning.parallel import current
+from latent_reasoning.process.device import autocast, resolve_precision, seed_for
+from latent_reasoning.process.interruption import StopRequest, TrainingInterruptedError
+from latent_reasoning.process.memory import OutOfMemoryError, memory_shortage, release
+from latent_reasoning.process.parallel import current
 from latent_reasoning.tracking import Tracker
 from latent_reasoning.training_state import CheckpointStore, Log, Progress, parameter_names
 

@@ -18,18 +18,18 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import Experiment, Training, digest
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
-from latent_reasoning.device import resolve_device, seed_everything, set_threads
 from latent_reasoning.divergence import describe
 from latent_reasoning.files import atomic_directory, sha256_of, write_json, write_text_atomically
-from latent_reasoning.gpu_slots import take_gpus
-from latent_reasoning.interruption import TrainingInterruptedError, stop_request
 from latent_reasoning.model.adapters import merge_lora, save_adapter
 from latent_reasoning.model.card import card_text, model_card
 from latent_reasoning.model.checkpoints import write_model
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.parallel import current, start
 from latent_reasoning.paths import Layout
 from latent_reasoning.planning import fingerprint, write_model_digest
+from latent_reasoning.process.device import resolve_device, seed_everything, set_threads
+from latent_reasoning.process.gpu_slots import take_gpus
+from latent_reasoning.process.interruption import TrainingInterruptedError, stop_request
+from latent_reasoning.process.parallel import current, start
 from latent_reasoning.tracking import NullTracker, Tracker, open_tracker
 from latent_reasoning.training import (
     Task,

@@ -11,7 +11,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.parallel import current
+from latent_reasoning.process.parallel import current
 
 
 def greedy_validation(

@@ -8,8 +8,8 @@ from latent_reasoning.data.generator import generate_splits
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
 from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.memory import OutOfMemoryError
 from latent_reasoning.model.adapters import attach_lora
+from latent_reasoning.process.memory import OutOfMemoryError
 from latent_reasoning.rl import groups, scoring
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge

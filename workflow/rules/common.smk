@@ -20,7 +20,7 @@ from latent_reasoning.cost import base_need, describe, evaluation_need, training
 from latent_reasoning.disk import check_writable, explain
 from latent_reasoning.paths import Layout, results_root
 from latent_reasoning.science import is_local, science_digest
-from latent_reasoning.signal_relay import relay_signals
+from latent_reasoning.process.signal_relay import relay_signals
 
 
 def shown(path):

@@ -14,7 +14,7 @@ from latent_reasoning.config import ReasoningMix
 from latent_reasoning.data.generator import PretrainingStyle, pretraining_reasoning
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import reasoning_text
-from latent_reasoning.device import seed_for
+from latent_reasoning.process.device import seed_for
 
 GENERATOR_STYLES: dict[str, PretrainingStyle] = {
     "full": "full",

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import Experiment, load
-from latent_reasoning.device import set_threads
-from latent_reasoning.launch import launch_processes
 from latent_reasoning.model import checkpoints, pretraining
 from latent_reasoning.model.base import obtain_base, obtain_import
 from latent_reasoning.model.card import model_card
 from latent_reasoning.paths import Layout
 from latent_reasoning.planning import write_model_digest
+from latent_reasoning.process.device import set_threads
+from latent_reasoning.process.launch import launch_processes
 from latent_reasoning.science import check_digest
 
 

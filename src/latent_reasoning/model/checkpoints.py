@@ -36,7 +36,6 @@ from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
-from latent_reasoning.device import resolve_device
 from latent_reasoning.files import (
     SUMS,
     atomic_directory,
@@ -48,6 +47,7 @@ from latent_reasoning.files import (
 from latent_reasoning.model import published
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.process.device import resolve_device
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

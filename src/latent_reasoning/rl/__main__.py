@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import ConfigError, RlModel, load
-from latent_reasoning.launch import launch_processes
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.process.launch import launch_processes
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.science import check_digest

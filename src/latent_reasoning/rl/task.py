@@ -27,12 +27,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
-from latent_reasoning.device import seed_for
-from latent_reasoning.memory import memory_shortage
 from latent_reasoning.model.adapters import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
-from latent_reasoning.parallel import current
+from latent_reasoning.process.device import seed_for
+from latent_reasoning.process.memory import memory_shortage
+from latent_reasoning.process.parallel import current
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss

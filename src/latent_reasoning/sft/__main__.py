@@ -22,14 +22,14 @@ from latent_reasoning.data.answers import is_negative
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
 from latent_reasoning.data.styles import styled_reasonings
-from latent_reasoning.device import autocast, resolve_precision, seed_for
-from latent_reasoning.launch import launch_processes
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.checkpoints import load as load_model
 from latent_reasoning.model.checkpoints import load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
-from latent_reasoning.parallel import current
+from latent_reasoning.process.device import autocast, resolve_precision, seed_for
+from latent_reasoning.process.launch import launch_processes
+from latent_reasoning.process.parallel import current
 from latent_reasoning.science import check_digest
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces

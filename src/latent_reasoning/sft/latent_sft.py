@@ -19,7 +19,7 @@ from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.parallel import current
+from latent_reasoning.process.parallel import current
 from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
 from latent_reasoning.sft.question import read_question
 from latent_reasoning.sft.teacher import TeacherStates

@@ -1,6 +1,6 @@
 """What a training does between steps, without the training: run by several processes.
 
-    python -m tests.parallel.waiting FOLDER [RANK]
+    python -m tests.process.waiting FOLDER [RANK]
 
 All go on until a signal reaches one of them, and end together with exit code 75. Process RANK fails
 instead, which the others are not told.
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from latent_reasoning.command import StageError, run_stage
-from latent_reasoning.parallel import start
+from latent_reasoning.process.parallel import start
 
 
 def main(_: list[str] | None) -> None:

@@ -19,7 +19,7 @@ ENVIRONMENT = {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
 
 def test_a_signal_a_nan_and_a_lack_of_memory_on_one_process_are_shared_by_all(tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    launcher += ["--multi_gpu", "--num_processes", "2", "-m", "tests.parallel.faulty"]
+    launcher += ["--multi_gpu", "--num_processes", "2", "-m", "tests.process.faulty"]
     result = subprocess.run(
         [sys.executable, *launcher, str(tmp_path)],
         env=os.environ | ENVIRONMENT,

@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from latent_reasoning import gpu_slots
 from latent_reasoning.config import PROJECT_ROOT
-from latent_reasoning.gpu_slots import Gpu, GpuSlotError, lock_folder, take_gpus, visible_gpus
+from latent_reasoning.process import gpu_slots
+from latent_reasoning.process.gpu_slots import (
+    Gpu,
+    GpuSlotError,
+    lock_folder,
+    take_gpus,
+    visible_gpus,
+)
 
 JOB = """
 import os, sys, time
 from pathlib import Path
-from latent_reasoning import gpu_slots
+from latent_reasoning.process import gpu_slots
 gpu_slots.POLL_SECONDS = 0.05
 gpu_slots.take_gpus("auto", int(sys.argv[2]), Path(sys.argv[1]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)

@@ -1,6 +1,6 @@
 """Tiny trainings of every kind, run by one process or by several.
 
-    accelerate launch .. -m tests.parallel.trainings FOLDER
+    accelerate launch .. -m tests.process.trainings FOLDER
 
 leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.json` with the
 logged metrics of each step. No dropout: its masks are each process's own.
@@ -36,7 +36,7 @@ from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
-from latent_reasoning.parallel import current, start
+from latent_reasoning.process.parallel import current, start
 from latent_reasoning.rl import groups
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge

@@ -25,8 +25,8 @@ from typing import NoReturn
 import psutil
 
 from latent_reasoning.config import Runtime
-from latent_reasoning.gpu_slots import TAKEN, take_gpus
-from latent_reasoning.parallel import launched
+from latent_reasoning.process.gpu_slots import TAKEN, take_gpus
+from latent_reasoning.process.parallel import launched
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

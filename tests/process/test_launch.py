@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT, load, science_digest
 from latent_reasoning.data.__main__ import main as prepare_data
-from latent_reasoning.launch import _exit_code
 from latent_reasoning.model import pretraining
+from latent_reasoning.process.launch import _exit_code
 
 PATH = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
 WAIT = """
 import sys
 from latent_reasoning.config import Runtime
-from latent_reasoning.launch import launch_processes
-launch_processes("tests.parallel.waiting", sys.argv[1:], Runtime(device="cpu", processes=2))
+from latent_reasoning.process.launch import launch_processes
+launch_processes("tests.process.waiting", sys.argv[1:], Runtime(device="cpu", processes=2))
 """
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latent_reasoning import parallel
 from latent_reasoning.config import ConfigError, Runtime, Training
-from latent_reasoning.parallel import OneProcess, SeveralProcesses
+from latent_reasoning.process import parallel
+from latent_reasoning.process.parallel import OneProcess, SeveralProcesses
 from latent_reasoning.text_training import BatchPlan
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from latent_reasoning.parallel import current
+from latent_reasoning.process.parallel import current
 
 MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 """What CUDA, torch's CPU allocator and cuBLAS say, in lower case."""

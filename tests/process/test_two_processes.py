@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from latent_reasoning.config import PROJECT_ROOT
 from latent_reasoning.rl import groups
 from latent_reasoning.training import read_metrics
-from tests.parallel.trainings import STEPS, TRAININGS, half_are_right, run_all
+from tests.process.trainings import STEPS, TRAININGS, half_are_right, run_all
 
 # Losses are of the order of 4, weights of 0.3.
 LARGEST = {"float32": {"loss": 2e-5, "weight": 1e-5}, "float64": {"loss": 1e-13, "weight": 1e-13}}
@@ -25,7 +25,7 @@ def train_with_two_processes(folder: Path) -> None:
     launcher += ["--multi_gpu", "--num_processes", "2"]
     path = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
     result = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.parallel.trainings", str(folder)],
+        [sys.executable, *launcher, "-m", "tests.process.trainings", str(folder)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from latent_reasoning.command import run_stage
-from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
-from latent_reasoning.memory import OutOfMemoryError, in_halves, is_out_of_memory
+from latent_reasoning.process.interruption import StopRequest, TrainingInterruptedError
+from latent_reasoning.process.memory import OutOfMemoryError, in_halves, is_out_of_memory
 from tests.tiny_training import (
     TinyPlan,
     TinyTask,

@@ -1,6 +1,6 @@
 """A training in which everything goes wrong on the second process alone.
 
-    accelerate launch .. -m tests.parallel.faulty FOLDER
+    accelerate launch .. -m tests.process.faulty FOLDER
 
 Its memory holds one row, its loss is not a number once, and it alone is asked to end. Each
 process leaves `{rank}.json` and `{rank}.safetensors`.
@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from latent_reasoning.config import Guard
-from latent_reasoning.interruption import StopRequest, TrainingInterruptedError
-from latent_reasoning.parallel import current, start
+from latent_reasoning.process.interruption import StopRequest, TrainingInterruptedError
+from latent_reasoning.process.parallel import current, start
 from tests.tiny_training import TinyPlan, TinyTask, run, settings, tiny_model, weights
 
 

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_reasoning.interruption import StopRequest, TrainingInterruptedError, stop_request
+from latent_reasoning.process.interruption import (
+    StopRequest,
+    TrainingInterruptedError,
+    stop_request,
+)
 from latent_reasoning.training_state import CheckpointStore
 from tests.tiny_training import (
     TinyTask,
@@ -31,7 +35,7 @@ import torch
 from pathlib import Path
 from tests.tiny_training import TinyTask, run, settings, tiny_model
 from latent_reasoning.command import run_stage
-from latent_reasoning.interruption import stop_request
+from latent_reasoning.process.interruption import stop_request
 from latent_reasoning.training import print_to_stderr
 
 class Log:

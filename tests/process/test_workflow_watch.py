@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from latent_reasoning.workflow_watch import VARIABLE
+from latent_reasoning.process.workflow_watch import VARIABLE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone has pidfd")
 STAGE = """
 import time
-from latent_reasoning.workflow_watch import end_with_workflow
+from latent_reasoning.process.workflow_watch import end_with_workflow
 end_with_workflow()
 print("runs", flush=True)
 time.sleep(60)

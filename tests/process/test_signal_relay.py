@@ -12,7 +12,7 @@ import pytest
 # Stands in for Snakemake: its own handler comes after the relay's.
 PARENT = """
 import signal, subprocess, sys
-from latent_reasoning.signal_relay import relay_signals
+from latent_reasoning.process.signal_relay import relay_signals
 relay_signals()
 signal.signal(signal.SIGTERM, lambda *_: print("parent: told", flush=True))
 child = subprocess.Popen(["bash", "-c", "true; exec " + sys.argv[1]])
