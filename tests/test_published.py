@@ -66,7 +66,7 @@ def write_release(folder: Path, *, latent: bool) -> None:
     base = tiny_base(tokenizer)
     model = make_latent(base, tokenizer, Model()) if latent else LatentReasoner(base, None)
     checkpoints.save(model, tokenizer, folder, {})
-    for file in ("card.json", "README.md"):
+    for file in ("card.json", "README.md", "SHA256SUMS"):
         (folder / file).unlink()
     if latent:
         to_published_format(folder, model)
