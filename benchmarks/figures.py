@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from latent_reasoning.analysis.figures import AFTER, BEFORE, STYLE, WIDTH
 
@@ -63,7 +63,7 @@ def draw_summary(figures: Sequence[Figure]) -> Drawing:
 
 
 def draw_scaling(points: Sequence[Point]) -> Drawing:
-    """A row a workload and metric, a column an axis; both paths, and their ratio at both ends."""
+    """A row a workload and metric, a column an axis; the ratio stands above both ends."""
     rows = list(dict.fromkeys((p.figure.workload, p.figure.metric) for p in points))
     axes_of = {
         workload: list(dict.fromkeys(p.axis for p in points if p.figure.workload == workload))
@@ -103,14 +103,14 @@ def _lines(axes: Axes, figures: dict[int, Figure]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12, y=0.15)
-    for value, side in ((values[0], "left"), (values[-1], "right")):
-        figure = figures[value]
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.14, y=0.22)
+    for value in (values[0], values[-1]):
         axes.annotate(
-            f"{figure.ratio:.1f}×",
-            (value, (figure.naive * figure.fast) ** 0.5),
-            ha="center" if len(values) > 1 else side,
-            va="center",
+            f"{figures[value].ratio:.1f}×",
+            (value, figures[value].naive),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
             fontsize=8,
         )

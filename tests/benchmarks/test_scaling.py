@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.figures import draw_scaling, draw_summary
-from benchmarks.inputs import SHAPES
+from benchmarks.inputs import SHAPES, Shape
 from benchmarks.measure import Figure
 from benchmarks.scaling import AXES, BASE, Axis, Point, main
 from benchmarks.workloads import WORKLOADS
@@ -26,6 +26,10 @@ TINY = replace(
     grpo_prompts=1,
     group_size=2,
 )
+
+
+def _same(shape: Shape, value: int) -> Shape:
+    return shape
 
 
 def test_the_axes_vary_one_thing_each_through_the_same_base():
@@ -60,7 +64,7 @@ def test_the_command_writes_and_draws_every_point(monkeypatch, tmp_path):
     group = Axis((2, 3), AXES["grpo_step"]["group_size"].of)
     axes = {
         "latent_sft": {"latent_steps": steps, "batch": batch},
-        "grpo_step": {"group_size": group},
+        "grpo_step": {"group_size": group, "hidden_size": Axis((8,), _same)},
     }
     monkeypatch.setattr(scaling, "BASE", TINY)
     monkeypatch.setattr(scaling, "AXES", axes)
@@ -77,6 +81,7 @@ def test_the_command_writes_and_draws_every_point(monkeypatch, tmp_path):
         ("latent_sft", "batch", "4"),
         ("grpo_step", "group_size", "2"),
         ("grpo_step", "group_size", "3"),
+        ("grpo_step", "hidden_size", "8"),
     ]
     assert {row["metric"] for row in rows} == {"seconds", "peak_memory_mib"}
     # The base is one of the points of every axis, and measured once.
