@@ -173,6 +173,6 @@ def as_table(figures: Sequence[Figure]) -> str:
     """The same for reading."""
     lines = [f"{'workload':20} {'metric':23} {'naive':>10} {'fast':>10} {'ratio':>7}"]
     for figure in figures:
-        values = f"{figure.naive:10.4g} {figure.fast:10.4g} {figure.ratio:6.2f}x"
+        values = f"{figure.naive:10.5g} {figure.fast:10.5g} {figure.ratio:6.2f}x"
         lines.append(f"{figure.workload:20} {figure.metric:23} {values}")
     return "\n".join(lines)
