@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT, load
-from latent_reasoning.science import science_digest
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.model import pretraining
 from latent_reasoning.process.launch import _exit_code
+from latent_reasoning.science import science_digest
 
 PATH = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
 WAIT = """
