@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from latent_reasoning.evaluation.records import (
     Prediction,
     write_evaluation,
 )
-from latent_reasoning.files import write_json
+from latent_reasoning.files import write_json, write_sums
 from latent_reasoning.paths import Layout
 
 TRAINING = {"steps": 100}
@@ -155,6 +156,18 @@ def write_all(experiment: Experiment, n: int = 400) -> Results:
             folder.mkdir(parents=True, exist_ok=True)
             training_of(model, seed).to_csv(folder / "training.csv", index=False)
     return Results.of(experiment)
+
+
+@pytest.fixture
+def change_summary() -> Callable[..., None]:
+    """Writes other values into a model's summary, as if its evaluation had come to them."""
+
+    def change(results: Results, model: str, **values) -> None:
+        path = results.layout.evaluation(model, 0, "test") / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        write_sums(path.parent)
+
+    return change
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Verdicts on the paper's claims follow the numbers, thresholds included."""
 
-import json
-
 import pytest
 
 from latent_reasoning.analysis import claims
@@ -41,7 +39,7 @@ def test_measured_figures_stand_in_the_claim(written):
 
 
 @pytest.mark.parametrize(("tokens", "verdict"), [(4.0, "reached"), (4.01, "not reached")])
-def test_shortening_is_reached_at_half_the_length(written, tokens, verdict):
+def test_shortening_is_reached_at_half_the_length(written, tokens, verdict, change_summary):
     results = written(0)
     change_summary(results, "latent-6-rl", reasoning_tokens_mean=tokens)
     claim = by_claim(results)["RL shortens the reasoning", "latent-6-rl"]
@@ -49,7 +47,7 @@ def test_shortening_is_reached_at_half_the_length(written, tokens, verdict):
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.01, "reached"), (0.0101, "not reached")])
-def test_accuracy_may_fall_by_one_point(written, lost, verdict):
+def test_accuracy_may_fall_by_one_point(written, lost, verdict, change_summary):
     results = written(0)
     before = results.summary("latent-6", 0, "test")["accuracy"]
     change_summary(results, "latent-6-rl", accuracy=before - lost)
@@ -57,7 +55,7 @@ def test_accuracy_may_fall_by_one_point(written, lost, verdict):
     assert claim.verdict == verdict
 
 
-def test_a_model_that_answers_nothing_has_no_accuracy_to_keep(written):
+def test_a_model_that_answers_nothing_has_no_accuracy_to_keep(written, change_summary):
     results = written(0)
     change_summary(results, "latent-6", accuracy=0.0)
     claim = by_claim(results)["RL keeps the accuracy", "latent-6-rl"]
@@ -91,8 +89,3 @@ def test_seeds_are_averaged_and_tests_are_listed(three_seeds):
 )
 def test_p_values_are_readable(p, text):
     assert p_text(p) == text
-
-
-def change_summary(results, model, **values):
-    path = results.layout.evaluation(model, 0, "test") / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))

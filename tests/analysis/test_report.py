@@ -1,6 +1,5 @@
 """The page: complete, self-contained, and honest about what was not reached."""
 
-import json
 import re
 from html.parser import HTMLParser
 
@@ -72,10 +71,9 @@ def test_the_published_figures_stand_beside_ours(page):
     assert "3.76" in row
 
 
-def test_a_claim_that_is_not_reached_is_called_so(written, drawn, tmp_path):
+def test_a_claim_that_is_not_reached_is_called_so(written, drawn, tmp_path, change_summary):
     results = written(0)
-    path = results.layout.evaluation("latent-6-rl", 0, "test") / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"reasoning_tokens_mean": 7.0}))
+    change_summary(results, "latent-6-rl", reasoning_tokens_mean=7.0)
     report.write_report(results, drawn, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "11 of 12 claims are reached" in page
