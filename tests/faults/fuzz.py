@@ -25,7 +25,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from latent_reasoning import config
+from latent_reasoning import config, science
 from latent_reasoning.config import PROJECT_ROOT, ConfigError
 from latent_reasoning.cost import describe
 from latent_reasoning.data import __main__ as data_stage
@@ -250,9 +250,9 @@ def use(experiment: config.Experiment, folder: Path) -> None:
     describe(experiment, main)
     for name in experiment.models:
         for stage in ("model", "evaluation"):
-            config.science_digest(experiment, stage, name)
+            science.science_digest(experiment, stage, name)
     for stage in ("data", "base"):
-        config.science_digest(experiment, stage)
+        science.science_digest(experiment, stage)
     layout = Layout.of(experiment, folder / "results")
     assert layout.folder.parent == folder / "results", "results lie outside results/"
     write_config(experiment, folder / "resolved.yaml")
