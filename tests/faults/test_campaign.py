@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from latent_reasoning.config import ConfigError
+from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
 from tests.faults.cases import Case
 from tests.faults.damage import DAMAGES, OUTPUTS, every_damage
-from tests.faults.fuzz import KEY_OR_LINE, fuzz_configurations, fuzz_rows, judged
+from tests.faults.fuzz import KEY_OR_LINE, fuzz_configurations, fuzz_rows, judged, use
 from tests.faults.kills import ALL, ALONE, JOB, planned_kills
 from tests.faults.reference import Reference, leftovers
 from tests.faults.workbench import MARK, Workbench, rule_of, write_experiment
@@ -152,6 +152,11 @@ def test_a_copy_of_a_bench_keeps_time_stamps(tmp_path):
 def test_an_error_is_judged_by_what_it_says(error, wrong):
     assert judged(error, ["a.yaml"], KEY_OR_LINE).startswith(wrong)
     assert bool(judged(error, ["a.yaml"], KEY_OR_LINE)) == bool(wrong)
+
+
+@pytest.mark.parametrize("name", ["test", "laptop", "paper", "published"])
+def test_a_shipped_configuration_passes_what_the_fuzz_asks_of_accepted_ones(name, tmp_path):
+    use(load([str(PROJECT_ROOT / "config" / f"{name}.yaml")]), tmp_path)
 
 
 def test_a_few_fuzzed_cases_have_no_findings(tmp_path, monkeypatch):
