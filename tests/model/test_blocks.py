@@ -85,6 +85,14 @@ def test_states_and_gradients_equal_those_of_transformers(through_transformers, 
         assert (gradient - other).norm() <= 1e-9 * max(other.norm(), 1e-3), name
 
 
+def test_repeated_heads_of_keys_give_the_same_states(monkeypatch):
+    model = build_reasoner()
+    expected = states(model)
+    monkeypatch.setattr(blocks, "_takes_groups", lambda queries, visible: False)
+    for actual, other in zip(states(model), expected, strict=True):
+        assert (actual - other).abs().max() < 1e-12
+
+
 def test_a_branch_copies_nothing_of_the_text_that_it_shares():
     model = build_reasoner()
     state = model.start(*pad(PROMPTS, "left"))

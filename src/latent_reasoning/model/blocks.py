@@ -196,6 +196,10 @@ class _Attention:
         queries = self._heads(module.q_proj(states[:, first:]))
         queries = _rotated(queries, cos[:, :, first:], sin[:, :, first:])
         if self.prefix is None and count > 1:
+            grouped = _takes_groups(queries, visible)
+            if not grouped:
+                heads_each = queries.shape[1] // keys.shape[1]
+                keys, values = (x.repeat_interleave(heads_each, 1) for x in (keys, values))
             mixed = functional.scaled_dot_product_attention(
                 queries,
                 keys,
@@ -203,7 +207,7 @@ class _Attention:
                 attn_mask=visible,
                 is_causal=visible is None,
                 scale=module.scaling,
-                enable_gqa=True,
+                enable_gqa=grouped,
             )
         else:
             queries = queries * module.scaling
@@ -213,6 +217,11 @@ class _Attention:
     def _heads(self, states: Tensor) -> Tensor:
         """(R, W, heads * s) -> (R, heads, W, s)."""
         return states.unflatten(-1, (-1, self.module.head_dim)).transpose(1, 2)
+
+
+def _takes_groups(queries: Tensor, visible: Tensor | None) -> bool:
+    """Whether SDPA has a fast kernel for fewer heads of keys than of queries."""
+    return visible is None or queries.device.type == "cpu"
 
 
 def _grouped_attention(
