@@ -29,7 +29,7 @@ from latent_reasoning.sft.latent_sft import (
     latent_sft_losses,
 )
 from latent_reasoning.sft.losses import distillation_losses, summarise_states
-from latent_reasoning.text_training import cross_entropy
+from latent_reasoning.text_training import BatchPlan, cross_entropy
 from latent_reasoning.tracking import NullTracker
 from latent_reasoning.training import decay_groups, learning_rate, read_metrics, train
 from latent_reasoning.training_state import parameter_names
@@ -224,6 +224,8 @@ class _RecordedTask(LatentSftTask):
         self.name, self.model, self.entry = "recorded", model, entry
         self.batches = batches
         self.teacher_states = None
+        rows = [1] * entry.training.batch_size
+        self.plan = BatchPlan(rows, entry.training, Runtime(), seed=0, name=self.name)
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
         return self.batches
