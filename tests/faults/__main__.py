@@ -9,8 +9,8 @@ that is away, a clock that is off. After each, the next run ends with the same r
 no process is left, nothing half written has its final name, and a refusal is a readable one. A fuzz
 of configurations and rows follows. Everything random comes from `--seed`.
 
-Written to DIR: `faults.csv` (a line a fault), `fuzz.csv`, `summary.json` (counts, seconds,
-versions). Exit code 1 where anything was not survived.
+Written to DIR as it goes: `faults.csv` (a line a fault), `fuzz.csv`, `summary.json` (counts,
+seconds, versions, and whether the campaign finished). Exit code 1 where anything was not survived.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import yaml
 
@@ -67,9 +68,12 @@ class Campaign:
     folder: Path
     quick: bool
     seed: int
+    output: Path
     only: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
     cases: list[Case] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
 
     def run(self) -> None:
         """The reference, then everything else, `AT_ONCE` at a time."""
@@ -88,6 +92,7 @@ class Campaign:
             tasks = [pool.submit(task) for name, task in self.tasks() if self.wanted(name)]
             for task in tasks:
                 task.result()
+        self.write(finished=True)
 
     def experiment(self) -> dict:
         """The test experiment, shortened to one model or with every rule in it."""
@@ -202,6 +207,7 @@ class Campaign:
                 f"{state}: {case.fault}, {case.rule}: {case.injected} ({case.seconds:.0f} s)"
                 + (f": {row['note']}" if row["note"] else "")
             )
+        self.write()
 
     def say(self, line: str) -> None:
         print(line, file=sys.__stdout__, flush=True)
@@ -211,14 +217,15 @@ class Campaign:
         faults = all(case.survived or case.skipped for case in self.cases)
         return faults and not any(tally.findings for tally in self.tallies)
 
-    def summary(self, seconds: float) -> dict:
-        """What was counted."""
+    def summary(self, finished: bool) -> dict:
+        """What was counted so far."""
         kills = [case for case in self.cases if case.fault.startswith("kill -9")]
         others = [case for case in self.cases if not case.fault.startswith("kill")]
         return {
             "campaign": "quick" if self.quick else "full",
             "seed": self.seed,
-            "seconds": round(seconds),
+            "finished": finished,
+            "seconds": round(time.monotonic() - self.started),
             "results_compared": len(self.reference.files),
             "kills": len(kills),
             "kills_survived": sum(case.survived for case in kills),
@@ -232,11 +239,15 @@ class Campaign:
             "environment": environment(load(self.bench.config)),
         }
 
-    def write(self, folder: Path, seconds: float) -> None:
-        """The files of the module's docstring."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def write(self, finished: bool = False) -> None:
+        """The files of the module's docstring, after each fault: a campaign may be stopped."""
+        with self.lock:
+            self._write(finished)
+
+    def _write(self, finished: bool) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
         rows = [case.row for case in self.cases]
-        write_csv(folder / "faults.csv", rows or [Case("", "").row])
+        write_csv(self.output / "faults.csv", rows or [Case("", "").row])
         tallies = [
             {
                 "kind": tally.kind,
@@ -247,9 +258,9 @@ class Campaign:
             }
             for tally in self.tallies
         ]
-        write_csv(folder / "fuzz.csv", tallies)
-        text = json.dumps(self.summary(seconds), indent=2, ensure_ascii=False)
-        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_csv(self.output / "fuzz.csv", tallies)
+        text = json.dumps(self.summary(finished), indent=2, ensure_ascii=False)
+        (self.output / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -280,14 +291,11 @@ def main() -> None:
     add("--only", nargs="+", default=[], metavar="WORD", help="faults whose name holds a word")
     options = arguments.parse_args()
     enter_mount_namespace()
-    start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     os.environ["LATENT_REASONING_RESULTS"] = str(folder / "fuzz" / "results")
-    campaign = Campaign(folder, options.quick, options.seed, options.only)
+    campaign = Campaign(folder, options.quick, options.seed, options.output, options.only)
     campaign.run()
-    seconds = time.monotonic() - start
-    campaign.write(options.output, seconds)
-    count = campaign.summary(seconds)
+    count = campaign.summary(finished=True)
     print(
         f"{count['kills_survived']} of {count['kills']} kills survived, "
         f"{count['faults_survived']} of {count['faults_injected']} other faults "
