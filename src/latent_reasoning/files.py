@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,15 @@ def write_sums(folder: Path) -> None:
     write_text_atomically(folder / SUMS, "".join(lines))
 
 
-def changed_files(folder: Path) -> list[Path]:
-    """Files that are not what `write_sums` saw; none where the folder has no digests."""
+def changed_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files that are not what `write_sums` saw; none where the folder has no digests.
+
+    Only files whose names match `pattern` are read.
+    """
     if not (folder / SUMS).is_file():
         return []
     lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    listed = [(folder / line[66:], line[:64]) for line in lines]
+    listed = [(folder / line[66:], line[:64]) for line in lines if fnmatch(line[66:], pattern)]
     return [f for f, digest in listed if not f.is_file() or sha256_of(f) != digest]
 
 

@@ -95,8 +95,6 @@ class CheckpointStore:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write the checkpoint of `progress.step`, 0 for the start, and drop those not needed."""
         names = parameter_names(model)
-        for left in self.folder.glob(".step-*.tmp"):  # of a process that was killed while saving
-            shutil.rmtree(left, ignore_errors=True)
         with atomic_directory(self._path(progress.step)) as temporary:
             save_file(trained_tensors(model), temporary / WEIGHTS)
             save_file(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)

@@ -134,7 +134,7 @@ class Results:
                 f"no evaluation of {model}, seed {seed}, on {dataset} ({path}); make it with: "
                 f"snakemake {_shown(path)}"
             )
-        if path in changed_files(folder):
+        if changed_files(folder, path.name):
             raise DamagedResultError(_damaged(path, "its SHA-256 is another"))
         return path
 

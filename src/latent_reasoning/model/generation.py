@@ -89,13 +89,14 @@ def generate_forced(
 
     Equal to `generate` on prompts with that many CONTINUE and `ending` (STOP and what else is not
     left to the model). But each prompt, which ends in START, is read once, and its latent steps are
-    taken once: every number of steps leaves the same trajectory.
+    taken once: every number of steps leaves the same trajectory. A batch too large for the memory
+    is written in halves.
     """
     counts = torch.arange(last + 1, device=model.device)
-    results: list[list[Generation | None]] = [[None] * len(prompts) for _ in counts]
     # The rows of a prompt share its keys and values, so that more of them fit.
     prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
-    for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
+
+    def write(batch: Sequence[int]) -> list[list[Generation]]:
         trajectory = Trajectory.begin(model, [prompts[position] for position in batch])
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
@@ -104,10 +105,16 @@ def generate_forced(
         model.advance(state, model.embed(ids))
         writer = _Writer(model, state, torch.full_like(of_prompt, Kind.ANSWER))
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
-        for row, (ids, decisions) in enumerate(zip(tokens, probabilities, strict=True)):
-            position, steps = batch[row // len(counts)], row % len(counts)
-            results[steps][position] = _generation(model, ids, decisions, eos_id)
-    return results
+        rows = [
+            _generation(model, row, decisions, eos_id)
+            for row, decisions in zip(tokens, probabilities, strict=True)
+        ]
+        return [rows[first : first + last + 1] for first in range(0, len(rows), last + 1)]
+
+    curves: dict[int, list[Generation]] = {}
+    for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
+        curves |= zip(batch, in_halves(write, batch), strict=True)
+    return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
 
 
 def _generation(
