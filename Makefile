@@ -46,7 +46,7 @@ lint: $(STAMP) ## check style and workflow, and that generated files are current
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
-	$(BIN)/python -m latent_reasoning.config_docs --check
+	$(BIN)/python -m tools.config_docs --check
 
 .PHONY: format
 format: $(STAMP) ## format the code
@@ -56,11 +56,15 @@ format: $(STAMP) ## format the code
 
 .PHONY: docs
 docs: $(STAMP) ## write the schema and config/README.md's tables from the typed configuration
-	$(BIN)/python -m latent_reasoning.config_docs
+	$(BIN)/python -m tools.config_docs
 
 .PHONY: conformance
 conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CONFORMANCE=folder
 	$(BIN)/python -m latent_reasoning.conformance $(CONFORMANCE)
+
+.PHONY: golden
+golden: $(STAMP) ## record the golden numbers anew, where a RECIPE was raised: tests/golden/
+	$(BIN)/python -m tests.golden
 
 .PHONY: benchmark
 benchmark: $(STAMP) ## time the package against the naive paths, one thread: results/benchmarks/

@@ -39,11 +39,11 @@ from benchmarks.measure import (
 )
 from benchmarks.workloads import WORKLOADS, build_workloads
 from latent_reasoning.analysis.figures import save
-from latent_reasoning.command import run_stage
 from latent_reasoning.config import PROJECT_ROOT
-from latent_reasoning.files import write_text_atomically
-from latent_reasoning.paths import results_root
-from latent_reasoning.process.device import set_threads
+from latent_reasoning.dag.layout import results_root
+from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.device import set_threads
+from latent_reasoning.runtime.files import write_text_atomically
 
 TRAINED = "trained"
 DEFAULT_WORKLOADS = {

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from latent_reasoning.analysis.figures import PALETTE, STYLE
 from latent_reasoning.config import Experiment, load
-from latent_reasoning.files import atomic_file, write_text_atomically
-from latent_reasoning.paths import Layout, results_root
+from latent_reasoning.dag.layout import Layout, results_root
 from latent_reasoning.rl.__main__ import start
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.training import accumulate_gradients
-from latent_reasoning.training_run import TrainingRun
+from latent_reasoning.runtime.files import atomic_file, write_text_atomically
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.run import TrainingRun
 
 NEAR = 0.1
 """Tokens: a length so close to the shortest end of all curves has arrived there."""

@@ -34,7 +34,8 @@ from latent_reasoning.data.sequences import (
     StudentExample,
 )
 from latent_reasoning.model.filters import SRE
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 
 FORWARD, TRAINING = 1, 3
 """A forward, and a forward with its backward, in forwards."""

@@ -33,8 +33,9 @@ from latent_reasoning.data.sequences import (
     encode_prompts,
 )
 from latent_reasoning.model.card import prompt_prefix
-from latent_reasoning.model.checkpoints import load, load_tokenizer
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.folder import load, load_tokenizer
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.rl.groups import Prompt, rl_prompts
 
 EOS = 1

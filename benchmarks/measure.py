@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import flops
 from benchmarks.inputs import Inputs
 from benchmarks.workloads import Run, Workload, build_workloads
-from latent_reasoning.process.device import set_threads
+from latent_reasoning.runtime.device import set_threads
 
 PATHS = ("naive", "fast")
 Build = Callable[[], Inputs]

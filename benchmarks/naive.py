@@ -29,7 +29,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, policy_loss
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 from latent_reasoning.rl.scoring import loss_mask
-from latent_reasoning.sft.losses import StateSummary, distillation_losses
+from latent_reasoning.sft.distillation import StateSummary, distillation_losses
 
 Choose = Callable[[Tensor, int], Tensor]
 """Next tokens (B,) from logits (B, V) at new token number s."""

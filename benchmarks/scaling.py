@@ -29,10 +29,10 @@ from benchmarks.inputs import SHAPES, Shape, build_inputs
 from benchmarks.measure import Figure, memory_figure, time_workload
 from benchmarks.workloads import build_workloads
 from latent_reasoning.analysis.figures import save
-from latent_reasoning.command import run_stage
-from latent_reasoning.files import write_text_atomically
-from latent_reasoning.paths import results_root
-from latent_reasoning.process.device import set_threads
+from latent_reasoning.dag.layout import results_root
+from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.device import set_threads
+from latent_reasoning.runtime.files import write_text_atomically
 
 ANSWER_TOKENS = 9
 HEAD_SIZE = 32

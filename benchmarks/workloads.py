@@ -17,13 +17,13 @@ from benchmarks.inputs import Inputs
 from latent_reasoning.config import Distillation, LatentSftModel, RlModel, Runtime, Training
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.model.generation import generate, generate_forced
-from latent_reasoning.model.reasoner import LatentSettings
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Completion, Rollout, draw_uniforms, sample
 from latent_reasoning.rl.task import AdaptiveLengthTask, GroupBatch
 from latent_reasoning.sft.latent_sft import LatentSftTask
-from latent_reasoning.text_training import TextTask
-from latent_reasoning.training import accumulate_gradients
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.text import TextTask
 
 FORCED_STEPS = 10
 """End of the curve of forced accuracies, as in the laptop experiment."""

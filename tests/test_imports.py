@@ -14,27 +14,12 @@ import latent_reasoning
 from latent_reasoning.config import PROJECT_ROOT
 
 PACKAGE = Path(latent_reasoning.__file__).parent
-# From first to last; modules of one line may import one another.
-LAYERS = [
-    {"config", "disk", "files", "science"},
-    {"process"},
-    {"paths", "command", "config_docs", "cost", "planning", "divergence"},
-    {"data"},
-    {"model"},
-    {
-        *("training", "training_run", "training_state", "text_training"),
-        *("validation", "tracking"),
-    },
-    {"sft"},
-    {"rl"},
-    {"evaluation"},
-    {"analysis"},
-    {"conformance", "ask"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The base model is trained from scratch by the shared training loop; its stage's command and its
-# task are the one place of `model` that knows of it.
-MAY_LOOK_AHEAD = {"model/__main__.py", "model/pretraining.py"}
+# From bottom to top, as in docs/architecture.md.
+LAYERS = (
+    *("config", "runtime", "dag", "data", "model", "evaluation", "training"),
+    *("base", "sft", "rl", "analysis", "conformance", "ask"),
+)
+LEVEL = {name: level for level, name in enumerate(LAYERS)}
 OPTIONAL = ("snakemake", "mlflow", "gguf", "datasets")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -64,8 +49,6 @@ def test_no_stage_imports_a_later_one(file):
         return
     own = name_of(file)
     assert own in LEVEL, f"{own} has no place in the order of imports: add it to LAYERS"
-    if str(file.relative_to(PACKAGE)) in MAY_LOOK_AHEAD:
-        return
     for module, _ in imported(file):
         parts = module.split(".")
         if parts[0] == "latent_reasoning" and len(parts) > 1 and parts[1] in LEVEL:

@@ -18,12 +18,13 @@ import pytest
 import torch
 import yaml
 
+from latent_reasoning.base.sources import HUB_FILES
 from latent_reasoning.config import PROJECT_ROOT, ConfigError, resolve
-from latent_reasoning.files import SUMS
 from latent_reasoning.model import load
-from latent_reasoning.model.base import HUB_FILES
-from latent_reasoning.model.checkpoints import CheckpointError, load_tokenizer, save
-from latent_reasoning.training_state import CheckpointStore, Progress
+from latent_reasoning.model.folder import load_tokenizer, save
+from latent_reasoning.model.tensors import CheckpointError
+from latent_reasoning.runtime.files import SUMS
+from latent_reasoning.training.checkpoints import CheckpointStore, Progress
 from tests.model.models import build_reasoner, build_tokenizer
 from tests.workflow.workflow_tools import PROFILE, environment, run, with_stand_ins
 

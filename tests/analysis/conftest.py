@@ -14,14 +14,14 @@ import pytest
 from latent_reasoning.analysis.figures import write_figures
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.config import Experiment, resolve
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.evaluation.records import (
     Evaluation,
     ForcedPoint,
     Prediction,
     write_evaluation,
 )
-from latent_reasoning.files import write_json, write_sums
-from latent_reasoning.paths import Layout
+from latent_reasoning.runtime.files import write_json, write_sums
 
 TRAINING = {"steps": 100}
 GOLD_STEPS = [1, 2, 3, 4, 5]

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.estimators import draw, read_curves, summarise
 from latent_reasoning.config import load
-from latent_reasoning.paths import Layout
+from latent_reasoning.dag.layout import Layout
 
 CURVES = {
     ("rl-sampled", 0): [(100, 0.9, 5.0), (200, 1.0, 3.7), (400, 0.98, 3.6)],

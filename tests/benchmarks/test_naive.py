@@ -21,7 +21,7 @@ from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score
 from latent_reasoning.sft.latent_sft import latent_sft_losses
-from latent_reasoning.text_training import cross_entropy
+from latent_reasoning.training.text import cross_entropy
 from tests.model.models import CONTINUE, EOS, START, STOP, build_reasoner
 
 VARIANTS = [

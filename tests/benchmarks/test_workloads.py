@@ -26,8 +26,8 @@ from benchmarks.measure import (
 from benchmarks.workloads import WORKLOADS, Work, Workload, build_workloads
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.rows import Row, row_lines
-from latent_reasoning.files import write_text_atomically
-from latent_reasoning.model.checkpoints import save
+from latent_reasoning.model.folder import save
+from latent_reasoning.runtime.files import write_text_atomically
 
 TINY = replace(
     SHAPES["h128"],

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from latent_reasoning.config import ConfigError, Data, load
+from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.data.__main__ import main
 from latent_reasoning.data.prepare import prepare
 from latent_reasoning.data.rows import DataError, normalise_question, read_rows
-from latent_reasoning.science import science_digest
 
 
 def silent(line: str) -> None:

@@ -15,7 +15,7 @@ from latent_reasoning.data.rows import (
     read_rows,
     row_lines,
 )
-from latent_reasoning.files import sha256_of
+from latent_reasoning.runtime.files import sha256_of
 
 
 def test_a_row_keeps_its_texts_unchanged() -> None:

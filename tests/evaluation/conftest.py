@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from latent_reasoning.config import Model
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
 

@@ -6,13 +6,14 @@ import math
 import pandas
 import pytest
 
-from latent_reasoning.command import run_stage
 from latent_reasoning.config import ConfigError, resolve
+from latent_reasoning.dag.digests import science_digest
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, row_lines
 from latent_reasoning.evaluation.__main__ import main, read_free_rows
-from latent_reasoning.model.checkpoints import CheckpointError, write_model
-from latent_reasoning.paths import Layout
-from latent_reasoning.science import science_digest
+from latent_reasoning.model.folder import write_model
+from latent_reasoning.model.tensors import CheckpointError
+from latent_reasoning.runtime.command import run_stage
 
 TRAINING = {"steps": 1}
 CONFIG = {

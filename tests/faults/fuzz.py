@@ -25,20 +25,21 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from latent_reasoning import config, science
+from latent_reasoning import config
 from latent_reasoning.config import PROJECT_ROOT, ConfigError
-from latent_reasoning.cost import describe
+from latent_reasoning.dag import digests
+from latent_reasoning.dag.cost import describe
+from latent_reasoning.dag.fingerprints import write_config
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data import __main__ as data_stage
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import DataError, read_rows
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
     encode_latent_rows,
 )
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.evaluation.__main__ import read_free_rows
-from latent_reasoning.paths import Layout
-from latent_reasoning.planning import write_config
 
 OWN_ERRORS = (ConfigError, DataError)
 BASE = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
@@ -250,9 +251,9 @@ def use(experiment: config.Experiment, folder: Path) -> None:
     describe(experiment, main)
     for name in experiment.models:
         for stage in ("model", "evaluation"):
-            science.science_digest(experiment, stage, name)
+            digests.science_digest(experiment, stage, name)
     for stage in ("data", "base"):
-        science.science_digest(experiment, stage)
+        digests.science_digest(experiment, stage)
     layout = Layout.of(experiment, folder / "results")
     assert layout.folder.parent == folder / "results", "results lie outside results/"
     write_config(experiment, folder / "resolved.yaml")

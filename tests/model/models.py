@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 
 VOCABULARY = 40
 HIDDEN = 16

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from latent_reasoning.config import Lora
 from latent_reasoning.model import blocks, reasoner
-from latent_reasoning.model.adapters import attach_lora
 from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
 

@@ -5,7 +5,8 @@ import torch
 
 from latent_reasoning.model import reasoner
 from latent_reasoning.model.passes import Kind, plan_passes, rows_of_like_length
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from tests.model.models import (
     ARCHITECTURES,
     CONTINUE,

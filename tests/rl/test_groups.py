@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from latent_reasoning.config import Reward
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups, rl_prompts
 from latent_reasoning.rl.reward import Verdict
 from latent_reasoning.rl.rollouts import Completion, Rollout

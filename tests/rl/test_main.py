@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from latent_reasoning.config import ConfigError, load
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.dag.layout import Layout
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row, row_lines
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.model.checkpoints import load as load_model
-from latent_reasoning.model.checkpoints import save
-from latent_reasoning.paths import Layout
+from latent_reasoning.model.folder import load as load_model
+from latent_reasoning.model.folder import save
 from latent_reasoning.rl.__main__ import main
 from latent_reasoning.rl.task import AdaptiveLengthTask
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from latent_reasoning.config import ConfigError, Lora, RlModel, Runtime, Training
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.model.adapters import attach_lora
-from latent_reasoning.process.memory import OutOfMemoryError
+from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.rl import groups, scoring
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge
 from latent_reasoning.rl.scoring import loss_mask
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.training import accumulate_gradients
+from latent_reasoning.runtime.memory import OutOfMemoryError
+from latent_reasoning.training.loop import accumulate_gradients
 
 
 @pytest.fixture(scope="module")

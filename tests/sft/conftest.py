@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from latent_reasoning.base.scratch import build_base
 from latent_reasoning.config import Architecture, Model
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.model.pretraining import build_base
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
 

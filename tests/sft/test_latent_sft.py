@@ -22,11 +22,11 @@ from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.sft import teacher as teacher_module
+from latent_reasoning.sft.distillation import distillation_losses, read_with_states
 from latent_reasoning.sft.latent_sft import LatentSftTask, latent_sft_losses
-from latent_reasoning.sft.losses import distillation_losses, read_with_states
 from latent_reasoning.sft.teacher import teacher_states, teacher_traces, trace_steps
-from latent_reasoning.text_training import cross_entropy
-from latent_reasoning.training import accumulate_gradients
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.text import cross_entropy
 
 CODI = Distillation(codi_weight=2.0)
 

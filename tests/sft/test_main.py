@@ -9,11 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from latent_reasoning.base.__main__ import main as make_base
 from latent_reasoning.config import ConfigError
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.model import load
-from latent_reasoning.model.__main__ import main as make_base
 from latent_reasoning.sft.__main__ import main as fine_tune
 
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2}

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from latent_reasoning.config import load
-from latent_reasoning.paths import Layout
+from latent_reasoning.dag.layout import Layout
 
 EVALUATION = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
 TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced")

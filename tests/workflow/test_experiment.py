@@ -16,15 +16,22 @@ from pathlib import Path
 import pandas
 import psutil
 import pytest
-import yaml
 
 from latent_reasoning.analysis.figures import FIGURES
 from latent_reasoning.config import PROJECT_ROOT, load
-from tests.workflow.workflow_tools import PROFILE, environment, snakemake
+from tests.golden import golden
+from tests.workflow.workflow_tools import (
+    LONG,
+    LONG_STEPS,
+    PROFILE,
+    TEST_CONFIG,
+    environment,
+    long_trainings,
+    snakemake,
+)
 
-CONFIG = PROJECT_ROOT / "config" / "test.yaml"
+CONFIG = TEST_CONFIG
 MAIN = ("cot-sft", "no-cot-sft", "latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl")
-LONG_STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,15 @@ def test_the_main_table_has_a_row_a_model_and_the_agreed_columns(results):
     assert list(appendix["model"]) == ["meaned-codi"]
 
 
+def test_every_number_is_the_recorded_one_to_the_bit(results):
+    recorded = golden.read("test")
+    if recorded["machine"] != golden.machine():
+        pytest.skip(f"recorded with {recorded['machine']}, here {golden.machine()}: curves only")
+    changed = golden.differences(recorded["sums"], golden.result_sums(results))
+    golden.check_recipes(recorded, changed)
+    assert not changed, "RECIPE was raised: record the new numbers with make golden"
+
+
 def test_figures_and_a_page_of_its_own_are_there(results):
     for name in FIGURES:
         assert (results / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -124,26 +140,18 @@ def test_snakemakes_own_report_holds_the_figures(folder):
 # ------------------------------------------------------------------------------ kill and resume
 
 
-LONG = {
-    "long-latent": {"stage": "latent_sft", "from": "base"},
-    "long-rl": {"stage": "rl", "from": "latent-6"},
-}
-
-
 def test_killed_trainings_go_on_and_end_with_the_same_bits(folder, results):
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    training = {"steps": LONG_STEPS, "validate_every": LONG_STEPS}
-    config["models"] |= {name: {**entry, "training": training} for name, entry in LONG.items()}
-    file = folder / "long.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    arguments = ["--configfile", file, "--"]
-    arguments += [f"results/test/models/{name}/seed-0" for name in LONG]
+    file, *targets = long_trainings(folder)
+    arguments = ["--configfile", file, "--", *targets]
     weights = {name: results / "models" / name / "seed-0" / "model.safetensors" for name in LONG}
     checkpoints = {name: results / "checkpoints" / name / "seed-0" for name in LONG}
 
     result = snakemake(folder, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     uninterrupted = {name: file.read_bytes() for name, file in weights.items()}
+    recorded = golden.read("curves")
+    wrong = golden.curve_differences(recorded["curves"], golden.loss_curves(results))
+    assert not wrong, f"recorded with {recorded['machine']}, run with {golden.machine()}: {wrong}"
     for name in LONG:
         shutil.rmtree(weights[name].parent)
         shutil.rmtree(checkpoints[name])

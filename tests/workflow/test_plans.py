@@ -13,7 +13,7 @@ import yaml
 from latent_reasoning.analysis.figures import FIGURES
 from latent_reasoning.analysis.tables import SUPPLEMENTS
 from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load, resolve
-from latent_reasoning.cost import device_of, evaluation_need, training_need
+from latent_reasoning.dag.cost import device_of, evaluation_need, training_need
 from tests.workflow.workflow_tools import environment, plan, planned_jobs, run, snakemake
 
 CONFIG = PROJECT_ROOT / "config"

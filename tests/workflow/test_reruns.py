@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from latent_reasoning import science
 from latent_reasoning.config import dump_yaml, resolve
+from latent_reasoning.dag import digests
 from tests.workflow.workflow_tools import TARGETS, Finished, plan
 
 MODELS = {
@@ -189,7 +189,7 @@ def test_a_file_split_in_two_runs_nothing_in_whatever_order(finished):
 
 
 def test_a_stages_recipe_runs_that_stage_and_what_follows(finished, monkeypatch):
-    monkeypatch.setitem(science.RECIPE, "rl", 2)
+    monkeypatch.setitem(digests.RECIPE, "rl", 2)
     assert finished.reruns(nothing) == after("latent-6-rl", "latent-6-by-1-rl")
 
 

@@ -17,6 +17,14 @@ from latent_reasoning.config import PROJECT_ROOT
 STAND_IN = Path(__file__).with_name("stand_in_stage.py")
 TARGETS = ("all", "appendix")
 PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "default"
+TEST_CONFIG = PROJECT_ROOT / "config" / "test.yaml"
+LONG = {
+    "long-latent": {"stage": "latent_sft", "from": "base"},
+    "long-rl": {"stage": "rl", "from": "latent-6"},
+}
+"""Models that train for `LONG_STEPS`, beside those of the test experiment."""
+
+LONG_STEPS = 40
 
 
 def snakemake(
@@ -50,6 +58,16 @@ def environment(folder: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/results/mlflow.db",
         "NO_COLOR": "1",
     }
+
+
+def long_trainings(folder: Path) -> tuple[Path | str, ...]:
+    """The test experiment with the models `LONG`, as a file in `folder`, and these targets."""
+    config = yaml.safe_load(TEST_CONFIG.read_text(encoding="utf-8"))
+    training = {"steps": LONG_STEPS, "validate_every": LONG_STEPS}
+    config["models"] |= {name: {**entry, "training": training} for name, entry in LONG.items()}
+    file = folder / "long.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file, *(f"results/test/models/{name}/seed-0" for name in LONG)
 
 
 def with_stand_ins(folder: Path) -> Path:

@@ -7,20 +7,21 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latent_reasoning import planning
+from latent_reasoning.dag import fingerprints
 from latent_reasoning.config import (
     PROJECT_ROOT,
     ConfigError,
     digest,
+    is_local,
     merge,
     read,
     resolve,
 )
-from latent_reasoning.cost import base_need, describe, evaluation_need, training_need
-from latent_reasoning.disk import check_writable, explain
-from latent_reasoning.paths import Layout, results_root
-from latent_reasoning.science import is_local, science_digest
-from latent_reasoning.process.signal_relay import relay_signals
+from latent_reasoning.dag.cost import base_need, describe, evaluation_need, training_need
+from latent_reasoning.runtime.files import check_writable, explain
+from latent_reasoning.dag.layout import Layout, results_root
+from latent_reasoning.dag.digests import science_digest
+from latent_reasoning.runtime.signals import relay_signals
 
 
 def shown(path):
@@ -32,7 +33,7 @@ def load_experiment():
     """The configuration files of the command line (default: laptop), then `--config` values."""
     default = PROJECT_ROOT / "config" / "laptop.yaml"
     files = [str(shown(file)) for file in workflow.overwrite_configfiles or [default]]
-    overrides = planning.command_line_values(workflow.config_settings.config)
+    overrides = fingerprints.command_line_values(workflow.config_settings.config)
     raw = merge(read(files), overrides)
     return resolve(raw, ", ".join([*files, *(["--config"] if overrides else [])]))
 
@@ -58,7 +59,7 @@ def report_digest(*keys):
 
 
 def content(function, *names):
-    """The digest of raw files from outside, as a function of wildcards; see planning.py."""
+    """The digest of raw files from outside, as a function of wildcards; see fingerprints.py."""
 
     def of(wildcards):
         try:
@@ -146,7 +147,7 @@ def minutes_of(need_of):
 def write_config():
     """Write the resolved configuration that the stages read."""
     try:
-        planning.write_config(EXPERIMENT, LAYOUT.config)
+        fingerprints.write_config(EXPERIMENT, LAYOUT.config)
     except OSError as error:
         raise WorkflowError(explain(error)) from None
 
@@ -173,7 +174,7 @@ def plan():
     # Another run that holds the lock reads the file; ours, once it has the lock, writes it again.
     if not any(Path(".snakemake/locks").glob("*")):
         write_config()
-        ahead = planning.forget_future(LAYOUT.folder)
+        ahead = fingerprints.forget_future(LAYOUT.folder)
         if ahead:
             print(
                 f"warning: {ahead} files were dated in the future: now dated now", file=sys.stderr

@@ -21,7 +21,7 @@ rule prepare_data:
     params:
         config=CONFIG,
         digest=science("data"),
-        content=content(planning.content_of_rows),
+        content=content(fingerprints.content_of_rows),
     message:
         "Preparing the rows of {EXPERIMENT.experiment}"
     shell:
@@ -52,7 +52,7 @@ rule prepare_test_set:
     params:
         config=CONFIG,
         digest=science("test_set"),
-        content=content(planning.content_of_test_set, "dataset"),
+        content=content(fingerprints.content_of_test_set, "dataset"),
     message:
         "Preparing the test set {wildcards.dataset}"
     shell:
@@ -79,4 +79,4 @@ rule tracking_store:
     message:
         "Creating the tracking store, so that parallel trainings find it"
     shell:
-        "python -m latent_reasoning.tracking --config {params.config:q} > {log:q} 2>&1"
+        "python -m latent_reasoning.runtime.tracking --config {params.config:q} > {log:q} 2>&1"

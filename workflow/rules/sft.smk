@@ -28,7 +28,7 @@ rule sft:
     params:
         config=CONFIG,
         digest=science("model"),
-        content=content(planning.content_of_model, "model"),
+        content=content(fingerprints.content_of_model, "model"),
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:

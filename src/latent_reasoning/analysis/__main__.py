@@ -20,9 +20,9 @@ from latent_reasoning.analysis.tables import (
     write_main_table,
     write_tables,
 )
-from latent_reasoning.command import run_stage
 from latent_reasoning.config import digest, dump, load
-from latent_reasoning.tracking import open_tracker
+from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.tracking import open_tracker
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.config import Experiment, digest, dump
-from latent_reasoning.paths import Layout
-from latent_reasoning.tracking import git_commit
+from latent_reasoning.dag.layout import Layout
+from latent_reasoning.runtime.tracking import git_commit
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "snakemake")
 

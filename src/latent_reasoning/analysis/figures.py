@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.tables import forced_table, main_table
-from latent_reasoning.files import atomic_file
+from latent_reasoning.runtime.files import atomic_file
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 BEFORE, AFTER = "#999999", "#0072B2"

@@ -30,7 +30,7 @@ from latent_reasoning.config import (
     LatentSteps,
     ModelEntry,
 )
-from latent_reasoning.files import write_text_atomically
+from latent_reasoning.runtime.files import write_text_atomically
 
 CAPTIONS = PROJECT_ROOT / "workflow" / "report"
 TITLES = {

@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.config import Experiment
-from latent_reasoning.files import changed_files
-from latent_reasoning.paths import Layout
+from latent_reasoning.dag.layout import Layout
+from latent_reasoning.runtime.files import changed_files
 
 
 class MissingResultError(RuntimeError):

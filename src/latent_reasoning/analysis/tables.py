@@ -13,7 +13,7 @@ import pandas
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.evaluation.metrics import grouped, paired_counts, pearson, wilson_interval
-from latent_reasoning.files import atomic_file, write_text_atomically
+from latent_reasoning.runtime.files import atomic_file, write_text_atomically
 
 PUBLISHED_DATASET = "test"
 """The published figures are the paper's test split; they stand beside no other data set."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.conformance.cases import Case, Skip, check_equal, check_known
-from latent_reasoning.model.checkpoints import load, load_tokenizer, write_model
+from latent_reasoning.model.folder import load, load_tokenizer, write_model
 from latent_reasoning.model.published import our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.text_training import cross_entropy
+from latent_reasoning.training.text import cross_entropy
 
 STATE_ABSOLUTE = 3e-4
 LOSS_ABSOLUTE = 1e-5

@@ -20,7 +20,7 @@ from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.evaluation.evaluator import score
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import Evaluation, Prediction
-from latent_reasoning.model.checkpoints import load, load_tokenizer
+from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.generation import Generation, generate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses

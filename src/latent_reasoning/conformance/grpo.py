@@ -21,8 +21,8 @@ from torch import Tensor
 
 from latent_reasoning.config import Reward
 from latent_reasoning.conformance.cases import Case, Skip, check_equal, check_known
-from latent_reasoning.model.adapters import PEFT_PREFIX, adapter_disabled, load_adapter
-from latent_reasoning.model.checkpoints import load
+from latent_reasoning.model.folder import load
+from latent_reasoning.model.lora import PEFT_PREFIX, adapter_disabled, load_adapter
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss

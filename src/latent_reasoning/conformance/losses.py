@@ -17,10 +17,12 @@ from torch import Tensor
 
 from latent_reasoning.config import Distillation, LatentSftModel, Runtime, Training
 from latent_reasoning.conformance.cases import Case, Skip, check_equal, check_known
-from latent_reasoning.model.adapters import load_adapter, merge_lora
-from latent_reasoning.model.checkpoints import load
+from latent_reasoning.model.folder import load
+from latent_reasoning.model.lora import load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.sft.distillation import distillation_losses, summarise_states
 from latent_reasoning.sft.latent_sft import (
     STUDENT_LOSS,
     TEACHER_LOSS,
@@ -28,11 +30,9 @@ from latent_reasoning.sft.latent_sft import (
     LatentSftTask,
     latent_sft_losses,
 )
-from latent_reasoning.sft.losses import distillation_losses, summarise_states
-from latent_reasoning.text_training import BatchPlan, cross_entropy
-from latent_reasoning.tracking import NullTracker
-from latent_reasoning.training import decay_groups, learning_rate, read_metrics, train
-from latent_reasoning.training_state import parameter_names
+from latent_reasoning.training.checkpoints import parameter_names
+from latent_reasoning.training.loop import decay_groups, learning_rate, read_metrics, train
+from latent_reasoning.training.text import BatchPlan, cross_entropy
 
 FIXED_RELATIVE = 1e-5
 COMPONENT_ABSOLUTE = 2e-4

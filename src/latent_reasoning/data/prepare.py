@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from latent_reasoning.config import Data
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.perturbation import perturbed_copies
 from latent_reasoning.data.rows import DataError, Row, normalise_question, row_lines
 from latent_reasoning.data.sources import Log, RawSplit, read_splits, read_test_set
@@ -26,8 +27,7 @@ from latent_reasoning.data.splits import (
     questions_of,
     split_positions,
 )
-from latent_reasoning.files import atomic_file, write_json, write_text_atomically
-from latent_reasoning.paths import Layout
+from latent_reasoning.runtime.files import atomic_file, write_json, write_text_atomically
 
 BAD_ROW = "bad_row"
 WORDS_PER_BIN = 10

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latent_reasoning.files import sha256_of
+from latent_reasoning.runtime.files import sha256_of
 
 
 class DataError(ValueError):

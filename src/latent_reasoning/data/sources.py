@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from latent_reasoning.config import Data, expand_path
 from latent_reasoning.data.answers import find_number, is_plain_number
-from latent_reasoning.data.generator import generate_splits
+from latent_reasoning.data.dial.problems import generate_splits
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row
 
 SPLITS = ("train", "validation", "test")

@@ -17,9 +17,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from latent_reasoning.command import parser, run_stage
 from latent_reasoning.config import Evaluation as EvaluationSection
 from latent_reasoning.config import Runtime, load
+from latent_reasoning.dag.digests import check_digest
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.answers import find_number
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
@@ -27,13 +28,12 @@ from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import write_evaluation
 from latent_reasoning.model.card import prompt_prefix
-from latent_reasoning.model.checkpoints import load as load_model
-from latent_reasoning.model.checkpoints import load_tokenizer
-from latent_reasoning.paths import Layout
-from latent_reasoning.process.device import resolve_device, resolve_precision, set_threads
-from latent_reasoning.process.gpu_slots import take_gpus
-from latent_reasoning.science import check_digest
-from latent_reasoning.tracking import open_tracker
+from latent_reasoning.model.folder import load as load_model
+from latent_reasoning.model.folder import load_tokenizer
+from latent_reasoning.runtime.command import parser, run_stage
+from latent_reasoning.runtime.device import resolve_device, resolve_precision, set_threads
+from latent_reasoning.runtime.gpus import take_gpus
+from latent_reasoning.runtime.tracking import open_tracker
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,10 +18,10 @@ from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
+from latent_reasoning.evaluation.validation import reasoning_length
 from latent_reasoning.model.generation import Generation, generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.process.device import autocast
-from latent_reasoning.validation import reasoning_length
+from latent_reasoning.runtime.device import autocast
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.evaluation import metrics
-from latent_reasoning.files import atomic_directory, write_json, write_sums
+from latent_reasoning.runtime.files import atomic_directory, write_json, write_sums
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
-from latent_reasoning.process.memory import in_halves
+from latent_reasoning.runtime.memory import in_halves
 
 COMPACT_BELOW = 0.75
 """Rows that are done leave once at most this share still goes on: leaving copies the cache."""

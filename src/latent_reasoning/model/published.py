@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from latent_reasoning.model.reasoner import LatentSettings
+from latent_reasoning.model.settings import LatentSettings
 
 SETTINGS_KEY = "_inserted_LatentThinkingModelSettings"
 FILTERS = {None: "none", "MLP": "MLP"}

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from latent_reasoning.model.adapters import Adapter
 from latent_reasoning.model.blocks import SharedPrefix, run_blocks, runs_directly
 from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.filters import SRE, build_filter
 from latent_reasoning.model.passes import Kind, Pass, Plan, plan_passes, rows_of_like_length
+from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
     extract_rows,
@@ -36,6 +35,7 @@ from latent_reasoning.model.special_rows import (
     is_tied,
     token_id,
 )
+from latent_reasoning.model.state import ReasoningState
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that change logits after the output embedding: not supported."""
@@ -46,21 +46,6 @@ LOGITS_AT_ONCE = 2**26
 PASS_COST = 600_000
 """What a pass costs beside its tokens, over the squared hidden size, is what so many tokens cost:
 37 at hidden size 128, 2 at 576 (measured on a CPU)."""
-
-
-@dataclass(frozen=True)
-class LatentSettings:
-    """What makes a language model a latent reasoner (docs/method.md, section 3)."""
-
-    start_id: int
-    end_id: int
-    continue_id: int
-    stop_id: int
-    recurrent_filter: str = "MLP"
-    stop_head_temperature: float | None = None
-    detach_stop_head: bool = False
-    allow_rethinking: bool = False
-    special_rows: Literal["embedding", "modules"] = "embedding"
 
 
 @dataclass(frozen=True)
@@ -75,45 +60,6 @@ class ReasonerOutput:
     last_hidden: Tensor
     hidden_states: tuple[Tensor, ...] | None
     kinds: Tensor
-
-
-@dataclass
-class ReasoningState:
-    """Rows being read or written: their cache and which of its columns hold a token.
-
-    `mask` is `(B, K)`; `last_hidden` `(B, d)` is the state of the last column, after the final
-    norm. `advance` moves a state on in place.
-    """
-
-    cache: GrowingCache
-    mask: Tensor
-    last_hidden: Tensor | None = None
-    prefix: SharedPrefix | None = None
-
-    def fork(self) -> ReasoningState:
-        """The same state to go on from, while this one stays as it is; nothing is copied."""
-        cache = GrowingCache()
-        for layer, entry in enumerate(self.cache.layers):
-            cache.update(entry.keys, entry.values, layer)
-        return ReasoningState(cache, self.mask, self.last_hidden, self.prefix)
-
-    def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
-        """A new state of the given rows `(R,)`, which may repeat; this one stays as it is.
-
-        `mask` `(R, K)` hides columns from the new rows.
-        """
-        cache = GrowingCache()
-        for layer, entry in enumerate(self.cache.layers):
-            cache.update(
-                entry.keys.index_select(0, rows), entry.values.index_select(0, rows), layer
-            )
-        last_hidden = None if self.last_hidden is None else self.last_hidden.index_select(0, rows)
-        return ReasoningState(
-            cache,
-            self.mask.index_select(0, rows) if mask is None else mask,
-            last_hidden,
-            None if self.prefix is None else self.prefix.select(rows),
-        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, Model
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, SpecialTokens, special_token_ids
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 
 VOCABULARY_MULTIPLE = 128
 """The embedding matrices are padded to a multiple of this many rows."""

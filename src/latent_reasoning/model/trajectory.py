@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
-from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.state import ReasoningState
 
 
 @dataclass

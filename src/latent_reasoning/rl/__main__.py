@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import ConfigError, RlModel, load
-from latent_reasoning.model.adapters import attach_lora
-from latent_reasoning.model.checkpoints import load as load_model
-from latent_reasoning.model.checkpoints import load_tokenizer
+from latent_reasoning.dag.digests import check_digest
+from latent_reasoning.model.folder import load as load_model
+from latent_reasoning.model.folder import load_tokenizer
+from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.process.launch import launch_processes
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.science import check_digest
-from latent_reasoning.training import print_to_stderr
-from latent_reasoning.training_run import TrainingRun
+from latent_reasoning.runtime.command import entry_of, parser, run_stage
+from latent_reasoning.runtime.launch import launch_processes
+from latent_reasoning.training.loop import print_to_stderr
+from latent_reasoning.training.run import TrainingRun
 
 
 def main(arguments: list[str] | None = None) -> None:

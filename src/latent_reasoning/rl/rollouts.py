@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reasoner import LatentReasoner, ReasoningState
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
 
 CONTINUES, STOPS = 0, 1

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reasoner import LatentReasoner, LatentSettings
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.rollouts import CONTINUES, STOPS, Completion, SamplingSettings
 

@@ -27,19 +27,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
-from latent_reasoning.model.adapters import adapter_disabled
+from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
-from latent_reasoning.process.device import seed_for
-from latent_reasoning.process.memory import memory_shortage
-from latent_reasoning.process.parallel import current
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
 from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score
-from latent_reasoning.text_training import BatchPlan
-from latent_reasoning.training import LossOutput
+from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.memory import memory_shortage
+from latent_reasoning.runtime.parallel import current
+from latent_reasoning.training.loop import LossOutput
+from latent_reasoning.training.text import BatchPlan
 
 
 @dataclass
@@ -183,11 +183,15 @@ class AdaptiveLengthTask:
     def _draws(self, round_: int) -> tuple[Tensor, ...]:
         """Uniform numbers of all prompts of a step, in the plan's order."""
         prompts, group_size = self.entry.training.batch_size, self.entry.group_size
-        seed = seed_for(self.seed, f"{self.name} rollouts {round_}", self.plan.rollbacks)
+        seed = seeds.seed_for(
+            self.seed, seeds.ROLLOUTS.format(model=self.name, round=round_), self.plan.rollbacks
+        )
         uniforms = draw_uniforms(prompts, group_size, self.entry.max_new_tokens, seed)
         if self.entry.estimator == "sampled":
             return (uniforms,)
-        seed = seed_for(self.seed, f"{self.name} stop lengths {round_}", self.plan.rollbacks)
+        seed = seeds.seed_for(
+            self.seed, seeds.STOP_LENGTHS.format(model=self.name, round=round_), self.plan.rollbacks
+        )
         return uniforms, draw_stratified(prompts, group_size, seed)
 
     def _sample_part(

@@ -16,27 +16,28 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.command import entry_of, parser, run_stage
 from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel, load
+from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.data.answers import is_negative
+from latent_reasoning.data.dial.styles import styled_reasonings
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import LatentExample, encode_latent_rows, within_limit
-from latent_reasoning.data.styles import styled_reasonings
-from latent_reasoning.model.adapters import attach_lora
-from latent_reasoning.model.checkpoints import load as load_model
-from latent_reasoning.model.checkpoints import load_tokenizer
+from latent_reasoning.model.folder import load as load_model
+from latent_reasoning.model.folder import load_tokenizer
+from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
-from latent_reasoning.process.device import autocast, resolve_precision, seed_for
-from latent_reasoning.process.launch import launch_processes
-from latent_reasoning.process.parallel import current
-from latent_reasoning.science import check_digest
+from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.command import entry_of, parser, run_stage
+from latent_reasoning.runtime.device import autocast, resolve_precision
+from latent_reasoning.runtime.launch import launch_processes
+from latent_reasoning.runtime.parallel import current
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
 from latent_reasoning.sft.token_sft import token_sft_examples
-from latent_reasoning.text_training import TextTask
-from latent_reasoning.training import print_to_stderr
-from latent_reasoning.training_run import TrainingRun
+from latent_reasoning.training.loop import print_to_stderr
+from latent_reasoning.training.run import TrainingRun
+from latent_reasoning.training.text import TextTask
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -203,7 +204,7 @@ def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int
     """
 
     def steps(row: Row, n: int) -> int:
-        generator = random.Random(seed_for(seed, f"readout of {row.id}"))
+        generator = random.Random(seeds.seed_for(seed, seeds.RANDOM_READOUT.format(row=row.id)))
         if generator.random() >= entry.random_readout:
             return n
         told = len(row.steps) - entry.drop_last_step

@@ -19,12 +19,12 @@ from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.process.parallel import current
-from latent_reasoning.sft.losses import StateSummary, distillation_losses, read_with_states
-from latent_reasoning.sft.question import read_question
+from latent_reasoning.runtime.parallel import current
+from latent_reasoning.sft.distillation import StateSummary, distillation_losses, read_with_states
+from latent_reasoning.sft.shared_question import read_question
 from latent_reasoning.sft.teacher import TeacherStates
-from latent_reasoning.text_training import BatchPlan, count_labels, cross_entropy
-from latent_reasoning.training import LossOutput
+from latent_reasoning.training.loop import LossOutput
+from latent_reasoning.training.text import BatchPlan, count_labels, cross_entropy
 
 TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
 

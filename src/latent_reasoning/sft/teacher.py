@@ -22,10 +22,10 @@ from latent_reasoning.data.answers import judge, split_completion
 from latent_reasoning.data.collation import bucket_by_length, collate_plain
 from latent_reasoning.data.rows import DataError, Row, read_rows, row_lines
 from latent_reasoning.data.sequences import PlainExample, decode, encode_prompts
-from latent_reasoning.files import atomic_file, write_text_atomically
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.sft.losses import StateSummary, read_with_states
+from latent_reasoning.runtime.files import atomic_file, write_text_atomically
+from latent_reasoning.sft.distillation import StateSummary, read_with_states
 
 STATES_FILE = "teacher-states.npy"
 TRACES_FILE = "teacher-traces.jsonl"

@@ -1,0 +1,1 @@
+"""Stage base_model: the model everything starts from; and stage import."""

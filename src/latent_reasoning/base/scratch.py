@@ -1,0 +1,135 @@
+"""The base model from scratch: a tiny Llama that learns to reason in text, tersely and verbosely.
+
+It stands in for a pretrained language model in the laptop experiment. The text is that of the SFT
+rows, question and all, in a mix of styles (`base.texts`); the question itself is not learned. The
+validation asks for both kinds of working: each row is decoded greedily once after the beginning of
+its equations and once after ` Results:`, as far as the mix holds them, and the lower accuracy
+counts. A base that can do only one of them costs accuracy in every later stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from latent_reasoning.config import Architecture, Experiment, ReasoningMix
+from latent_reasoning.data.dial.styles import styled_reasonings
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import Row
+from latent_reasoning.data.sequences import encode_plain_rows, within_limit
+from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.training.run import TrainingRun
+from latent_reasoning.training.text import TextTask
+
+VALIDATED_STYLES = {
+    "full": ReasoningMix(full=1.0),
+    "results_only": ReasoningMix(full=0.0, results_only=1.0),
+}
+
+
+def run(experiment: Experiment, seed: int, digest: str) -> None:
+    """Train the base model on the rows `sft` and write its folder.
+
+    `digest` is that of the stage's configuration. A killed run goes on from its last checkpoint.
+    """
+    training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft")
+    model, tokenizer, task = base_task(training_run)
+    result = training_run.train(model, task, experiment.base.training)
+    training_run.save(model, tokenizer, result)
+
+
+def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
+    """The untrained base, its tokenizer, and what it is to learn."""
+    experiment, training = run.experiment, run.experiment.base.training
+    tokenizer = build_tokenizer(generated_texts(experiment.data.generated.modulus))
+    base = build_base(experiment.base.architecture, tokenizer)
+    model = LatentReasoner(base, None).to(run.device)
+    rows = run.training_rows(tokenizer)
+    examples = encode_plain_rows(
+        rows,
+        tokenizer,
+        form="cot",
+        prefix=experiment.data.prompt.training,
+        reasonings=styled_reasonings(rows, experiment.base.texts, seed=run.seed),
+    )
+    examples = [e for e in examples if within_limit(e, experiment.data.max_tokens)]
+    longest = max(len(example) - example.question_length for example in examples)
+    validation_rows = run.rows("validation", tokenizer)[: training.validation_rows]
+    task = TextTask(
+        run.name,
+        model,
+        examples,
+        training,
+        experiment.runtime,
+        seed=run.seed,
+        pad_id=tokenizer.pad_token_id,
+        validate=_validation(experiment, model, tokenizer, validation_rows, 2 * longest),
+    )
+    return model, tokenizer, task
+
+
+def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama of the given shape with random weights: seed before."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            max_position_embeddings=shape.max_position_embeddings,
+            tie_word_embeddings=shape.tie_word_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+            initializer_range=shape.initializer_range,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _validation(
+    experiment: Experiment,
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+) -> Callable[[], dict[str, float]]:
+    """Accuracy after the first token of each style of the mix, and the lowest of them."""
+    validate = partial(
+        greedy_validation,
+        model,
+        tokenizer,
+        rows,
+        prompt_prefix=experiment.data.prompt.training,
+        max_new_tokens=max_new_tokens,
+        batch_size=experiment.runtime.evaluation_batch_size,
+    )
+    beginnings = {
+        style: _first_tokens(rows, tokenizer, mix)
+        for style, mix in VALIDATED_STYLES.items()
+        if getattr(experiment.base.texts, style)
+    }
+
+    def measure() -> dict[str, float]:
+        by_style = {style: validate(beginnings=first) for style, first in beginnings.items()}
+        if not by_style:
+            return validate()
+        values = dict(min(by_style.values(), key=lambda v: v["validation_accuracy"]))
+        for style, measured in by_style.items():
+            values[f"validation_accuracy_{style}"] = measured["validation_accuracy"]
+        return values
+
+    return measure
+
+
+def _first_tokens(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, mix: ReasoningMix
+) -> list[list[int]]:
+    """The first token of each row's reasoning in one style."""
+    texts = styled_reasonings(rows, mix, seed=0)
+    return [ids[:1] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

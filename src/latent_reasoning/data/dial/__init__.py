@@ -1,0 +1,1 @@
+"""The laptop experiment's task: problems on a dial, their texts and their tokenizer."""

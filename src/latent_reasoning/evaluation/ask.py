@@ -1,0 +1,92 @@
+"""Ask a model one question and see how it thinks.
+
+    python -m latent_reasoning.ask MODEL_DIR "question"
+
+prints the answer, the number of latent steps and the stop probability at each of them. A plain
+language model's reasoning is printed as text.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from latent_reasoning.data.answers import find_number, split_completion
+from latent_reasoning.data.rows import Row
+from latent_reasoning.data.sequences import (
+    SPECIAL_TOKENS,
+    apply_special_token_policy,
+    decode,
+    encode_prompt,
+)
+from latent_reasoning.model.card import prompt_prefix
+from latent_reasoning.model.folder import load, load_tokenizer
+from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.device import autocast, resolve_device, resolve_precision
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Answer one question."""
+    options = _parser().parse_args(arguments)
+    device = resolve_device(options.device)
+    tokenizer = load_tokenizer(options.model)
+    model = load(options.model, device.type)
+    latent = model.settings is not None
+    question = Row(id="question", question=options.question, steps=None, answer="0")
+    (question,), _ = apply_special_token_policy([question], tokenizer, "escape")
+    prefix = options.prompt_prefix
+    if prefix is None:
+        prefix = prompt_prefix(options.model)
+    prompt = encode_prompt(question, tokenizer, prefix=prefix, latent=latent)
+    with autocast(device, resolve_precision(options.precision, device)):
+        (generation,) = generate(
+            model,
+            [prompt],
+            max_new_tokens=options.max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            batch_size=1,
+        )
+    text = decode(tokenizer, generation.ids)
+    print(describe(generation, text, tokenizer.eos_token, latent))
+
+
+def describe(generation: Generation, text: str, eos_token: str, latent: bool) -> str:
+    """The answer, and how the model came to it, for a reader."""
+    text = text.removesuffix(eos_token)
+    parts = split_completion(text)
+    number = None if parts is None else find_number(parts[1])
+    lines = [f"answer: {number}" if number is not None else "answer: none found"]
+    if latent:
+        lines.append(f"latent steps: {generation.latent_steps}")
+        for step, (_, stop) in enumerate(generation.stop_probabilities):
+            where = "before the first step" if step == 0 else f"after step {step}"
+            lines.append(f"  p(stop) {where}: {stop:.4f}")
+    written = text
+    for token in SPECIAL_TOKENS if latent else ():
+        written = written.replace(token, "")
+    lines.append(f"text: {written.strip()}")
+    if generation.cut_off:
+        lines.append("(cut off at --max-new-tokens)")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model folder")
+    parser.add_argument("question", help="the question")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    parser.add_argument(
+        "--prompt-prefix",
+        metavar="TEXT",
+        help="text before the question; default: what the model's card says",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_stage(main)

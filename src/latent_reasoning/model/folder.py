@@ -1,0 +1,346 @@
+"""Model folders: complete Hugging Face folders plus what makes the model a latent reasoner.
+
+    model.safetensors, config.json, tokenizer ..   what plain transformers reads
+    latent.json, latent.safetensors                settings; recurrent filter and special rows
+    SHA256SUMS                                     digests of the above, compared on loading
+    card.json, README.md                           where it comes from
+    adapter/                                       the LoRA adapter, where it is kept
+
+Loading is strict: a missing, unexpected or misshapen tensor, or a damaged file, is a
+`CheckpointError`. Weights come from safetensors alone and no remote code is run. Folders in the
+published format (`published.py`) and plain Hugging Face folders are read too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
+from latent_reasoning.model import published
+from latent_reasoning.model.card import card_text
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.tensors import (
+    REMEDY,
+    CheckpointError,
+    check_readable,
+    first_line,
+    load_tensors,
+    raise_problems,
+    read_tensors,
+)
+from latent_reasoning.runtime.device import resolve_device
+from latent_reasoning.runtime.files import (
+    SUMS,
+    atomic_directory,
+    changed_files,
+    write_json,
+    write_sums,
+    write_text_atomically,
+)
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+LATENT_SETTINGS = "latent.json"
+LATENT_WEIGHTS = "latent.safetensors"
+
+
+# ------------------------------------------------------------------------------------------- save
+
+
+def save(
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    card: Mapping[str, Any],
+) -> None:
+    """Write a model folder; it replaces `folder` only when it is complete.
+
+    Adapters have to be merged before (`adapters.merge_lora`).
+    """
+    with atomic_directory(Path(folder)) as temporary:
+        write_model(model, tokenizer, temporary)
+        write_json(temporary / "card.json", dict(card))
+        write_text_atomically(temporary / "README.md", card_text(card))
+
+
+def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights, settings and tokenizer into an existing folder."""
+    if model.adapter is not None:
+        raise ValueError("merge the adapter before saving the model")
+    with without_progress_bars():
+        model.base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if model.settings is not None:
+        write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
+        save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that their owner alone can read
+    write_sums(folder)
+
+
+def _latent_state(model: LatentReasoner) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("base.")
+    }
+
+
+# ------------------------------------------------------------------------------------------- load
+
+
+def load(
+    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32
+) -> LatentReasoner:
+    """Read a model folder: ours, the published format, or a plain Hugging Face model.
+
+    A plain model has `settings` None and cannot think. The model is in eval mode. Raises
+    `CheckpointError`.
+    """
+    folder = Path(path)
+    config = _read_json(_existing(folder, "config.json"))
+    if published.SETTINGS_KEY in config:
+        model = _load_published(folder, config, dtype)
+    elif (folder / LATENT_SETTINGS).exists():
+        settings = _read_latent_settings(folder / LATENT_SETTINGS)
+        model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
+        file = _existing(folder, LATENT_WEIGHTS)
+        expected = {name for name in model.state_dict() if not name.startswith("base.")}
+        load_tensors(model, read_tensors(file), expected, file)
+    else:
+        model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
+    _check_unchanged(folder)
+    return model.to(resolve_device(device)).eval()
+
+
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Read the plain Hugging Face model of a folder, strictly."""
+    for file in _weight_files(folder):
+        check_readable(file)
+    return _from_pretrained(
+        AutoModelForCausalLM, folder, folder / WEIGHTS, trust_remote_code=False, dtype=dtype
+    )
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, padding on the left (with EOS where it has no padding).
+
+    Raises `CheckpointError` where it is missing, or lacks the special tokens of a latent model.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises that very class
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    prepare_tokenizer(tokenizer)
+    settings = read_settings(folder)
+    if settings is not None:
+        _check_special_tokens(tokenizer, settings, folder)
+    _check_unchanged(folder, "*[!s]")  # all but .safetensors, which `load` compares
+    return tokenizer
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Padding on the left, with EOS where there is no padding token; in place."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def read_settings(path: str | Path) -> LatentSettings | None:
+    """The latent settings of a model folder, None for a plain language model."""
+    folder = Path(path)
+    config_file = _existing(folder, "config.json")
+    config = _read_json(config_file)
+    if published.SETTINGS_KEY in config:
+        return _published_settings(config, config_file)
+    file = folder / LATENT_SETTINGS
+    return _read_latent_settings(file) if file.exists() else None
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Loading and saving are quick; their bars would only fill the logs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# --------------------------------------------------------------------------------------- internal
+
+
+def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
+    file = folder / WEIGHTS
+    settings = _published_settings(config, folder / "config.json")
+    tensors: dict[str, Tensor] = {}
+    for part in _weight_files(folder):
+        tensors |= read_tensors(part)
+    tensors = {published.our_name(name): tensor for name, tensor in tensors.items()}
+    base_tensors = {
+        name.removeprefix("base."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("base.")
+    }
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key not in (published.SETTINGS_KEY, "model_type", "architectures", "torch_dtype")
+    }
+    base_config = AutoConfig.for_model(config["model_type"], **plain)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)]
+    base = _from_pretrained(
+        architecture, None, file, config=base_config, state_dict=base_tensors, dtype=dtype
+    )
+    model = _reasoner(base, settings, folder / "config.json")
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
+    expected = {name for name in model.state_dict() if not name.startswith("base.")}
+    load_tensors(model, rest, expected, file)
+    return model
+
+
+def _published_settings(config: dict[str, Any], file: Path) -> LatentSettings:
+    try:
+        return published.read_settings(config[published.SETTINGS_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def _read_latent_settings(file: Path) -> LatentSettings:
+    content = _read_json(file)
+    known = {field.name for field in dataclasses.fields(LatentSettings)}
+    if set(content) != known:
+        wrong = ", ".join(sorted(set(content) ^ known))
+        raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
+    return LatentSettings(**content)
+
+
+def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path) -> LatentReasoner:
+    try:
+        return LatentReasoner(base, settings)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def _from_pretrained(
+    architecture: type, folder: Path | None, file: Path, **options: Any
+) -> PreTrainedModel:
+    """transformers' loader, made strict; `file` is named in errors."""
+    try:
+        with without_progress_bars():
+            model, report = architecture.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
+        ) from error
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    raise_problems(problems, file)
+    return model
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder's base model, one or several parts."""
+    if (folder / WEIGHTS_INDEX).exists():
+        parts = set(_read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        return [_existing(folder, part) for part in sorted(parts)]
+    if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
+            "to safetensors"
+        )
+    return [_existing(folder, WEIGHTS)]
+
+
+def _check_unchanged(folder: Path, pattern: str = "*") -> None:
+    """Compare a model folder of ours with the digests in it: damage inside a tensor is silent."""
+    changed = changed_files(folder, pattern)
+    if changed:
+        names = ", ".join(str(file) for file in changed)
+        raise CheckpointError(
+            f"{names}: damaged or edited since it was written ({SUMS} has another digest); "
+            f"{REMEDY}. If the edit is meant, delete {SUMS}"
+        )
+
+
+def _check_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, settings: LatentSettings, folder: Path
+) -> None:
+    try:
+        ids = special_token_ids(tokenizer)
+    except DataError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    own = (settings.start_id, settings.end_id, settings.continue_id, settings.stop_id)
+    read = (ids.start, ids.end, ids.continue_, ids.stop)
+    if own != read:
+        pairs = ", ".join(
+            f"{token} {theirs} instead of {ours}"
+            for token, ours, theirs in zip(SPECIAL_TOKENS, own, read, strict=True)
+            if ours != theirs
+        )
+        raise CheckpointError(
+            f"{folder}: the tokenizer's ids are not the model's ({pairs}); copy the tokenizer "
+            "that was saved with the model"
+        )
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    if not (folder / name).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
+                "and save the whole model"
+            )
+        raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
+    return folder / name
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error}); {REMEDY}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds no mapping; {REMEDY}")
+    return content

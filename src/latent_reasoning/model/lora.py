@@ -1,0 +1,206 @@
+"""LoRA around a latent reasoner: attach, switch off, save, load, merge.
+
+The base model's weights are frozen and low-rank adapters trained instead; the latent modules
+(recurrent filter, special tokens' rows) are trained in full beside them (docs/method.md, section
+3). A copy of these modules as they were is kept, so that with the adapter off the model is exactly
+the one it started from: the reference policy of RL.
+
+An adapter's files use peft's format and the published parameter names (`published.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from latent_reasoning.config import ConfigError, Lora
+from latent_reasoning.model.published import our_name, published_name
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import Adapter
+from latent_reasoning.model.tensors import CheckpointError, load_tensors, read_tensors
+
+ADAPTER_SETTINGS = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+PEFT_NAME = ".default"
+"""peft's name of the only adapter, part of its parameters' names in a module but not in a file."""
+
+LATENT_MODULES = ("recurrent_filter", "special_rows")
+UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias")
+"""Keys of peft's settings that change the arithmetic: refused where they are set."""
+
+
+def attach_lora(model: LatentReasoner, lora: Lora) -> None:
+    """Freeze the base model and put adapters into its linear modules, in place.
+
+    The special tokens' rows become modules of their own. The first factors are random: seed before.
+    Raises `ConfigError` where `lora.target_modules` names none of the base's modules.
+    """
+    if model.adapter is not None:
+        raise ValueError("the model has an adapter already: merge it first")
+    _check_targets(model, lora)
+    if model.settings is not None:
+        model.move_special_rows("modules")
+    reference = {name: _frozen_copy(getattr(model, name)) for name in LATENT_MODULES}
+    linear_is_transposed = any(isinstance(module, Conv1D) for module in model.base.modules())
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        fan_in_fan_out=linear_is_transposed,
+    )
+    inject_adapter_in_model(settings, model.base)
+    model.train(model.training)  # the new dropout modules start in train mode
+    model.adapter = Adapter(lora, reference)
+
+
+def merge_lora(model: LatentReasoner) -> None:
+    """Fold adapters and special rows into the weights, in place: a plain model again."""
+    if model.adapter is None:
+        return
+    for name, layer in _lora_layers(model):
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.base.get_submodule(parent), child, layer.get_base_layer())
+    if model.settings is not None:
+        model.move_special_rows("embedding")
+    model.adapter = None
+    model.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: LatentReasoner) -> Iterator[None]:
+    """The model as it was when the adapter was attached: the reference policy, without dropout."""
+    if model.adapter is None:
+        raise ValueError("the model has no adapter to switch off")
+    trained = {name: getattr(model, name) for name in LATENT_MODULES}
+    was_training = model.training
+    model.eval()
+    for _, layer in _lora_layers(model):
+        layer.enable_adapters(False)
+    for name, module in model.adapter.reference.items():
+        setattr(model, name, module)
+    try:
+        yield
+    finally:
+        for name, module in trained.items():
+            setattr(model, name, module)
+        for _, layer in _lora_layers(model):
+            layer.enable_adapters(True)
+        model.train(was_training)
+
+
+def save_adapter(model: LatentReasoner, folder: Path, parent: str | None) -> None:
+    """Write the attached adapter into a folder, in peft's format."""
+    if model.adapter is None:
+        raise ValueError("the model has no adapter to save")
+    folder.mkdir(parents=True, exist_ok=True)
+    lora = model.adapter.lora
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        base_model_name_or_path=parent,
+        inference_mode=True,
+    ).to_dict()
+    settings["target_modules"] = sorted(lora.target_modules)
+    settings["modules_to_save"] = [name for name in LATENT_MODULES if getattr(model, name)]
+    text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+    (folder / ADAPTER_SETTINGS).write_text(text + "\n", encoding="utf-8")
+    tensors = {
+        adapter_file_name(name): tensor.detach().contiguous()
+        for name, tensor in _adapter_state(model).items()
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_adapter(model: LatentReasoner, folder: str | Path) -> None:
+    """Attach the adapter of a folder in peft's format, with its weights.
+
+    Listed `modules_to_save` that the model does not have are ignored. Raises `CheckpointError`.
+    """
+    folder = Path(folder)
+    file = folder / ADAPTER_WEIGHTS
+    for needed in (folder / ADAPTER_SETTINGS, file):
+        if not needed.is_file():
+            raise CheckpointError(f"{needed}: missing; an adapter folder holds both files")
+    lora = _read_lora(folder / ADAPTER_SETTINGS)
+    tensors = {_module_name(name): tensor for name, tensor in read_tensors(file).items()}
+    attach_lora(model, lora)
+    load_tensors(model, tensors, set(_adapter_state(model)), file)
+
+
+def adapter_file_name(name: str) -> str:
+    """Name in an adapter's file of a parameter of the model: the published one, peft's prefix."""
+    return PEFT_PREFIX + published_name(name.replace(PEFT_NAME, ""))
+
+
+def _module_name(name: str) -> str:
+    """The inverse of `adapter_file_name`."""
+    ours = our_name(name.removeprefix(PEFT_PREFIX))
+    for factor in ("lora_A", "lora_B"):
+        ours = ours.replace(f".{factor}.", f".{factor}{PEFT_NAME}.")
+    return ours
+
+
+def _adapter_state(model: LatentReasoner) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("base.") or ".lora_" in name
+    }
+
+
+def _read_lora(file: Path) -> Lora:
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in UNSUPPORTED if settings.get(key)]
+        if settings.get("peft_type") != "LORA" or changed or settings.get("bias") != "none":
+            raise ValueError(f"only plain LoRA is supported, not {', '.join(changed) or 'this'}")
+        return Lora(
+            r=settings["r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings["lora_dropout"],
+            target_modules=sorted(settings["target_modules"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not an adapter that can be read: {error}") from error
+
+
+def _check_targets(model: LatentReasoner, lora: Lora) -> None:
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.base.base_model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    unknown = [name for name in lora.target_modules if name not in linear]
+    if unknown:
+        raise ConfigError(
+            f"lora.target_modules: {', '.join(unknown)} not in {type(model.base).__name__}; its "
+            f"linear modules are {', '.join(sorted(linear))}"
+        )
+
+
+def _lora_layers(model: LatentReasoner) -> list[tuple[str, LoraLayer]]:
+    return [
+        (n, module) for n, module in model.base.named_modules() if isinstance(module, LoraLayer)
+    ]
+
+
+def _frozen_copy(module: nn.Module | None) -> nn.Module | None:
+    with torch.no_grad():
+        copied = copy.deepcopy(module)
+    return None if copied is None else copied.requires_grad_(False).eval()

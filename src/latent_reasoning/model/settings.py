@@ -1,0 +1,33 @@
+"""What makes a language model a latent reasoner, and what an attached adapter is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from latent_reasoning.config import Lora
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """What makes a language model a latent reasoner (docs/method.md, section 3)."""
+
+    start_id: int
+    end_id: int
+    continue_id: int
+    stop_id: int
+    recurrent_filter: str = "MLP"
+    stop_head_temperature: float | None = None
+    detach_stop_head: bool = False
+    allow_rethinking: bool = False
+    special_rows: Literal["embedding", "modules"] = "embedding"
+
+
+@dataclass
+class Adapter:
+    """An attached adapter, and the latent modules as they were before."""
+
+    lora: Lora
+    reference: dict[str, nn.Module | None]

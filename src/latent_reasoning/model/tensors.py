@@ -1,0 +1,69 @@
+"""Strict reading of tensors: none missing, unexpected or misshapen, no damaged file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+REMEDY = "restore the file, or delete the folder and run the stage that makes it again"
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used; the message says which file, what and what to do."""
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; `CheckpointError` where it is damaged."""
+    check_readable(file)
+    return load_file(file)
+
+
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], expected: set[str], file: Path
+) -> None:
+    """Load exactly the parameters and buffers `expected`; `CheckpointError` for any difference."""
+    own = module.state_dict()
+    problems = {
+        "missing": sorted(expected - set(tensors)),
+        "unexpected": sorted(set(tensors) - expected),
+        "misshapen": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in sorted(expected & set(tensors))
+            if tensors[name].shape != own[name].shape
+        ],
+    }
+    raise_problems(problems, file)
+    with torch.no_grad():
+        for name in expected:
+            own[name].copy_(tensors[name])
+
+
+def raise_problems(problems: Mapping[str, list[str]], file: Path) -> None:
+    found = {kind: names for kind, names in problems.items() if names}
+    if not found:
+        return
+    text = "; ".join(
+        f"{len(names)} {kind} tensors: {', '.join(names[:5])}" + (", .." if len(names) > 5 else "")
+        for kind, names in found.items()
+    )
+    raise CheckpointError(f"{file}: {text}; {REMEDY}")
+
+
+def check_readable(file: Path) -> None:
+    """Raise `CheckpointError` where a safetensors file is damaged or truncated."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: damaged or truncated safetensors file ({first_line(error)}); {REMEDY}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,1 +1,0 @@
-"""What a process shares with the machine: device and GPUs, memory, signals, other processes."""

@@ -1,0 +1,125 @@
+"""What the stages' command lines share: their arguments and their errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from latent_reasoning.config import ConfigError, Experiment
+from latent_reasoning.runtime.files import explain
+from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow, speaks
+
+ENDED_EARLY = os.EX_TEMPFAIL
+"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
+
+
+class StageError(RuntimeError):
+    """Something a user can mend; the message says what, where and what to do."""
+
+
+def parser(
+    description: str, *, model: bool = False, dataset: bool = False
+) -> argparse.ArgumentParser:
+    """The arguments of a stage: `--config FILE [--model NAME --seed N] [--dataset D]`."""
+    arguments = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
+        "--config",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="configuration; a later file overrides an earlier one",
+    )
+    arguments.add_argument(
+        "--digest", help="refuse to run where the stage's own keys have another digest"
+    )
+    if model:
+        arguments.add_argument("--model", required=True, metavar="NAME", help="entry of models")
+        arguments.add_argument("--seed", type=int, default=0, help="seed of the training")
+    if dataset:
+        arguments.add_argument("--dataset", default="test", help="split or extra test set")
+    return arguments
+
+
+def entry_of(experiment: Experiment, model: str, *stages: str):
+    """The entry `model` of `models`; `ConfigError` where it is missing or of another stage."""
+    if model not in experiment.models:
+        raise ConfigError(
+            f"models: {model!r} is not in the configuration; it has {', '.join(experiment.models)}"
+        )
+    entry = experiment.models[model]
+    if stages and entry.stage not in stages:
+        raise ConfigError(
+            f"models.{model}.stage: is {entry.stage}, but this command trains {' or '.join(stages)}"
+        )
+    return entry
+
+
+def run_stage(main: Callable[[list[str] | None], None]) -> None:
+    """Run a stage's `main`; an error that a user can mend becomes one clear line and exit 2.
+
+    A training that ended early with a checkpoint says so in one line, and exits with 75.
+    """
+    end_with_workflow()
+    try:
+        main(None)
+    except TrainingInterruptedError as interruption:
+        if speaks():
+            print(interruption, file=sys.stderr)
+        _leave(ENDED_EARLY)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        _leave(128 + signal.SIGINT)
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        text = _for_the_user(error)
+        if text is None:
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            _leave(1)
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            print(f"error: {text}", file=sys.stderr)
+        _leave(2)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; one of several processes does so at once.
+
+    What it shares with the others is still open: winding up Python under it may hang or abort, and
+    the launcher would take that for the cause.
+    """
+    if _one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The text of the project's own errors, of the file system's and of those of memory."""
+    if isinstance(error, OSError):
+        return explain(error)
+    if type(error).__module__.startswith("latent_reasoning"):
+        return str(error)
+    from latent_reasoning.runtime.memory import (  # torch: seconds to import
+        first_line,
+        is_out_of_memory,
+    )
+
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}): lower runtime.micro_batch_size or "
+            "runtime.evaluation_batch_size, or give the job more memory"
+        )
+    return None

@@ -1,0 +1,87 @@
+"""A training as several processes on this host: `accelerate launch`, as the stages need it.
+
+A stage whose configuration says `runtime.processes: N` starts itself again N times. One that was
+started by `accelerate launch` or `torchrun` already is one of several, however many they are.
+Around accelerate's launcher this
+
+- takes a GPU for each process first (`gpu_slots.py`);
+- hands SIGTERM, SIGINT and SIGUSR1 on to the processes, and leaves it to them when to end;
+- ends with their exit code, and without a traceback of its own.
+
+Of processes that fail one at a time, the first ends the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from latent_reasoning.config import Runtime
+from latent_reasoning.runtime.gpus import TAKEN, take_gpus
+from latent_reasoning.runtime.parallel import launched
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def launch_processes(module: str, arguments: Sequence[str] | None, runtime: Runtime) -> None:
+    """Run the stage `module` as `runtime.processes` processes and exit with their code.
+
+    Returns at once where one is asked for, or where this is one of several. `arguments` are those
+    of the stage's `main`: None means the command line's.
+    """
+    if runtime.processes > 1 and not launched():
+        _launch(module, sys.argv[1:] if arguments is None else arguments, runtime)
+
+
+def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn:
+    # Seconds to import, and of no use to one process.
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ[TAKEN] = ",".join(take_gpus(runtime.device, runtime.processes))
+    # The processes talk to one another on this host alone.
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+    os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads))
+    # Its own answer to a signal is to end the processes after 30 seconds, in the middle of a step.
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in PASSED_ON:
+        signal.signal(number, _pass_on)
+    launcher = launch_command_parser().parse_args(
+        [
+            *("--multi_gpu", "--num_machines", "1", "--machine_rank", "0"),
+            *("--num_processes", str(runtime.processes), "--main_process_port", "0"),
+            *("--gpu_ids", "all", "--mixed_precision", "no", "--dynamo_backend", "no"),
+            *("--module", module, *arguments),
+        ]
+    )
+    try:
+        launch_command(launcher)
+    except ChildFailedError as error:
+        sys.exit(_exit_code([failure.exitcode for failure in error.failures.values()]))
+    sys.exit(0)
+
+
+def _exit_code(codes: list[int]) -> int:
+    """That of a process which ended by itself, if one did: others may have crashed over it."""
+    own = [code for code in codes if code > 0]
+    return own[0] if own else 128 - codes[0]
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Hand a signal to the processes; before there are any it ends this one."""
+    children = psutil.Process().children()
+    if not children:
+        sys.exit(128 + number)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)

@@ -1,0 +1,90 @@
+"""Running out of memory, and doing the same work in smaller pieces.
+
+An error of torch's allocators (on the GPU or the CPU) is recognised, memory that is no longer used
+is given back, and the caller tries again with half as much at a time: the training loop with half
+the micro-batch, generation with half the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from latent_reasoning.runtime.parallel import current
+
+MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What CUDA, torch's CPU allocator and cuBLAS say, in lower case."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class OutOfMemoryError(RuntimeError):
+    """There is not enough memory, on this process's device or on that of another one."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed."""
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(message in text for message in MESSAGES)
+
+
+@contextlib.contextmanager
+def memory_shortage() -> Iterator[None]:
+    """Raise `OutOfMemoryError` on every process where the block runs out of memory on one.
+
+    All processes go through the block, and through the same number of such blocks in it.
+    """
+    reason = None
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    if current().any_rank(reason is not None):
+        raise OutOfMemoryError(reason or "another process ran out of memory") from None
+
+
+def release() -> None:
+    """Give back what failed work still held. Not within `except`: the error holds it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def in_halves(run: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list[U]:
+    """`run(items)`, or where memory does not suffice both halves' results, one after the other.
+
+    Raises `OutOfMemoryError` where a single item is too much.
+    """
+    try:
+        return run(items)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    release()
+    if len(items) == 1:
+        raise OutOfMemoryError(f"out of memory with a single prompt ({reason})")
+    half = len(items) // 2
+    print(
+        f"warning: out of memory with {len(items)} prompts at a time, goes on with {half}; lower "
+        f"runtime.evaluation_batch_size ({reason})",
+        file=sys.stderr,
+        flush=True,
+    )
+    return in_halves(run, items[:half]) + in_halves(run, items[half:])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

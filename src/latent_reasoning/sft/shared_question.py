@@ -1,0 +1,79 @@
+"""The question that teacher and student share: read once, for both.
+
+Up to the question's last token both sides of a row are the same text under the same weights, so
+that one pass over it serves them, gradients included (with dropout, they share its noise). Each
+side then goes on from the question's keys and values.
+
+B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.state import ReasoningState
+
+SIDES = {
+    "": ("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),
+    "latent_": ("input_ids", "attention_mask", "labels", "continue_map", "target_token_map"),
+}
+"""What a batch of `collate_latent` holds of the teacher and of the student."""
+
+
+def read_question(
+    model: LatentReasoner, batch: dict[str, Tensor]
+) -> tuple[ReasoningState | None, dict[str, Tensor]]:
+    """The state after the shared beginning of each row, and the batch without it.
+
+    What is left begins with the first position whose state a loss reads. Where a row shares
+    nothing, or all of them less than the pass would cost, the state is None and the batch as it
+    was.
+    """
+    count = _shared_tokens(batch)
+    if not bool((count > 0).all()) or int(count.sum()) < model.pass_cost:
+        return None, batch
+    ids = _from_first_token(batch, "", int(count.max()))
+    mask = torch.arange(ids.shape[1]) < count[:, None]
+    state = model.read(ids.to(model.device), mask.to(model.device))
+    rest: dict[str, Tensor] = {}
+    for side in SIDES:
+        rest |= _without(batch, side, count)
+    return state, rest
+
+
+def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:
+    """How many tokens (B,) at the beginning are equal, and have states that no loss reads."""
+    width = min(batch[f"{side}input_ids"].shape[1] for side in SIDES)
+    teacher, student = (_from_first_token(batch, side, width) for side in SIDES)
+    counts = [(teacher == student).long().cumprod(1).sum(1)]
+    for side, names in SIDES.items():
+        *_, labels, span_map, target_map = (batch[f"{side}{name}"] for name in names)
+        is_read = span_map | target_map
+        is_read[:, :-1] |= labels[:, 1:] != IGNORED_LABEL
+        counts.append(is_read.long().argmax(1) - _first_token(batch, side))
+    return torch.stack(counts).amin(0)
+
+
+def _first_token(batch: dict[str, Tensor], side: str) -> Tensor:
+    """Column (B,) of each row's first token."""
+    return batch[f"{side}attention_mask"].argmax(1)
+
+
+def _from_first_token(batch: dict[str, Tensor], side: str, width: int) -> Tensor:
+    """The first `width` ids (B, `width`) of each row; a row's end is repeated where it has less."""
+    ids = batch[f"{side}input_ids"]
+    columns = _first_token(batch, side)[:, None] + torch.arange(width)
+    return ids.gather(1, columns.clamp(max=ids.shape[1] - 1))
+
+
+def _without(batch: dict[str, Tensor], side: str, count: Tensor) -> dict[str, Tensor]:
+    """One side of the batch without the first `count` (B,) tokens of each row."""
+    begin = _first_token(batch, side) + count
+    narrow = {f"{side}{name}": batch[f"{side}{name}"] for name in SIDES[side]}
+    columns = torch.arange(batch[f"{side}input_ids"].shape[1])
+    mask = f"{side}attention_mask"
+    narrow[mask] = narrow[mask] * (columns >= begin[:, None])
+    return {name: tensor[:, int(begin.min()) :] for name, tensor in narrow.items()}

@@ -1,0 +1,277 @@
+"""What a training needs to go on after a kill: whole, verified checkpoints on disk.
+
+A checkpoint is a folder `step-N/` that appears under its name only when it is complete and on the
+disk. It holds the trained weights and the optimiser's state as safetensors, and `state.json` with
+the digest of the configuration that made it, the SHA-256 of each file and a checksum of its own. No
+random state is stored: the training loop derives every random number from (seed, step).
+
+The last two checkpoints and the best one are kept, and what a diverging training goes back to: of
+those from before its trouble the last two, the last one that was validated, until then the weights
+it started from (`start/`). A damaged one is set aside with a warning and the one before it is used;
+the folder of another configuration is set aside as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latent_reasoning.config import digest as digest_of
+from latent_reasoning.runtime.files import atomic_directory, sha256_of, write_json
+from latent_reasoning.training.divergence import GuardState
+
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+OWNER = "digest.json"
+START = "start"
+KEPT = 2
+
+Log = Callable[[str], None]
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    `window` holds the sums of the metrics of the `window_steps` steps since they were last logged,
+    so that a resumed training logs the same means. `guard` is what the guard against divergence
+    remembers; `micro_batch_size` is what memory sufficed for, where it was less than configured.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_accuracy: float | None = None
+    best_length: float | None = None
+    finished: bool = False
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+    guard: GuardState = field(default_factory=GuardState)
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.guard, dict):  # as read from a checkpoint
+            self.guard = GuardState(**self.guard)
+
+
+def open_checkpoint_folder(folder: Path, digest: str, log: Log) -> Path:
+    """Claim `folder` for the configuration `digest`; what another one left there is set aside."""
+    owner = _read_owner(folder)
+    if folder.exists() and owner != digest:
+        aside = _free_name(folder, "stale")
+        folder.rename(aside)
+        log(
+            f"warning: {folder} holds the training of another configuration (digest {owner}, now "
+            f"{digest}); moved to {aside.name}, starting afresh"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if owner != digest:
+        write_json(folder / OWNER, {"digest": digest})
+    return folder
+
+
+class CheckpointStore:
+    """The checkpoints of one training, in a folder opened by `open_checkpoint_folder`."""
+
+    def __init__(self, folder: Path, digest: str, log: Log) -> None:
+        self.folder = open_checkpoint_folder(folder, digest, log)
+        for unfinished in self.folder.glob(".st*.tmp"):  # left by a kill
+            shutil.rmtree(unfinished)
+        self.digest = digest
+        self.log = log
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Write the checkpoint of `progress.step`, 0 for the start, and drop those not needed."""
+        names = parameter_names(model)
+        with atomic_directory(self._path(progress.step)) as temporary:
+            save_file(trained_tensors(model), temporary / WEIGHTS)
+            save_file(_optimizer_tensors(optimizer, names), temporary / OPTIMIZER)
+            state = {
+                "digest": self.digest,
+                "threads": torch.get_num_threads(),
+                "progress": asdict(progress),
+                "sha256": {name: sha256_of(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
+            }
+            _write_state(state, temporary / STATE)
+        for step in set(self.steps()) - self._kept(progress):
+            shutil.rmtree(self._path(step))
+
+    def _kept(self, progress: Progress) -> set[int | None]:
+        steps, guard = self.steps(), progress.guard
+        good = [step for step in steps if guard.bad_since is None or step < guard.bad_since]
+        validated = [step for step in steps if step <= guard.validated_step]
+        return {*steps[-KEPT:], *good[-KEPT:], *validated[-1:], progress.best_step}
+
+    def restart_from(self, progress: Progress) -> None:
+        """Give the checkpoint of `progress.step` this progress, and drop all later ones."""
+        path = self._path(progress.step) / STATE
+        state = self._read_state(progress.step)
+        _write_state({**state, "progress": asdict(progress)}, path)
+        for step in self.steps():
+            if step > progress.step:
+                shutil.rmtree(self._path(step))
+
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, until: int | None = None
+    ) -> Progress | None:
+        """Load the newest whole checkpoint, of a step up to `until` where given, into model and
+        optimiser; None where there is none."""
+        for step in reversed(self.steps()):
+            if until is not None and step > until:
+                continue
+            try:
+                progress = self._load(step, model, optimizer)
+            except DamagedCheckpointError as error:
+                self._set_aside(step, error)
+                continue
+            self._check_best(progress)
+            return progress
+        return None
+
+    def load_weights(self, step: int, model: nn.Module) -> None:
+        """Load the trained weights of checkpoint `step` into the model."""
+        self._read_state(step)
+        _assign(model, self._read(step, WEIGHTS))
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints at hand, ascending; 0 is the start."""
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        start = [0] if (self.folder / START).exists() else []
+        return start + sorted(int(name) for name in names if name.isdigit())
+
+    def _path(self, step: int) -> Path:
+        return self.folder / (f"step-{step}" if step else START)
+
+    def _load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        state = self._read_state(step)
+        if state["threads"] != torch.get_num_threads():
+            self.log(
+                f"warning: checkpoint {step} was made with {state['threads']} threads, now "
+                f"{torch.get_num_threads()}: results may differ in the last digits"
+            )
+        weights, moments = self._read(step, WEIGHTS), self._read(step, OPTIMIZER)
+        _assign(model, weights)
+        _load_optimizer(optimizer, moments, parameter_names(model))
+        return Progress(**state["progress"])
+
+    def _read_state(self, step: int) -> dict:
+        """`state.json` of a checkpoint, after its files were compared with their digests."""
+        path = self._path(step) / STATE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if state.pop("checksum") != digest_of(state):
+                raise DamagedCheckpointError(f"{path} is damaged")
+            for name, expected in state["sha256"].items():
+                if sha256_of(path.with_name(name)) != expected:
+                    raise DamagedCheckpointError(f"{path.with_name(name)} is damaged or truncated")
+        except DamagedCheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
+        return state
+
+    def _read(self, step: int, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self._path(step) / name)
+        except (OSError, SafetensorError) as error:
+            raise DamagedCheckpointError(f"{self._path(step) / name}: {error}") from None
+
+    def _check_best(self, progress: Progress) -> None:
+        """Forget a best checkpoint that is damaged or gone: selection starts again from here."""
+        if progress.best_step in (None, progress.step):
+            return
+        try:
+            self._read_state(progress.best_step)
+        except DamagedCheckpointError as error:
+            self._set_aside(progress.best_step, error)
+            progress.best_step = progress.best_accuracy = progress.best_length = None
+
+    def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+        path = self._path(step)
+        if path.exists():
+            path.rename(_free_name(path, "damaged"))
+        self.log(f"warning: checkpoint {step} is set aside, an earlier one is used: {error}")
+
+
+def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Names of the trained parameters; tied ones have one name."""
+    return {
+        parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and stored buffers: all that training changes in a model."""
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    parameters = {name: parameter for parameter, name in parameter_names(model).items()}
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in (parameters | buffers).items()
+    }
+
+
+def _write_state(state: dict, path: Path) -> None:
+    write_json(path, {**state, "checksum": digest_of(state)})
+
+
+def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    targets = dict(model.named_parameters()) | dict(model.named_buffers())
+    expected = trained_tensors(model).keys()
+    if tensors.keys() != expected:
+        different = sorted(tensors.keys() ^ expected)
+        raise DamagedCheckpointError(
+            f"the checkpoint's weights are of another model: {different[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """The optimiser's tensors as `{parameter name}/{moment}`."""
+    return {
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for parameter, moments in optimizer.state.items()
+        for key, value in moments.items()
+    }
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], names: dict[nn.Parameter, str]
+) -> None:
+    by_name = {name: parameter for parameter, name in names.items()}
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = by_name[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _read_owner(folder: Path) -> str | None:
+    """Digest of the configuration a folder belongs to; None where it cannot be told."""
+    try:
+        return json.loads((folder / OWNER).read_text(encoding="utf-8"))["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _free_name(path: Path, word: str) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}.{word}-{number}")).exists():
+        number += 1
+    return candidate

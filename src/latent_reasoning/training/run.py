@@ -1,0 +1,270 @@
+"""One training as a stage runs it: its inputs, its place on disk, its run in MLflow, its model.
+
+`TrainingRun` holds what the stages that train have in common between reading the command line and
+calling `training.train`; what they train is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import Experiment, Training, digest
+from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
+from latent_reasoning.dag.layout import Layout
+from latent_reasoning.data.rows import DataError, Row, read_rows
+from latent_reasoning.data.sequences import apply_special_token_policy
+from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.model.card import card_text, model_card
+from latent_reasoning.model.folder import write_model
+from latent_reasoning.model.lora import merge_lora, save_adapter
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.device import resolve_device, set_threads
+from latent_reasoning.runtime.files import (
+    atomic_directory,
+    sha256_of,
+    write_json,
+    write_text_atomically,
+)
+from latent_reasoning.runtime.gpus import take_gpus
+from latent_reasoning.runtime.parallel import current, start
+from latent_reasoning.runtime.signals import TrainingInterruptedError, stop_request
+from latent_reasoning.runtime.tracking import NullTracker, Tracker, open_tracker
+from latent_reasoning.training.checkpoints import open_checkpoint_folder
+from latent_reasoning.training.divergence import describe
+from latent_reasoning.training.loop import (
+    Task,
+    TrainResult,
+    print_to_stderr,
+    train,
+    write_training_csv,
+)
+
+
+@dataclass
+class TrainingRun:
+    """A model of the configuration, or the base model, being trained with one seed.
+
+    `parents` are the folders of the models it starts from and learns from, by name, the first
+    first; `splits` the files of rows it learns from, `data_digests` the SHA-256 of each it reads.
+    """
+
+    experiment: Experiment
+    name: str
+    stage: str
+    seed: int
+    config_digest: str
+    layout: Layout
+    device: torch.device
+    parents: dict[str, Path]
+    splits: tuple[str, ...]
+    data_digests: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, name: str, seed: int, config_digest: str, *, split: str
+    ) -> TrainingRun:
+        """The run of the model `name`, which learns from `split`, or all rows where it says so.
+
+        Takes a GPU, joins the processes of this launch, sets torch's threads and seeds the initial
+        weights.
+        Raises `ConfigError` or `DataError` where the rows or a parent are missing.
+        """
+        layout = Layout.of(experiment)
+        entry = None if name == "base" else experiment.models[name]
+        teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
+        names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
+        splits = ("sft", "rl") if getattr(entry, "rows", None) == "all" else (split,)
+        take_gpus(experiment.runtime.device)
+        device = resolve_device(experiment.runtime.device)
+        start(device)
+        set_threads(experiment.runtime.threads)
+        seeds.seed_everything(seed, seeds.INITIAL_WEIGHTS.format(model=name))
+        return cls(
+            experiment=experiment,
+            name=name,
+            stage="base" if entry is None else entry.stage,
+            seed=seed,
+            config_digest=config_digest,
+            layout=layout,
+            device=device,
+            parents={parent: layout.model(parent, seed) for parent in names},
+            splits=splits,
+            data_digests={
+                used: _digest_of_rows(layout.data(used)) for used in (*splits, "validation")
+            },
+        )
+
+    def training_rows(self, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """Rows of all splits that the model learns from."""
+        return [row for split in self.splits for row in self.rows(split, tokenizer)]
+
+    def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """Rows of a prepared split, special-token text dealt with as configured."""
+        rows = read_rows(self.layout.data(split))
+        policy = self.experiment.data.special_token_text
+        kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
+        if skipped:
+            print_to_stderr(f"{split}: {skipped} rows with special-token text are skipped")
+        return kept
+
+    @cached_property
+    def digest(self) -> str:
+        """What checkpoints belong to: the configuration and the content of all inputs."""
+        parents = {
+            name: fingerprint(str(path), f"the model {name}") for name, path in self.parents.items()
+        }
+        return digest([self.config_digest, self.data_digests, parents])
+
+    @cached_property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; one of other inputs is set aside."""
+        folder, digest = self.layout.checkpoints(self.name, self.seed), self.digest
+        with current().main_first():
+            return open_checkpoint_folder(folder, digest, print_to_stderr)
+
+    def validation(
+        self,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        training: Training,
+        *,
+        longest_completion: int,
+        forced_steps: int | None = None,
+    ) -> Callable[[], dict[str, float]]:
+        """The greedy validation of a task, on the first `validation_rows` rows.
+
+        A completion may be twice as long as the longest one trained on: what is longer goes round
+        in circles, and would only cost time.
+        """
+        rows = self.rows("validation", tokenizer)[: training.validation_rows]
+        limit = 2 * longest_completion
+        return lambda: greedy_validation(
+            model,
+            tokenizer,
+            rows,
+            prompt_prefix=self.experiment.data.prompt.evaluation,
+            max_new_tokens=limit,
+            batch_size=self.experiment.runtime.evaluation_batch_size,
+            forced_steps=forced_steps,
+        )
+
+    def train(self, model: LatentReasoner, task: Task, training: Training) -> TrainResult:
+        """Train, or go on where a killed run stopped, and report to MLflow.
+
+        A signal or the time budget ends it with `TrainingInterruptedError`.
+        """
+        tracker = self._tracker()
+        status = "FAILED"
+        try:
+            with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
+                result = train(
+                    model,
+                    task,
+                    training,
+                    runtime=self.experiment.runtime,
+                    checkpoint_folder=self.checkpoints,
+                    digest=self.digest,
+                    seed=self.seed,
+                    tracker=tracker,
+                    log_every=self.experiment.tracking.log_every,
+                    stop=stop,
+                )
+            status = "FINISHED"
+            return result
+        except TrainingInterruptedError:
+            tracker.close("KILLED")
+            current().wait()  # a launcher ends all its processes as soon as one has ended
+            raise
+        finally:
+            tracker.close(status)
+
+    def _tracker(self) -> Tracker:
+        """The run in MLflow; of several processes the first one reports."""
+        checkpoints = self.checkpoints
+        if not current().is_main:
+            return NullTracker()
+        parent = next(iter(self.parents), None)
+        return open_tracker(
+            self.experiment,
+            model=self.name,
+            seed=self.seed,
+            stage=self.stage,
+            digest=self.config_digest,
+            checkpoints=checkpoints,
+            parent=self.layout.checkpoints(parent, self.seed) if parent else None,
+        )
+
+    def save(
+        self,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        result: TrainResult,
+        *,
+        keep_adapter: bool = False,
+    ) -> Path:
+        """Write the model folder, adapters merged; `keep_adapter` keeps them beside it too.
+
+        Of several processes the first one writes and the others wait: this is a training's end.
+        """
+        folder = self.layout.model(self.name, self.seed)
+        if current().is_main:
+            self._write(folder, model, tokenizer, result, keep_adapter)
+        current().finish()
+        return folder
+
+    def _write(
+        self,
+        folder: Path,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        result: TrainResult,
+        keep_adapter: bool,
+    ) -> None:
+        card = self.card(result)
+        with atomic_directory(folder) as temporary:
+            if keep_adapter and model.adapter is not None:
+                save_adapter(model, temporary / "adapter", card["parent"])
+            merge_lora(model)
+            write_model(model, tokenizer, temporary)
+            write_json(temporary / "card.json", card)
+            write_text_atomically(temporary / "README.md", card_text(card))
+            write_training_csv(result.metrics, temporary / "training.csv")
+        write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
+
+    def card(self, result: TrainResult) -> dict[str, Any]:
+        """Where the model comes from, for `card.json`."""
+        metrics = {
+            "validation_accuracy": result.validation_accuracy,
+            "validation_reasoning_tokens": result.validation_reasoning_tokens,
+            "step": result.step,
+            "steps_run": result.steps_run,
+        }
+        return model_card(
+            experiment=self.experiment.experiment,
+            model=self.name,
+            stage=self.stage,
+            seed=self.seed,
+            parent=next(iter(self.parents), None),
+            config_digest=self.config_digest,
+            data_digests=self.data_digests,
+            selection=result.selection,
+            metrics=metrics,
+            weights_licence=self.experiment.base.licence,
+            data_licence=self.experiment.data.licence,
+            prompt_prefix=self.experiment.data.prompt.evaluation,
+            rollbacks=[describe(rollback) for rollback in result.rollbacks],
+        )
+
+
+def _digest_of_rows(file: Path) -> str:
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; run the stage that prepares the data first")
+    return sha256_of(file)

@@ -1,0 +1,140 @@
+"""Trainings that are asked to end: real signals to real processes, and time budgets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_reasoning.runtime.signals import (
+    StopRequest,
+    TrainingInterruptedError,
+    stop_request,
+)
+from latent_reasoning.training.checkpoints import CheckpointStore
+from tests.training.tiny_training import (
+    TinyTask,
+    assert_bitwise_equal,
+    run,
+    settings,
+    tiny_model,
+    weights,
+)
+
+STEPS = 400
+TRAINING = {"steps": STEPS, "validate_every": STEPS, "select": "last"}
+CHILD = """
+import sys
+import torch
+from pathlib import Path
+from tests.training.tiny_training import TinyTask, run, settings, tiny_model
+from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.signals import stop_request
+from latent_reasoning.training.loop import print_to_stderr
+
+class Log:
+    append = staticmethod(print_to_stderr)
+
+def main(_):
+    torch.set_num_threads(1)
+    task = TinyTask(tiny_model(), seconds_a_step=0.05)
+    training = settings(steps=400, validate_every=400, select="last")
+    with stop_request(None) as stop:
+        run(Path(sys.argv[1]), task, training, checkpoint_every=1000, log=Log, stop=stop)
+
+run_stage(main)
+"""
+
+
+def child(folder: Path) -> subprocess.Popen[str]:
+    """A training of 400 steps in a process of its own, after its first steps."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stderr.readline()
+    assert line.startswith("tiny  step 2/400"), line
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_a_training_with_a_checkpoint_from_which_it_goes_on(tmp_path, number):
+    process = child(tmp_path / "c")
+    process.send_signal(number)
+    assert process.wait(300) == 75
+    noted, last = process.stderr.read().splitlines()
+    step = CheckpointStore(tmp_path / "c", "a", print).steps()[-1]
+    assert 2 <= step < STEPS
+    assert noted == f"{number.name}: ends after this step, with a checkpoint"
+    assert last == (
+        f"tiny: {number.name} received: ended with a checkpoint; "
+        f"goes on from step {step} of 400 when run again"
+    )
+    torch.set_num_threads(1)
+    resumed, whole, log = tiny_model(), tiny_model(), []
+    run(tmp_path / "c", TinyTask(resumed), settings(**TRAINING), log=log)
+    assert f"tiny: goes on after step {step}" in log
+    run(tmp_path / "whole", TinyTask(whole), settings(**TRAINING), log=log)
+    assert_bitwise_equal(weights(resumed), weights(whole))
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("c", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with stop_request(None) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert stop.reason == "SIGINT received"
+        stop.note(signal.SIGINT)  # the same one, from a launcher
+        stop.noted -= 2
+        stop.note(signal.SIGTERM)  # schedulers repeat themselves
+        with pytest.raises(KeyboardInterrupt):
+            stop.note(signal.SIGINT)
+
+
+def test_after_the_training_signals_mean_what_they_did_before():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request(None):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_training_whose_time_is_up_gets_on_by_a_step_at_each_try(tmp_path):
+    model, log = tiny_model(), []
+    for step in (1, 2, 3):
+        stop = StopRequest(budget_minutes=1e-9)
+        with pytest.raises(TrainingInterruptedError) as caught:
+            run(tmp_path / "c", TinyTask(model), settings(), log=log, stop=stop)
+        assert str(caught.value) == (
+            "tiny: runtime.time_budget_minutes (1e-09) used up: ended with a checkpoint; "
+            f"goes on from step {step} of 8 when run again"
+        )
+    result = run(tmp_path / "c", TinyTask(model), settings(), log=log)
+    assert result.steps_run == 8
+
+
+def test_a_finished_training_is_not_ended_early(tmp_path):
+    stop = StopRequest(budget_minutes=1e-9)
+    result = run(tmp_path / "c", TinyTask(tiny_model()), settings(steps=1), log=[], stop=stop)
+    assert result.steps_run == 1
+
+
+def test_no_checkpoint_falls_between_two_updates_on_the_same_samples(tmp_path):
+    task = TinyTask(tiny_model(), iterations=3)
+    with pytest.raises(TrainingInterruptedError, match="goes on from step 3 of 8"):
+        run(
+            tmp_path / "c",
+            task,
+            settings(),
+            log=[],
+            checkpoint_every=6,
+            stop=StopRequest(budget_minutes=1e-9),
+        )

@@ -1,0 +1,72 @@
+"""Two processes train as one does: the same losses and the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from latent_reasoning.config import PROJECT_ROOT
+from latent_reasoning.rl import groups
+from latent_reasoning.training.loop import read_metrics
+from tests.runtime.trainings import STEPS, TRAININGS, half_are_right, run_all
+
+# Losses are of the order of 4, weights of 0.3.
+LARGEST = {"float32": {"loss": 2e-5, "weight": 1e-5}, "float64": {"loss": 1e-13, "weight": 1e-13}}
+
+
+def train_with_two_processes(folder: Path) -> None:
+    """Run `trainings.py` under accelerate's launcher."""
+    launcher = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launcher += ["--multi_gpu", "--num_processes", "2"]
+    path = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
+    result = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.runtime.trainings", str(folder)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """Of one process and of two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "judge", half_are_right)
+        run_all(one)
+    train_with_two_processes(two)
+    return one, two
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_processes_give_the_losses_and_weights_of_one(folders, name, kind):
+    one, two = folders
+    losses, weights = [], []
+    rows = [read_metrics(folder / f"{name}-{kind}-0.jsonl") for folder in (one, two)]
+    assert [list(row) for row in rows[0]] == [list(row) for row in rows[1]]
+    assert sum("loss" in row for row in rows[0]) == STEPS
+    for first, second in zip(*rows, strict=True):
+        losses += [abs(first[metric] - second[metric]) for metric in first]
+    first, second = (load_file(folder / f"{name}-{kind}-0.safetensors") for folder in folders)
+    assert first.keys() == second.keys()
+    for tensor in first:
+        weights.append((first[tensor] - second[tensor]).abs().max().item())
+    print(f"{name} {kind}: losses and metrics differ by {max(losses):.1e}, weights by ", end="")
+    print(f"{max(weights):.1e}")
+    assert max(losses) <= LARGEST[kind]["loss"]
+    assert max(weights) <= LARGEST[kind]["weight"]
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+@pytest.mark.parametrize("name", TRAININGS)
+def test_both_processes_hold_bitwise_the_same_weights(folders, name, kind):
+    first, second = (folders[1] / f"{name}-{kind}-{rank}.safetensors" for rank in (0, 1))
+    assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,227 @@
+"""Tiny trainings of every kind, run by one process or by several.
+
+    accelerate launch .. -m tests.runtime.trainings FOLDER
+
+leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.json` with the
+logged metrics of each step. No dropout: its masks are each process's own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from latent_reasoning.config import (
+    Data,
+    Distillation,
+    LatentSftModel,
+    LatentSteps,
+    Lora,
+    Model,
+    RlModel,
+    Runtime,
+    SftModel,
+    Training,
+)
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import Row
+from latent_reasoning.data.sequences import encode_latent_rows
+from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.rl import groups
+from latent_reasoning.rl.groups import rl_prompts
+from latent_reasoning.rl.reward import Verdict, judge
+from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.runtime.parallel import current, start
+from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.sft.latent_sft import LatentSftTask
+from latent_reasoning.sft.token_sft import token_sft_examples
+from latent_reasoning.training.checkpoints import trained_tensors
+from latent_reasoning.training.loop import read_metrics, train
+from latent_reasoning.training.text import TextTask
+from tests.model.models import build_base
+
+STEPS = 6
+LORA = Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "up_proj"])
+CODI = Distillation(codi_weight=2.0, meaned_weight=1.0)
+
+
+def rows() -> list[Row]:
+    """Questions of 1 to 3 steps; the first is asked three times, and pools its samples in RL."""
+    made = generate_splits(12, 0, 0, max_steps=3, step_weights=[1, 1, 1], modulus=7, seed=0)
+    rows = [
+        Row(f"train-{i}", row["question"], tuple(row["steps"]), row["answer"])
+        for i, row in enumerate(made["train"])
+    ]
+    return [rows[0], rows[0], *rows]
+
+
+class Parts:
+    """What a training is made of, its weights in one type of number."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.tokenizer = build_tokenizer(generated_texts(7))
+        base = build_base("llama", vocabulary=len(self.tokenizer))
+        self.plain = LatentReasoner(base, None).to(dtype)
+        self.dtype = dtype
+
+    def latent(self, lora: bool = False) -> LatentReasoner:
+        """The base made a latent reasoner, with an adapter where asked for."""
+        torch.manual_seed(1)
+        model = make_latent(self.plain.base, self.tokenizer, Model(start_token_from=" Results:"))
+        if lora:
+            attach_lora(model, LORA)
+        return model.to(self.dtype)
+
+    def validation(self, model: LatentReasoner) -> Callable[[], dict[str, float]]:
+        """Five rows: they do not divide by two."""
+        return partial(
+            greedy_validation,
+            model,
+            self.tokenizer,
+            rows()[:5],
+            prompt_prefix="",
+            max_new_tokens=6,
+            batch_size=2,
+        )
+
+
+def training(**changes) -> Training:
+    return Training(
+        **({"steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 3} | changes)
+    )
+
+
+def runtime(micro_batch_size: int | None) -> Runtime:
+    return Runtime(device="cpu", micro_batch_size=micro_batch_size, checkpoint_every=2)
+
+
+def token_sft(dtype: torch.dtype, micro_batch_size: int | None):
+    parts = Parts(dtype)
+    entry = SftModel(training=training())
+    return TextTask(
+        "token-sft",
+        parts.plain,
+        token_sft_examples(rows(), parts.tokenizer, entry, Data()),
+        entry.training,
+        runtime(micro_batch_size),
+        seed=0,
+        pad_id=parts.tokenizer.pad_token_id,
+        validate=parts.validation(parts.plain),
+    ), entry.training
+
+
+def latent_sft(
+    dtype: torch.dtype,
+    micro_batch_size: int | None,
+    lora: bool = False,
+    distillation: Distillation = CODI,
+):
+    parts = Parts(dtype)
+    model = parts.latent(lora)
+    entry = LatentSftModel(training=training(), distillation=distillation)
+    examples = encode_latent_rows(
+        rows(),
+        parts.tokenizer,
+        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
+        prefix="Question: ",
+        natural_language=False,
+        drop_last_step=True,
+        shift_target=False,
+        mask_latent_labels=False,
+        learn_start=False,
+    )
+    return LatentSftTask(
+        "latent-sft",
+        model,
+        examples,
+        entry,
+        runtime(micro_batch_size),
+        seed=0,
+        pad_id=parts.tokenizer.pad_token_id,
+        validate=parts.validation(model),
+    ), entry.training
+
+
+def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **settings):
+    parts = Parts(dtype)
+    model = parts.latent(lora)
+    entry = RlModel(
+        **{"from": "latent"},
+        group_size=4,
+        max_new_tokens=8,
+        max_latent_steps=4,
+        kl_weight=0.1,
+        training=training(batch_size=6, validate_every=4),
+        **settings,
+    )
+    task = AdaptiveLengthTask(
+        "rl",
+        model,
+        parts.tokenizer,
+        rl_prompts(rows(), parts.tokenizer, prefix="Question: ", max_prompt_tokens=None),
+        entry,
+        runtime(micro_batch_size),
+        seed=0,
+        validate=parts.validation(model),
+    )
+    return task, entry.training
+
+
+def half_are_right(prompt: str, completion: str, label: str) -> Verdict:
+    """A random model is never right: every second completion is called so."""
+    return Verdict(True, len(completion) % 2 == 0, judge(prompt, completion, label).length)
+
+
+TRAININGS = {
+    "token-sft": partial(token_sft, micro_batch_size=None),
+    "token-sft-in-3s": partial(token_sft, micro_batch_size=3),
+    "latent-sft-in-2s": partial(latent_sft, micro_batch_size=2),
+    "latent-sft-lora-in-3s": partial(latent_sft, micro_batch_size=3, lora=True),
+    "latent-sft-undivided": partial(
+        latent_sft, micro_batch_size=None, distillation=Distillation(codi_weight=0.0)
+    ),
+    "rl": partial(rl, micro_batch_size=None),
+    "rl-lora-in-2s-twice": partial(rl, micro_batch_size=2, lora=True, iterations=2),
+    "rl-exact-in-2s": partial(rl, micro_batch_size=2, estimator="exact"),
+}
+"""By name: what is trained, in which micro-batches; every step of each is of one batch."""
+TYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def run_all(folder: Path) -> None:
+    """Run every training and leave this process's weights and metrics in `folder`."""
+    torch.set_num_threads(1)
+    rank = start(torch.device("cpu")).rank
+    for name, build in TRAININGS.items():
+        for kind, dtype in TYPES.items():
+            task, settings = build(dtype)
+            result = train(
+                task.model,
+                task,
+                settings,
+                runtime=runtime(None),
+                checkpoint_folder=folder / "checkpoints" / f"{name}-{kind}",
+                digest="a",
+                seed=0,
+                tracker=NullTracker(),
+                log_every=1,
+            )
+            save_file(trained_tensors(task.model), folder / f"{name}-{kind}-{rank}.safetensors")
+            metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
+            (folder / f"{name}-{kind}-{rank}.jsonl").write_text("".join(metrics))
+    current().finish()
+
+
+if __name__ == "__main__":
+    groups.judge = half_are_right
+    run_all(Path(sys.argv[1]))

@@ -1,0 +1,100 @@
+"""The question is read once for teacher and student; what is learned does not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latent_reasoning.config import Distillation, LatentSteps
+from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
+from latent_reasoning.model import reasoner
+from latent_reasoning.sft import latent_sft
+from latent_reasoning.sft.latent_sft import latent_sft_losses
+from latent_reasoning.sft.shared_question import SIDES, read_question
+
+BOTH = Distillation(codi_weight=2.0, meaned_weight=3.0)
+
+
+@pytest.fixture(autouse=True)
+def _sharing_always_pays(monkeypatch) -> None:
+    monkeypatch.setattr(reasoner, "PASS_COST", 0)
+
+
+@pytest.fixture
+def examples(rows, tokenizer, latent_model):
+    return encode_latent_rows(
+        rows[:7],
+        tokenizer,
+        steps=LatentSteps(factor=1, bias=0, min=None, max=None),
+        prefix="Question: ",
+        natural_language=False,
+        drop_last_step=True,
+        shift_target=True,
+        mask_latent_labels=False,
+        learn_start=True,
+    )
+
+
+def test_what_is_left_begins_at_the_last_token_of_the_question(examples, tokenizer, latent_model):
+    batch = collate_latent(examples, tokenizer.pad_token_id)
+    state, rest = read_question(latent_model, batch)
+    questions = [example.student.question_length for example in examples]
+    assert state.mask.sum(1).tolist() == [question - 1 for question in questions]
+    for side, sequences in (
+        ("", [example.teacher for example in examples]),
+        ("latent_", [example.student for example in examples]),
+    ):
+        mask = rest[f"{side}attention_mask"].bool()
+        for row, (sequence, question) in enumerate(zip(sequences, questions, strict=True)):
+            ids = rest[f"{side}input_ids"][row][mask[row]].tolist()
+            assert ids == sequence.input_ids[question - 1 :].tolist()
+        before, after = batch[f"{side}labels"], rest[f"{side}labels"]
+        assert (before != IGNORED_LABEL).sum() == (after != IGNORED_LABEL).sum()
+        assert not (rest[f"{side}target_token_map"] & ~mask).any()
+
+
+def test_losses_and_gradients_are_those_of_two_whole_forwards(
+    examples, tokenizer, latent_model, monkeypatch
+):
+    batch = collate_latent(examples, tokenizer.pad_token_id)
+    results = []
+    for read in (read_question, lambda model, batch: (None, batch)):
+        monkeypatch.setattr(latent_sft, "read_question", read)
+        latent_model.zero_grad()
+        losses = latent_sft_losses(latent_model, batch, BOTH)
+        sum(losses.values()).backward()
+        results.append((losses, {n: p.grad for n, p in latent_model.named_parameters()}))
+    (losses, gradients), (other_losses, other_gradients) = results
+    assert losses.keys() == {"teacher_loss", "student_loss", "codi_loss", "meaned_loss"}
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(other_losses[name].item(), rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_that_shares_nothing_leaves_the_batch_whole(examples, tokenizer, latent_model):
+    batch = collate_latent(examples, tokenizer.pad_token_id)
+    first = int(batch["attention_mask"][2].argmax())
+    batch["input_ids"][2, first] = 5
+    state, rest = read_question(latent_model, batch)
+    assert state is None
+    assert rest is batch
+
+
+def test_a_question_that_costs_less_than_a_pass_is_not_shared(
+    examples, tokenizer, latent_model, monkeypatch
+):
+    batch = collate_latent(examples, tokenizer.pad_token_id)
+    shared = sum(example.student.question_length - 1 for example in examples)
+    for cost, expected in ((shared, True), (shared + 1, False)):
+        hidden_size = latent_model.base.config.hidden_size
+        monkeypatch.setattr(reasoner, "PASS_COST", cost * hidden_size**2)
+        state, _ = read_question(latent_model, batch)
+        assert (state is not None) == expected
+
+
+def test_the_names_of_both_sides_are_those_of_the_batch(examples, tokenizer):
+    batch = collate_latent(examples, tokenizer.pad_token_id)
+    names = {f"{side}{name}" for side, side_names in SIDES.items() for name in side_names}
+    assert set(batch) == names | {"latent_reasoning_map"}

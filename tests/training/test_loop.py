@@ -1,0 +1,333 @@
+"""The training loop: optimiser, accumulation, schedule, selection, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from latent_reasoning.training.loop import (
+    DivergenceError,
+    accumulate_gradients,
+    build_optimizer,
+    decay_groups,
+    learning_rate,
+    read_metrics,
+    write_training_csv,
+)
+from tests.training.tiny_training import (
+    TinyPlan,
+    TinyTask,
+    assert_bitwise_equal,
+    nan_at,
+    run,
+    settings,
+    tiny_model,
+    weights,
+)
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+# ------------------------------------------------------------------------------- optimiser, steps
+
+
+def test_matrices_and_embeddings_are_decayed_but_norms_biases_and_special_rows_are_not():
+    model = tiny_model()
+    model.add_module("special_rows", nn.ModuleDict({"start": nn.Embedding(1, 8)}))
+    model.add_module("frozen", nn.Linear(2, 2).requires_grad_(False))
+    model.add_module("tied", model[0])
+    decayed, undecayed = decay_groups(model)
+    assert decayed == ["0.weight", "3.weight"]
+    assert undecayed == ["1.weight", "1.bias", "3.bias", "special_rows.start.weight"]
+    optimizer = build_optimizer(model, settings(weight_decay=0.3))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
+
+
+def test_schedule_equals_transformers_cosine_with_warmup():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=8e-4)
+    reference = get_cosine_schedule_with_warmup(optimizer, 5, 40)
+    rate = learning_rate(settings(steps=40, warmup_steps=5, learning_rate=8e-4))
+    for step in range(41):
+        assert rate(step) == reference.get_last_lr()[0]
+        optimizer.step()
+        reference.step()
+    assert rate(0) == 0.0
+    assert rate(5) == 8e-4
+
+
+def test_linear_and_constant_schedules_have_the_same_warmup():
+    linear = learning_rate(settings(steps=12, schedule="linear", learning_rate=1.0))
+    constant = learning_rate(settings(steps=12, schedule="constant", learning_rate=1.0))
+    assert [linear(step) for step in (0, 1, 2, 7, 12)] == [0.0, 0.5, 1.0, 0.5, 0.0]
+    assert [constant(step) for step in (0, 1, 2, 7, 12)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    gradients, losses = [], []
+    for size in (4, 3, 1):
+        model = tiny_model().eval()
+        values = accumulate_gradients(model, TinyTask(model, plan=TinyPlan(size)), step=5)
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        losses.append(values["loss"])
+        assert values["double_loss"] == pytest.approx(2 * values["loss"])
+    for other in gradients[1:]:
+        for expected, actual in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(actual, expected)
+    assert losses[1:] == pytest.approx([losses[0]] * 2)
+
+
+def test_gradient_is_clipped_to_its_norm(tmp_path, log):
+    model = tiny_model()
+    seen = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *arguments):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        seen.append(float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt()))
+        return original(self, *arguments)
+
+    torch.optim.AdamW.step = step
+    try:
+        run(tmp_path / "c", TinyTask(model), settings(steps=3, max_grad_norm=1e-3), log=log)
+    finally:
+        torch.optim.AdamW.step = original
+    assert seen == pytest.approx([1e-3] * 3, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_the_step(tmp_path, log):
+    task = TinyTask(tiny_model(), fault=nan_at(4))
+    with pytest.raises(DivergenceError, match="loss is nan at step 5"):
+        run(tmp_path / "c", task, settings(), log=log)
+
+
+# ------------------------------------------------------------------------------------- selection
+
+
+def test_the_best_weights_are_returned_not_the_last(tmp_path, log):
+    model = tiny_model()
+    task = TinyTask(model, accuracies=[0.1, 0.9, 0.5, 0.9])
+    result = run(tmp_path / "c", task, settings(), log=log)
+    assert (result.step, result.steps_run, result.validation_accuracy) == (4, 8, 0.9)
+    shorter = tiny_model()
+    run(tmp_path / "d", TinyTask(shorter), settings(select="last"), log=log)
+    assert not torch.equal(model[3].weight, shorter[3].weight)
+    stored = load_file(tmp_path / "c" / "step-4" / "weights.safetensors")
+    assert torch.equal(stored["3.weight"], model[3].weight)
+
+
+def test_among_equally_accurate_weights_the_shortest_reasoning_wins(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.9, 0.9, 0.9, 0.8], lengths=[8.0, 4.0, 6.0, 3.0])
+    result = run(tmp_path / "c", task, settings(), log=log)
+    assert (result.step, result.validation_reasoning_tokens) == (4, 4.0)
+
+
+def test_select_last_returns_the_last_weights(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.9, 0.1, 0.1, 0.2])
+    result = run(tmp_path / "c", task, settings(select="last"), log=log)
+    assert (result.step, result.validation_accuracy) == (8, 0.2)
+    assert result.selection == "the last step (8)"
+
+
+def test_training_stops_early_at_the_wanted_accuracy(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.5, 1.0])
+    result = run(tmp_path / "c", task, settings(stop_at_accuracy=0.99), log=log)
+    assert (result.step, result.steps_run) == (4, 4)
+
+
+def test_zero_steps_return_the_model_as_it_was(tmp_path, log):
+    model = tiny_model()
+    before = weights(model)
+    result = run(tmp_path / "c", TinyTask(model), settings(steps=0), log=log)
+    assert result.steps_run == 0
+    assert_bitwise_equal(weights(model), before)
+
+
+# ------------------------------------------------------------------------------ metrics, progress
+
+
+def test_metrics_are_means_since_the_last_line_and_make_a_table(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.25, 0.5, 0.75, 1.0])
+    result = run(tmp_path / "c", task, settings(), log=log)
+    rows = read_metrics(result.metrics)
+    assert [row["step"] for row in rows] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert rows[0]["double_loss"] == pytest.approx(2 * rows[0]["loss"])
+    assert rows[0]["learning_rate"] == pytest.approx((0.0 + 0.005) / 2)
+    write_training_csv(result.metrics, tmp_path / "training.csv")
+    lines = (tmp_path / "training.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,double_loss,gradient_norm,learning_rate,validation_accuracy"
+    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4", "6", "8"]
+    assert lines[4].endswith(",1.0")
+
+
+def test_progress_lines_say_loss_accuracy_length_and_time_left(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.5] * 4, lengths=[7.5] * 4)
+    run(tmp_path / "c", task, settings(), log=log)
+    assert log[1].startswith("tiny  step 2/8  loss ")
+    assert log[1].endswith("accuracy 0.5  reasoning tokens 7.5  0:00 left")
+
+
+# ------------------------------------------------------------------------------ checkpoint, resume
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.9, 0.1, 0.2, 0.3])
+    run(tmp_path / "c", task, settings(), checkpoint_every=1, log=log)
+    kept = sorted(path.name for path in (tmp_path / "c").glob("step-*"))
+    assert kept == ["step-2", "step-7", "step-8"]
+
+
+def interrupted(folder: Path, log: list[str]) -> None:
+    """A training that ended by an error in step 6 and left the checkpoints of steps 2 to 5."""
+    task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.4, 0.5], fault=nan_at(5))
+    with pytest.raises(DivergenceError):
+        run(folder, task, settings(), checkpoint_every=1, log=log)
+
+
+def finished(folder: Path, log: list[str], accuracies: list[float]):
+    model = tiny_model()
+    with torch.no_grad():
+        model[3].weight.zero_()
+    result = run(folder, TinyTask(model, accuracies=accuracies), settings(), log=log)
+    return weights(model), result
+
+
+def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path, log):
+    model = tiny_model()
+    task = TinyTask(model, accuracies=[0.5, 0.6, 0.4, 0.5])
+    whole = run(tmp_path / "a", task, settings(), log=log)
+    interrupted(tmp_path / "b", log)
+    resumed, result = finished(tmp_path / "b", log, [0.4, 0.5])
+    assert "tiny: goes on after step 5" in log
+    assert_bitwise_equal(resumed, weights(model))
+    assert result.step == whole.step == 4
+    assert result.metrics.read_text() == whole.metrics.read_text()
+    assert_bitwise_equal(
+        load_file(tmp_path / "a" / "step-8" / "optimizer.safetensors"),
+        load_file(tmp_path / "b" / "step-8" / "optimizer.safetensors"),
+    )
+
+
+def test_a_finished_training_is_not_repeated(tmp_path, log):
+    model = tiny_model()
+    run(tmp_path / "c", TinyTask(model, accuracies=[0.1, 0.9, 0.5, 0.5]), settings(), log=log)
+    again = tiny_model()
+    task = TinyTask(again)
+    result = run(tmp_path / "c", task, settings(), log=log)
+    assert (task.last_step, task.validations, result.step) == (-1, 0, 4)
+    assert_bitwise_equal(weights(again), weights(model))
+
+
+def truncate(content: bytes) -> bytes:
+    return content[:-20]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, log, name, damage):
+    model = tiny_model()
+    run(tmp_path / "a", TinyTask(model, accuracies=[0.5, 0.6, 0.4, 0.5]), settings(), log=log)
+    interrupted(tmp_path / "b", log)
+    damaged = tmp_path / "b" / "step-5" / name
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    resumed, _ = finished(tmp_path / "b", log, [0.4, 0.5])
+    assert "tiny: goes on after step 4" in log
+    assert any(line.startswith("warning: checkpoint 5 is set aside") for line in log)
+    assert (tmp_path / "b" / "step-5.damaged-1").is_dir()
+    assert_bitwise_equal(resumed, weights(model))
+
+
+def test_a_lost_best_checkpoint_starts_the_selection_again(tmp_path, log):
+    interrupted(tmp_path / "c", log)
+    shutil.rmtree(tmp_path / "c" / "step-4")
+    _, result = finished(tmp_path / "c", log, [0.4, 0.5])
+    assert (result.step, result.validation_accuracy) == (8, 0.5)
+
+
+def test_checkpoints_of_another_configuration_are_set_aside(tmp_path, log):
+    interrupted(tmp_path / "c", log)
+    model = tiny_model()
+    result = run(tmp_path / "c", TinyTask(model), settings(), digest="b", log=log)
+    assert result.steps_run == 8
+    assert not any("goes on after" in line for line in log)
+    assert any("another configuration (digest a, now b)" in line for line in log)
+    assert (tmp_path / "c.stale-1" / "step-5").is_dir()
+
+
+KILLED = """
+import sys
+import torch
+from pathlib import Path
+from tests.training.tiny_training import TinyTask, run, settings, tiny_model
+torch.set_num_threads(1)
+task = TinyTask(tiny_model(), seconds_a_step=0.05)
+run(Path(sys.argv[1]), task, settings(steps=200, validate_every=200), log=[])
+"""
+
+
+def test_a_training_killed_with_sigkill_ends_with_bitwise_the_same_weights(tmp_path, log):
+    torch.set_num_threads(1)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("step-*/state.json")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    training = settings(steps=200, validate_every=200)
+    resumed, whole = tiny_model(), tiny_model()
+    run(folder, TinyTask(resumed), training, log=log)
+    assert any("goes on after step" in line for line in log)
+    run(tmp_path / "whole", TinyTask(whole), training, log=log)
+    assert_bitwise_equal(weights(resumed), weights(whole))
+    metrics = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert metrics == sorted(set(metrics))
+    assert len(metrics) == 100
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path, log):
+    interrupted(tmp_path / "c", log)
+    unfinished = tmp_path / "c" / ".step-6.abc.tmp"
+    unfinished.mkdir()
+    (unfinished / "weights.safetensors").write_bytes(b"half")
+    finished(tmp_path / "c", log, [0.4, 0.5])
+    assert not unfinished.exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypatch, log):
+    from safetensors import SafetensorError
+
+    from latent_reasoning.training import checkpoints
+
+    def full(tensors, path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*step-3'"):
+        run(tmp_path / "c", TinyTask(tiny_model()), settings(), log=log)
+    assert list((tmp_path / "c").glob("*step*")) == []

@@ -1,0 +1,68 @@
+# The model everything starts from, and models that were trained elsewhere.
+
+# Only one that is trained here is work to share.
+BASE_PROCESSES = RUNTIME.processes if LAYOUT.base_has_seeds else 1
+
+
+rule base_model:
+    input:
+        tracking=ancient(TRACKING_STORE) if LAYOUT.base_has_seeds else [],
+        rows=rows("sft", "validation") if LAYOUT.base_has_seeds else [],
+    output:
+        folder=directory(BASE),
+        digest=BASE_DIGEST,
+    log:
+        log_file("base_model", BASE.name),
+    benchmark:
+        benchmark_file("base_model", BASE.name)
+    retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
+    conda:
+        "../../environment.yml"
+    threads: RUNTIME.threads * BASE_PROCESSES
+    resources:
+        gpu=GPU * BASE_PROCESSES if LAYOUT.base_has_seeds else 0,
+        gpu_model=GPU_MODEL if LAYOUT.base_has_seeds else "",
+        nodes=1,  # of a cluster: the processes of a training share a host
+        mem_mb=memory_of(base_need, BASE_PROCESSES),
+        runtime=minutes_of(base_need),
+    params:
+        config=CONFIG,
+        digest=science("base"),
+        content=content(fingerprints.content_of_base),
+        seed="{seed}" if LAYOUT.base_has_seeds else 0,
+    message:
+        "Making the base model ({EXPERIMENT.base.source}): {output.folder}"
+    shell:
+        "exec python -m latent_reasoning.base --config {params.config:q} --digest {params.digest} "
+        "--seed {params.seed} > {log:q} 2>&1"
+
+
+rule import_model:
+    input:
+        parents=parents,
+    output:
+        folder=directory(MODEL),
+        digest=MODEL_DIGEST,
+    log:
+        log_file("import_model", "{model}", "seed-{seed}"),
+    benchmark:
+        benchmark_file("import_model", "{model}", "seed-{seed}")
+    wildcard_constraints:
+        model=models_of("import"),
+    retries: 3 if IMPORTS_FROM_HUB else 0
+    conda:
+        "../../environment.yml"
+    threads: RUNTIME.threads
+    resources:
+        gpu=0,
+        mem_mb=memory_of(training_need),
+        runtime=minutes_of(training_need),
+    params:
+        config=CONFIG,
+        digest=science("model"),
+        content=content(fingerprints.content_of_model, "model"),
+    message:
+        "Bringing in {wildcards.model}"
+    shell:
+        "python -m latent_reasoning.base --config {params.config:q} --digest {params.digest} "
+        "--model {wildcards.model} --seed {wildcards.seed} > {log:q} 2>&1"
