@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from latent_reasoning.runtime.command import StageError, run_stage
+from latent_reasoning.config import UserError
+from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.parallel import start
 
 
@@ -29,7 +30,7 @@ def main(_: list[str] | None) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     (folder / f"waiting-{processes.rank}").touch()
     if failing == [str(processes.rank)]:
-        raise StageError("row 3 is bad")
+        raise UserError("row 3 is bad")
     while not processes.any_rank(bool(received)):
         time.sleep(0.02)
     processes.finish()

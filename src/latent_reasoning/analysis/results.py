@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pandas
 
-from latent_reasoning.config import Experiment
+from latent_reasoning.config import Experiment, UserError
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.runtime.files import changed_files
 
 
-class MissingResultError(RuntimeError):
+class MissingResultError(UserError, RuntimeError):
     """A file that an earlier stage makes is not there."""
 
 
-class DamagedResultError(RuntimeError):
+class DamagedResultError(UserError, RuntimeError):
     """A file that is not as an earlier stage wrote it."""
 
 

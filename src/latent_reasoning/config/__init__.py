@@ -50,7 +50,11 @@ Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """What a user can mend: the message says in one line what, where and what to do."""
+
+
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names file, key and what is allowed."""
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_reasoning.config import UserError
 from latent_reasoning.runtime.files import sha256_of
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used; the message says which file and line (or row), and why."""
 
 

@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from latent_reasoning.config import UserError
+
 REMEDY = "restore the file, or delete the folder and run the stage that makes it again"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A model folder that cannot be used; the message says which file, what and what to do."""
 
 

@@ -11,16 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from latent_reasoning.config import ConfigError, Experiment
+from latent_reasoning.config import ConfigError, Experiment, UserError
 from latent_reasoning.runtime.files import explain
 from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow, speaks
 
 ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint; the same command goes on from there."""
-
-
-class StageError(RuntimeError):
-    """Something a user can mend; the message says what, where and what to do."""
 
 
 def parser(
@@ -77,7 +73,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(128 + signal.SIGINT)
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except (UserError, RuntimeError, OSError, MemoryError) as error:
         text = _for_the_user(error)
         if text is None:
             if not _one_of_several():
@@ -110,7 +106,7 @@ def _for_the_user(error: Exception) -> str | None:
     """The text of the project's own errors, of the file system's and of those of memory."""
     if isinstance(error, OSError):
         return explain(error)
-    if type(error).__module__.startswith("latent_reasoning"):
+    if isinstance(error, UserError):
         return str(error)
     from latent_reasoning.runtime.memory import (  # torch: seconds to import
         first_line,

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from latent_reasoning.config import UserError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAKEN = "LATENT_REASONING_GPU_SLOTS"
 """Set for the processes of a launcher that holds the locks."""
@@ -29,7 +31,7 @@ POLL_SECONDS = 2.0
 _held: list[TextIO] = []
 
 
-class GpuSlotError(RuntimeError):
+class GpuSlotError(UserError, RuntimeError):
     """GPUs that cannot be had."""
 
 

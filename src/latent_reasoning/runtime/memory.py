@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from latent_reasoning.config import UserError
 from latent_reasoning.runtime.parallel import current
 
 MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class OutOfMemoryError(RuntimeError):
+class OutOfMemoryError(UserError, RuntimeError):
     """There is not enough memory, on this process's device or on that of another one."""
 
 

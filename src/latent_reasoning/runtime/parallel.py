@@ -29,13 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from latent_reasoning.config import UserError
+
 LONGEST_WAIT = datetime.timedelta(hours=6)
 """For what the first process does alone, such as a frozen teacher's states. A process that dies
 ends the others at once: its launcher sees to that."""
 PR_SET_PDEATHSIG = 1
 
 
-class ParallelError(RuntimeError):
+class ParallelError(UserError, RuntimeError):
     """Processes that cannot work together, or no longer do."""
 
 

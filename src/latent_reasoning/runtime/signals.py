@@ -29,11 +29,13 @@ from types import FrameType
 
 import psutil
 
+from latent_reasoning.config import UserError
+
 SECONDS_TO_REPEAT = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class TrainingInterruptedError(RuntimeError):
+class TrainingInterruptedError(UserError, RuntimeError):
     """A training ended early with a checkpoint; the same command goes on from there."""
 
 

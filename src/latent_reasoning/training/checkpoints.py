@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latent_reasoning.config import UserError
 from latent_reasoning.config import digest as digest_of
 from latent_reasoning.runtime.files import atomic_directory, sha256_of, write_json
 from latent_reasoning.training.divergence import GuardState
@@ -38,7 +39,7 @@ KEPT = 2
 Log = Callable[[str], None]
 
 
-class DamagedCheckpointError(ValueError):
+class DamagedCheckpointError(UserError, ValueError):
     """A checkpoint that is not what was written."""
 
 

@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from latent_reasoning.config import Guard
+from latent_reasoning.config import Guard, UserError
 
 QUANTILE = 0.95
 LEAST_SHARE = 0.25
@@ -30,7 +30,7 @@ SIGNIFICANT = 4.0
 RATE_FACTOR = 0.5
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(UserError, RuntimeError):
     """Training cannot go on: it diverged, and going back did not help."""
 
 
