@@ -73,7 +73,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(128 + signal.SIGINT)
-    except (UserError, RuntimeError, OSError, MemoryError) as error:
+    except (UserError, ValueError, RuntimeError, OSError, MemoryError) as error:
         text = _for_the_user(error)
         if text is None:
             if not _one_of_several():
