@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from latent_reasoning.model import reasoner
-from latent_reasoning.model.passes import Kind, plan_passes, rows_of_like_length
+from latent_reasoning.model import heads, reasoner
+from latent_reasoning.model.heads import target_log_probabilities
+from latent_reasoning.model.parts import rows_of_similar_length
+from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from tests.model.models import (
@@ -74,7 +76,7 @@ def test_states_and_gradients_are_those_of_a_forward_without_cache_or_batch(arch
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_text_read_in_parts_of_like_length_is_read_as_if_together(architecture, side, monkeypatch):
+def test_text_read_in_parts_of_similar_length_is_read_as_together(architecture, side, monkeypatch):
     monkeypatch.setattr(reasoner, "PASS_COST", 0)
     model = build_reasoner(architecture)
     states, gradients = largest_differences(model, side)
@@ -82,18 +84,18 @@ def test_text_read_in_parts_of_like_length_is_read_as_if_together(architecture, 
     assert gradients < 1e-9
 
 
-def test_parts_hold_rows_of_like_length_with_little_padding():
+def test_parts_hold_rows_of_similar_length_with_little_padding():
     mask = torch.arange(9) >= torch.tensor([[4], [1], [8], [0], [3], [4]])
-    parts = rows_of_like_length(mask, allowance=2)
+    parts = rows_of_similar_length(mask, allowance=2)
     assert [rows.tolist() for rows in parts] == [[3, 1], [4, 0, 5], [2]]
-    assert [rows.tolist() for rows in rows_of_like_length(mask, 99)] == [[3, 1, 4, 0, 5, 2]]
+    assert [rows.tolist() for rows in rows_of_similar_length(mask, 99)] == [[3, 1, 4, 0, 5, 2]]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_rows_go_on_from_a_prefix_that_was_read_before(architecture):
     model = build_reasoner(architecture)
     prefixes, rests = [[5, 6, 7], [4], [2, 3]], [[9, 2], [4, START, CONTINUE, STOP, 8], [START]]
-    prefix = model.start(*pad(prefixes))
+    prefix = model.read_prompts(*pad(prefixes))
     for _ in range(2):  # the prefix stays as it is
         input_ids, mask = pad(rests)
         output = model(input_ids, mask, prefix=prefix)
@@ -214,7 +216,7 @@ def test_a_detached_stop_head_learns_but_sends_no_gradient_into_the_states(detac
     model = build_reasoner(detach_stop_head=detach)
     hidden = torch.randn(2, HIDDEN, dtype=torch.float64, requires_grad=True)
     kinds = torch.tensor([int(Kind.THINKING), int(Kind.TEXT)])
-    log_probabilities = model.target_log_probabilities(hidden, kinds, torch.tensor([STOP, 5]))
+    log_probabilities = target_log_probabilities(model, hidden, kinds, torch.tensor([STOP, 5]))
     log_probabilities.sum().backward()
     assert (hidden.grad[0].norm().item() == 0) == detach
     assert hidden.grad[1].norm().item() > 0
@@ -235,8 +237,12 @@ def test_target_log_probabilities_are_those_of_the_full_logits(modules):
     for temperature in (1.0, 0.5):
         expected = (logits[rows, columns] / temperature).log_softmax(-1)
         expected = expected[torch.arange(5), targets]
-        own = model.target_log_probabilities(
-            output.last_hidden[rows, columns], output.kinds[rows, columns], targets, temperature
+        own = target_log_probabilities(
+            model,
+            output.last_hidden[rows, columns],
+            output.kinds[rows, columns],
+            targets,
+            temperature,
         )
         assert torch.allclose(own, expected, atol=1e-12)
 
@@ -261,7 +267,7 @@ def test_a_model_that_changes_its_logits_afterwards_is_refused():
 def test_a_state_goes_on_where_the_forward_would(architecture):
     model = build_reasoner(architecture)
     prompts = [[5, 6, 7, START, CONTINUE], [4, START, CONTINUE], [2, 3, START, CONTINUE, CONTINUE]]
-    state = model.start(*pad(prompts))
+    state = model.read_prompts(*pad(prompts))
     latent = model.latent_input(state.last_hidden).unsqueeze(1)
     hidden = model.advance(state, latent)
     for row, prompt in enumerate(prompts):
@@ -273,7 +279,7 @@ def test_a_state_goes_on_where_the_forward_would(architecture):
 def test_rows_leave_a_shared_trajectory_at_different_steps(architecture):
     model = build_reasoner(architecture)
     prompt = [5, 6, START]
-    state = model.start(*pad([prompt]))
+    state = model.read_prompts(*pad([prompt]))
     for _ in range(3):
         model.advance(state, model.latent_input(state.last_hidden).unsqueeze(1))
     steps = torch.tensor([1, 3, 2])
@@ -299,7 +305,7 @@ def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(monkeypat
     def log_probabilities_and_gradients():
         model.zero_grad()
         own = hidden.clone().requires_grad_()
-        result = model.target_log_probabilities(own, kinds, targets, temperature=0.7)
+        result = target_log_probabilities(model, own, kinds, targets, temperature=0.7)
         (result * torch.arange(1, 10)).sum().backward()
         weight = model.base.get_output_embeddings().weight
         return result.detach(), own.grad, weight.grad.clone()
@@ -308,7 +314,7 @@ def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(monkeypat
     computed = []
     plain_logits = model.logits
     monkeypatch.setattr(model, "logits", lambda h, k: computed.append(len(h)) or plain_logits(h, k))
-    monkeypatch.setattr(reasoner, "LOGITS_AT_ONCE", 3 * VOCABULARY + 1)
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 3 * VOCABULARY + 1)
     parts = log_probabilities_and_gradients()
     # Eight positions by threes, and each part once more for its gradient.
     assert sorted(computed) == [2, 2, 3, 3, 3, 3]

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from latent_reasoning.rl.rollouts import SamplingSettings, collect, draw_uniforms, sample
-from latent_reasoning.rl.scoring import score
-
-EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
-PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+from latent_reasoning.rl.scoring import score_completions
+from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
 
 def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> tuple[int, ...]:
@@ -78,7 +76,7 @@ def test_frequencies_match_the_scored_probabilities(reasoner):
     settings = SamplingSettings(0.7, 5, EOS, 3)
     samples = 20_000
     rollout, _ = sample(model, PROMPTS[:1], draw_uniforms(1, samples, 5, seed=2), settings)
-    log_probs = score(model, PROMPTS, rollout.completions, settings)
+    log_probs = score_completions(model, PROMPTS, rollout.completions, settings)
     forced = [c.ids[:4] == (CONTINUE,) * 3 + (STOP,) for c in rollout.completions]
     log_probs[forced, 3] = 0
     expected = log_probs.sum(1).exp() * samples
