@@ -125,22 +125,6 @@ def test_lengths_occur_as_often_as_they_are_likely(reasoner):
         assert (counts - expected[:, n, None]).abs().max() < 2
 
 
-@pytest.mark.parametrize("allow_rethinking", [False, True])
-def test_frequencies_match_the_scored_probabilities(reasoner, allow_rethinking):
-    model = reasoner(allow_rethinking=allow_rethinking)
-    settings = SamplingSettings(0.7, 5, EOS, 3)
-    uniforms, draws = draw_uniforms(1, 5000, 5, seed=2), draw_stratified(1, 5000, 3, groups=4)
-    rollout, _ = sample_all_lengths(model, PROMPTS[:1], uniforms, draws, settings)
-    log_probs = score_completions(model, PROMPTS, rollout.completions, settings)
-    sampled = loss_mask(rollout.completions, model.settings, settings)
-    # A sample has one answer at a length, in up to four groups: as good as 5,000 samples.
-    expected = (log_probs * sampled).sum(1).exp() * 5000
-    often = expected > 50
-    assert int(often.sum()) >= 8
-    deviation = (rollout.weights / 4 - expected)[often] / expected[often].sqrt()
-    assert deviation.abs().max().item() < 5
-
-
 def test_a_bandit_with_two_lengths_by_hand(reasoner):
     """Stopping at once is wrong, after one step right; G = 2.
 

@@ -108,7 +108,6 @@ def test_the_reference_stays_the_start_model(build, lora):
 def test_no_reference_is_computed_without_kl(build):
     task = build(kl_weight=0.0)
     assert task.start_model is None
-    assert gradients(task, step=0)[0]["kl"] == pytest.approx(0, abs=1e-12)
     assert task.micro_batches(0)[0].reference is None
 
 
