@@ -30,7 +30,7 @@ from torch import Tensor
 from latent_reasoning.analysis.figures import PALETTE, STYLE
 from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, results_root
-from latent_reasoning.rl.__main__ import start
+from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
 from latent_reasoning.training.loop import accumulate_gradients
@@ -75,7 +75,7 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
             entry = experiment.models[model].model_copy(update={"kl_weight": 0.0})
             run = TrainingRun.of(experiment, model, seed, "variance", split="rl")
             parents = {entry.start: layout.model(weights, seed)}
-            *_, task = start(dataclasses.replace(run, parents=parents), entry)
+            *_, task = build(dataclasses.replace(run, parents=parents), entry)
             gradients, seconds = repeated_gradients(task, repeats)
             mean, variance = gradients.mean(0), gradients.var(0).sum().item()
             yield {

@@ -36,7 +36,7 @@ from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
-from latent_reasoning.rl.groups import Prompt, rl_prompts
+from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
 
 EOS = 1
 WORDS = 600
@@ -156,7 +156,7 @@ class Inputs:
     sft: list[LatentExample]
     adaptive: list[list[int]]
     forced: list[list[int]]
-    grpo: list[Prompt]
+    grpo: list[RlPrompt]
     evaluation_tokens: int = 32
     batch_size: int | None = None
     group_size: int = 16
@@ -195,7 +195,7 @@ def build_inputs(shape: Shape, recorded: Path | None = None) -> Inputs:
         sft,
         adaptive,
         forced,
-        [Prompt(ids, tokenizer.decode(ids), label="1") for ids in grpo],
+        [RlPrompt(ids, tokenizer.decode(ids), label="1") for ids in grpo],
         group_size=shape.group_size,
         rollout_tokens=shape.rollout_tokens,
         sampled_steps=shape.sampled_steps,

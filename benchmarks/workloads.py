@@ -18,7 +18,8 @@ from latent_reasoning.config import Distillation, LatentSftModel, RlModel, Runti
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.settings import LatentSettings
-from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
+from latent_reasoning.rl.prompts import RlPrompt
+from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Completion, Rollout, draw_uniforms, sample
 from latent_reasoning.rl.task import AdaptiveLengthTask, GroupBatch
 from latent_reasoning.sft.latent_sft import LatentSftTask
@@ -284,7 +285,7 @@ class _Grpo:
             draws[:, :, steps : steps + 1] = BELOW_ONE
         return draws
 
-    def naive_rollout(self, prompts: Sequence[Prompt], repetition: int) -> list[Completion]:
+    def naive_rollout(self, prompts: Sequence[RlPrompt], repetition: int) -> list[Completion]:
         """Every sample a row of its own."""
         ids = [prompt.ids for prompt in prompts]
         return naive.sample(self.model, ids, self.draws(repetition), self.task.sampling)
@@ -378,7 +379,8 @@ def _grpo_update(inputs: Inputs, name: str) -> Workload:
 
     def run_fast(repetition: int) -> Work:
         grpo.model.zero_grad()
-        batch = GroupBatch(rollout, advantages, metrics={}, trajectory=None)
+        reference = grpo.task.reference_log_probs(rollout)
+        batch = GroupBatch(rollout, advantages, {}, reference, trajectory=None)
         grpo.task.loss(batch).loss.backward()
         return work
 

@@ -19,7 +19,7 @@ from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import SamplingSettings, draw_uniforms, sample
-from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.sft.latent_sft import latent_sft_losses
 from latent_reasoning.training.text import cross_entropy
 from tests.model.models import CONTINUE, EOS, START, STOP, build_reasoner
@@ -140,9 +140,9 @@ def test_grpo_has_the_packages_samples_loss_and_gradients(variant, allow_rethink
         kl_weight=0.1,
     )
     with torch.no_grad():
-        reference_log_probs = score(reference, PROMPTS, rollout.completions, settings)
+        reference_log_probs = score_completions(reference, PROMPTS, rollout.completions, settings)
     expected = policy_loss(
-        score(model, PROMPTS, rollout.completions, settings),
+        score_completions(model, PROMPTS, rollout.completions, settings),
         advantages,
         loss_mask(rollout.completions, model.settings, settings),
         kind="bnpo",

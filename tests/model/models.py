@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -17,6 +22,7 @@ from transformers import (
 )
 
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
+from latent_reasoning.model.published import SETTINGS_KEY, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 
@@ -79,6 +85,32 @@ def build_reasoner(
     if modules:
         model.move_special_rows("modules")
     return model
+
+
+def to_published_format(folder: Path, model: LatentReasoner, **changes: Any) -> None:
+    """Rewrite a saved model's folder in the published format; `changes` go to its settings."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["LatentThinkingModel"]
+    settings = model.settings
+    config[SETTINGS_KEY] = {
+        "start_token_id": settings.start_id,
+        "end_token_id": settings.end_id,
+        "continue_token_id": settings.continue_id,
+        "stop_token_id": settings.stop_id,
+        "recurrent_filter_mode": "MLP",
+        "binary_head_temp": None,
+        "detach_binary_head_inputs": settings.detach_stop_head,
+        "lora_mode": model.special_rows is not None,
+        "add_latent_to_end": False,
+        "disable_something": True,
+        "debug_mode": False,
+        "unused_token_ids": [34],
+    } | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = {published_name(n): p.detach().clone() for n, p in model.named_parameters()}
+    save_file(state, folder / "model.safetensors")
+    for name in ("latent.json", "latent.safetensors", "SHA256SUMS", "card.json", "README.md"):
+        (folder / name).unlink()
 
 
 def build_tokenizer(special: bool = True, words: int = 28) -> PreTrainedTokenizerFast:

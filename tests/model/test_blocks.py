@@ -32,7 +32,7 @@ def through_transformers(monkeypatch):
 def states(model: LatentReasoner) -> list[Tensor]:
     """States of prompts, latent steps in which rows take part or not, and branches of answers."""
     torch.manual_seed(1)
-    state = model.start(*pad(PROMPTS, "left"))
+    state = model.read_prompts(*pad(PROMPTS, "left"))
     results = [state.last_hidden]
     for taking_part in ([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]):
         mask = torch.tensor(taking_part).bool()[:, None]
@@ -95,7 +95,7 @@ def test_repeated_heads_of_keys_give_the_same_states(monkeypatch):
 
 def test_a_branch_copies_nothing_of_the_text_that_it_shares():
     model = build_reasoner()
-    state = model.start(*pad(PROMPTS, "left"))
+    state = model.read_prompts(*pad(PROMPTS, "left"))
     branches = model.branch(state, TEXTS, state.mask[TEXTS])
     assert branches.prefix.cache is state.cache
     assert branches.cache.get_seq_length() == 0
@@ -115,7 +115,7 @@ def test_of_a_prompt_the_last_block_reads_the_last_token_alone():
     widths = []
     for block in model.base.model.layers:
         block.mlp.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape))
-    state = model.start(*pad(PROMPTS, "left"))
+    state = model.read_prompts(*pad(PROMPTS, "left"))
     assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 1, HIDDEN)]
     widths.clear()
     model.read(*pad(PROMPTS, "left"))

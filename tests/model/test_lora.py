@@ -18,15 +18,7 @@ from latent_reasoning.model.lora import (
 )
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.tensors import CheckpointError
-from tests.model.models import (
-    CONTINUE,
-    END,
-    START,
-    STOP,
-    build_base,
-    build_reasoner,
-    pad,
-)
+from tests.model.models import CONTINUE, END, START, STOP, build_base, build_reasoner, pad
 
 ROWS = [[5, 6, START, CONTINUE, CONTINUE, STOP, 7], [4, START, CONTINUE, STOP, 8, 9]]
 LLAMA = Lora(r=4, alpha=8, dropout=0.0)
@@ -148,17 +140,13 @@ def test_loading_an_adapter_leaves_a_model_in_eval_mode_without_dropout(tmp_path
     assert not any(module.training for module in again.modules())
 
 
-def test_an_adapter_with_a_missing_tensor_is_refused(tmp_path):
+def test_an_adapter_with_a_missing_tensor_or_of_another_kind_is_refused(tmp_path):
     save_adapter(trained(), tmp_path, None)
     tensors = load_file(tmp_path / ADAPTER_WEIGHTS)
     tensors.pop("base_model.model._stop_embed.weight")
     save_file(tensors, tmp_path / ADAPTER_WEIGHTS)
     with pytest.raises(CheckpointError, match=r"1 missing tensors: special_rows\.stop\.weight"):
         load_adapter(build_reasoner(), tmp_path)
-
-
-def test_an_adapter_of_another_kind_is_refused(tmp_path):
-    save_adapter(trained(), tmp_path, None)
     settings = json.loads((tmp_path / ADAPTER_SETTINGS).read_text())
     (tmp_path / ADAPTER_SETTINGS).write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(CheckpointError, match="only plain LoRA is supported, not use_dora"):

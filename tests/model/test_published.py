@@ -13,8 +13,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from safetensors.torch import load_file
 
 from latent_reasoning.analysis.__main__ import main as analyse
 from latent_reasoning.base.__main__ import main as bring_in
@@ -24,9 +23,9 @@ from latent_reasoning.data.dial.problems import generate_splits
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.evaluation.__main__ import main as evaluate
 from latent_reasoning.model import folder as checkpoints
-from latent_reasoning.model.published import SETTINGS_KEY, published_name
-from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.published import published_name
 from latent_reasoning.model.special_tokens import make_latent
+from tests.model.models import build_base, to_published_format
 
 CONFIG = PROJECT_ROOT / "config" / "published.yaml"
 PLAIN = ("cot-sft", "no-cot-sft")
@@ -63,51 +62,14 @@ def write_rows(folder: Path) -> None:
 def write_release(folder: Path, *, latent: bool) -> None:
     """A model folder as the authors' code saves it; a plain one as transformers does."""
     tokenizer = build_tokenizer(generated_texts(7))
-    base = tiny_base(tokenizer)
-    model = make_latent(base, tokenizer, Model()) if latent else LatentReasoner(base, None)
-    checkpoints.save(model, tokenizer, folder, {})
-    for file in ("card.json", "README.md", "SHA256SUMS"):
-        (folder / file).unlink()
+    base = build_base(vocabulary=len(tokenizer)).float()
     if latent:
+        model = make_latent(base, tokenizer, Model(detach_stop_head=True))
+        checkpoints.save(model, tokenizer, folder, {})
         to_published_format(folder, model)
-
-
-def tiny_base(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-def to_published_format(folder: Path, model: LatentReasoner) -> None:
-    settings = model.settings
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config[SETTINGS_KEY] = {
-        "start_token_id": settings.start_id,
-        "end_token_id": settings.end_id,
-        "continue_token_id": settings.continue_id,
-        "stop_token_id": settings.stop_id,
-        "recurrent_filter_mode": "MLP",
-        "binary_head_temp": None,
-        "detach_binary_head_inputs": True,
-        "lora_mode": False,
-        "unused_token_ids": [],
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    state = {published_name(n): p.detach().clone() for n, p in model.named_parameters()}
-    save_file(state, folder / "model.safetensors")
-    for file in ("latent.json", "latent.safetensors"):
-        (folder / file).unlink()
+    else:
+        base.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import PreTrainedTokenizerBase
 
+from latent_reasoning.data.dial.problems import generate_splits
+from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import Row
+from latent_reasoning.data.sequences import SPECIAL_TOKENS
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from tests.model.models import build_base
 
 VOCABULARY = 12
-START, END, CONTINUE, STOP = 8, 9, 10, 11
+EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
+PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
 
 
 @pytest.fixture
@@ -29,8 +34,7 @@ def reasoner() -> Callable[..., LatentReasoner]:
         special: tuple[int, int, int, int] = (START, END, CONTINUE, STOP),
         **settings,
     ) -> LatentReasoner:
-        torch.manual_seed(0)
-        base = _base(architecture, tied, vocabulary)
+        base = build_base(architecture, tied, vocabulary).float()
         model = LatentReasoner(base, LatentSettings(*special, **settings))
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -42,28 +46,26 @@ def reasoner() -> Callable[..., LatentReasoner]:
     return build
 
 
-def _base(architecture: str, tied: bool, vocabulary: int) -> PreTrainedModel:
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocabulary, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_inner=32
-            )
-        )
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=tied,
-        )
+def latent_tokenizer(modulus: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of the generated problems, with the special tokens."""
+    tokenizer = build_tokenizer(generated_texts(modulus))
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int, int]:
+    """Ids of START, END, CONTINUE and STOP."""
+    return tuple(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+
+
+def generated_rows(train: int, validation: int, **options) -> tuple[list[Row], list[Row]]:
+    """Rows of the splits `rl` and `validation`, without steps."""
+    steps = options["max_steps"]
+    splits = generate_splits(train, validation, 0, step_weights=[1] * steps, seed=0, **options)
+    return tuple(
+        [
+            Row(f"{name}-{i}", row["question"], None, row["answer"])
+            for i, row in enumerate(splits[split])
+        ]
+        for name, split in (("rl", "train"), ("validation", "validation"))
     )
-    if architecture == "stock llama":
-        return llama
-    # Llama's own norm computes in float32 whatever the weights are.
-    for name, module in list(llama.named_modules()):
-        if isinstance(module, LlamaRMSNorm):
-            llama.set_submodule(name, torch.nn.RMSNorm(16, eps=1e-6))
-    return llama

@@ -11,13 +11,12 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import (
     GROUPS,
-    continue_probabilities,
     draw_stratified,
     sample_all_lengths,
+    survival_probabilities,
 )
-from latent_reasoning.rl.groups import reward_groups
 from latent_reasoning.rl.grpo import STD_OFFSET, advantages, policy_loss
-from latent_reasoning.rl.reward import Verdict, Verdicts, rewards
+from latent_reasoning.rl.reward import Outcome, Outcomes, reward_groups, rewards
 from latent_reasoning.rl.rollouts import (
     Completion,
     Rollout,
@@ -25,10 +24,8 @@ from latent_reasoning.rl.rollouts import (
     draw_uniforms,
     sample,
 )
-from latent_reasoning.rl.scoring import loss_mask, score
-
-EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
-PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+from latent_reasoning.rl.scoring import loss_mask, score_completions
+from tests.rl.conftest import CONTINUE, EOS, PROMPTS, STOP
 
 
 class TestStopDraws:
@@ -56,11 +53,11 @@ class TestStopDistribution:
         model = reasoner()
         settings = SamplingSettings(0.8, 6, EOS, max_latent_steps)
         trajectory = Trajectory.begin(model, PROMPTS)
-        going_on = continue_probabilities(model, trajectory, settings)
-        assert going_on.shape == (3, longest)
+        survival = survival_probabilities(model, trajectory, settings)
+        assert survival.shape == (3, longest)
         continues, stops = trajectory.decision_log_probs(model, 0.8).detach().exp().unbind(-1)
         one, none = torch.ones(3, 1).double(), torch.zeros(3, 1).double()
-        distribution = -torch.cat([one, going_on, none], dim=1).diff(dim=1)
+        distribution = -torch.cat([one, survival, none], dim=1).diff(dim=1)
         assert distribution.sum(1).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
         for n in range(longest):
             by_hand = continues[:, :n].prod(1) * stops[:, n]
@@ -71,9 +68,9 @@ class TestStopDistribution:
     def test_no_step_is_taken_that_is_too_unlikely_for_all_prompts(self, reasoner):
         model = reasoner()
         settings = SamplingSettings(1.0, 20, EOS)
-        whole = continue_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
+        whole = survival_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
         trajectory = Trajectory.begin(model, PROMPTS)
-        cut = continue_probabilities(model, trajectory, settings, negligible=0.01)
+        cut = survival_probabilities(model, trajectory, settings, negligible=0.01)
         assert trajectory.steps + 1 == cut.shape[1] < whole.shape[1]
         assert torch.equal(cut, whole[:, : cut.shape[1]])
         assert cut[:, -1].max() <= 0.01 < cut[:, -2].max()
@@ -90,8 +87,8 @@ def test_a_sample_answers_at_each_length_what_it_would_have_answered_there(
     settings = SamplingSettings(1.0, 7, EOS, max_latent_steps)
     uniforms, draws = draw_uniforms(3, 4, 7, seed=5), draw_stratified(3, 4, seed=6, groups=16)
     rollout, trajectory = sample_all_lengths(model, PROMPTS, uniforms, draws, settings)
-    going_on = continue_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
-    steps = (draws[..., None] < going_on[:, None, None]).sum(-1)
+    survival = survival_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
+    steps = (draws[..., None] < survival[:, None, None]).sum(-1)
     assert rollout.groups == 16
     assert rollout.sample_completion.shape == (3, 16 * 4)
     assert trajectory.steps == min(steps.max().item(), 6)
@@ -118,30 +115,14 @@ def test_lengths_occur_as_often_as_they_are_likely(reasoner):
     rollout, trajectory = sample_all_lengths(
         model, PROMPTS, draw_uniforms(3, 5, 9, seed=1), draws, settings
     )
-    going_on = continue_probabilities(model, trajectory, settings)
-    edges = torch.cat([torch.ones(3, 1).double(), going_on, torch.zeros(3, 1).double()], dim=1)
+    survival = survival_probabilities(model, trajectory, settings)
+    edges = torch.cat([torch.ones(3, 1).double(), survival, torch.zeros(3, 1).double()], dim=1)
     expected = -GROUPS * edges.diff(dim=1)
     length = torch.tensor([completion.ids.index(STOP) for completion in rollout.completions])
     lengths = length[rollout.sample_completion].view(3, GROUPS, 5)
     for n in range(4):
         counts = (lengths == n).sum(1)
         assert (counts - expected[:, n, None]).abs().max() < 2
-
-
-@pytest.mark.parametrize("allow_rethinking", [False, True])
-def test_frequencies_match_the_scored_probabilities(reasoner, allow_rethinking):
-    model = reasoner(allow_rethinking=allow_rethinking)
-    settings = SamplingSettings(0.7, 5, EOS, 3)
-    uniforms, draws = draw_uniforms(1, 5000, 5, seed=2), draw_stratified(1, 5000, 3, groups=4)
-    rollout, _ = sample_all_lengths(model, PROMPTS[:1], uniforms, draws, settings)
-    log_probs = score(model, PROMPTS, rollout.completions, settings)
-    sampled = loss_mask(rollout.completions, model.settings, settings)
-    # A sample has one answer at a length, in up to four groups: as good as 5,000 samples.
-    expected = (log_probs * sampled).sum(1).exp() * 5000
-    often = expected > 50
-    assert int(often.sum()) >= 8
-    deviation = (rollout.weights / 4 - expected)[often] / expected[often].sqrt()
-    assert deviation.abs().max().item() < 5
 
 
 def test_a_bandit_with_two_lengths_by_hand(reasoner):
@@ -156,12 +137,12 @@ def test_a_bandit_with_two_lengths_by_hand(reasoner):
     rollout, trajectory = sample_all_lengths(
         model, PROMPTS[:1], draw_uniforms(1, 2, 2, seed=0), draws, settings
     )
-    verdicts = [Verdict(True, c.ids[0] == CONTINUE, 2) for c in rollout.completions]
-    (values,), means = reward_groups([rollout], [verdicts], ["q"], Reward())
-    one = continue_probabilities(model, trajectory, settings)[0, 0].item()
+    outcomes = [Outcome(True, c.ids[0] == CONTINUE, 2) for c in rollout.completions]
+    (values,), means = reward_groups([rollout], [outcomes], ["q"], Reward())
+    one = survival_probabilities(model, trajectory, settings)[0, 0].item()
     a = 0.5 / (0.5**0.5 + STD_OFFSET)
     earned = (values * rollout.weights) / (20_000 * 2)
-    right = torch.tensor([verdict.correct for verdict in verdicts])
+    right = torch.tensor([outcome.correct for outcome in outcomes])
     assert 0.1 < one < 0.9
     assert earned[right].sum().item() == pytest.approx(one * (1 - one) * a, rel=0.02)
     assert earned.sum().item() == pytest.approx(0, abs=1e-12)
@@ -172,10 +153,10 @@ def test_a_bandit_with_two_lengths_by_hand(reasoner):
 GROUP = 3
 
 
-def verdict(ids: tuple[int, ...]) -> Verdict:
+def outcome(ids: tuple[int, ...]) -> Outcome:
     """Some completions are badly formatted, of the others two in three are right."""
     steps = ids.index(STOP)
-    return Verdict(ids[-1] != 4, ids[-1] != 4 and (sum(ids) + steps) % 3 > 0, steps + 2)
+    return Outcome(ids[-1] != 4, ids[-1] != 4 and (sum(ids) + steps) % 3 > 0, steps + 2)
 
 
 @dataclass
@@ -196,9 +177,9 @@ class Enumeration:
 
     def coefficients(self, rollout: Rollout) -> Tensor:
         """The loss of each prompt's groups has the gradient `coefficients @ gradients`: (P, U)."""
-        verdicts = [verdict(c.ids) for c in rollout.completions]
+        outcomes = [outcome(c.ids) for c in rollout.completions]
         questions = range(len(rollout.prompts))
-        (values,), _ = reward_groups([rollout], [verdicts], questions, Reward())
+        (values,), _ = reward_groups([rollout], [outcomes], questions, Reward())
         place = {completion.ids: index for index, completion in enumerate(self.completions)}
         out = torch.zeros(len(rollout.prompts), len(self.completions), dtype=torch.float64)
         for completion, value in zip(rollout.completions, values.tolist(), strict=True):
@@ -215,7 +196,7 @@ def enumeration(reasoner) -> Enumeration:
     every += [(CONTINUE, STOP, *answer) for answer in answers] + [(CONTINUE, CONTINUE, STOP)]
     completions = [Completion(0, ids) for ids in every]
     mask = loss_mask(completions, model.settings, settings)
-    log_probs = (score(model, PROMPTS[:1], completions, settings) * mask).sum(1)
+    log_probs = (score_completions(model, PROMPTS[:1], completions, settings) * mask).sum(1)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = [
         torch.autograd.grad(value / 3, weights, retain_graph=True, materialize_grads=True)
@@ -224,8 +205,8 @@ def enumeration(reasoner) -> Enumeration:
     gradients = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     probabilities = log_probs.detach().exp()
     groups = torch.cartesian_prod(*[torch.arange(len(every))] * GROUP)
-    verdicts = Verdicts.of([verdict(ids) for ids in every])[groups.T]
-    values = advantages(rewards(["q"] * GROUP, verdicts, Reward()).T.flatten(), GROUP)
+    outcomes = Outcomes.of([outcome(ids) for ids in every])[groups.T]
+    values = advantages(rewards(["q"] * GROUP, outcomes, Reward()).T.flatten(), GROUP)
     first, chance = values.view(-1, GROUP)[:, 0], probabilities[groups].prod(1)
     earned = torch.zeros(len(every)).double().index_add(0, groups[:, 0], first * chance)
     exact = -earned @ gradients
@@ -269,10 +250,10 @@ def test_the_loss_has_the_gradient_that_its_weights_and_advantages_say(enumerati
         draw_stratified(1, GROUP, seed=4),
         settings,
     )
-    verdicts = [verdict(c.ids) for c in rollout.completions]
-    (values,), _ = reward_groups([rollout], [verdicts], ["q"], Reward())
+    outcomes = [outcome(c.ids) for c in rollout.completions]
+    (values,), _ = reward_groups([rollout], [outcomes], ["q"], Reward())
     loss = policy_loss(
-        score(model, PROMPTS[:1], rollout.completions, settings, trajectory),
+        score_completions(model, PROMPTS[:1], rollout.completions, settings, trajectory),
         values,
         loss_mask(rollout.completions, model.settings, settings),
         kind="dr_grpo",

@@ -9,14 +9,12 @@ import yaml
 
 from latent_reasoning.config import ConfigError, load
 from latent_reasoning.dag.layout import Layout
-from latent_reasoning.data.dial.problems import generate_splits
-from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.data.rows import Row, row_lines
-from latent_reasoning.data.sequences import SPECIAL_TOKENS
+from latent_reasoning.data.rows import row_lines
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import save
 from latent_reasoning.rl.__main__ import main
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
 
 EXPERIMENT = {
     "experiment": "tiny",
@@ -49,23 +47,17 @@ def stage(tmp_path, monkeypatch, reasoner):
     """Run the stage in a results folder that holds its inputs; returns the model's folder."""
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(EXPERIMENT))
-    tokenizer = build_tokenizer(generated_texts(3))
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    special = tuple(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+    tokenizer = latent_tokenizer(3)
 
     def run(model: str, results: str) -> Layout:
         monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / results))
         layout = Layout.of(load(config))
         if not layout.data("rl").exists():
             layout.data("rl").parent.mkdir(parents=True)
-            splits = generate_splits(8, 3, 0, max_steps=2, step_weights=[1, 1], modulus=3, seed=0)
-            for split, made in (("rl", splits["train"]), ("validation", splits["validation"])):
-                rows = [
-                    Row(f"{split}-{i}", r["question"], None, r["answer"])
-                    for i, r in enumerate(made)
-                ]
+            made = generated_rows(8, 3, max_steps=2, modulus=3)
+            for split, rows in zip(("rl", "validation"), made, strict=True):
                 layout.data(split).write_text("".join(row_lines(rows)))
-            parent = reasoner("stock llama", vocabulary=len(tokenizer), special=special).float()
+            parent = reasoner(vocabulary=len(tokenizer), special=special_ids(tokenizer)).float()
             save(parent, tokenizer, layout.model("latent", 0), card={"model": "latent"})
         main(["--config", str(config), "--model", model, "--seed", "0"])
         return layout

@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from latent_reasoning.rl.rollouts import SamplingSettings, collect, draw_uniforms, sample
-from latent_reasoning.rl.scoring import score
-
-EOS, START, END, CONTINUE, STOP = 1, 8, 9, 10, 11
-PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
+from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
 
 def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> tuple[int, ...]:
@@ -57,38 +54,6 @@ def test_samples_equal_those_drawn_alone(
     assert sum(completion.count for completion in rollout.completions) == 30
 
 
-def test_sampling_does_not_depend_on_how_prompts_are_batched(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(1.0, 9, EOS, 3)
-    uniforms = draw_uniforms(3, 16, 9, seed=1)
-
-    def ids(rollout, prompt: int) -> list[tuple[int, ...]]:
-        return [rollout.completions[i].ids for i in rollout.sample_completion[prompt].tolist()]
-
-    together, _ = sample(model, PROMPTS, uniforms, settings)
-    for prompt in range(3):
-        alone, _ = sample(
-            model, PROMPTS[prompt : prompt + 1], uniforms[prompt : prompt + 1], settings
-        )
-        assert ids(together, prompt) == ids(alone, 0)
-
-
-def test_frequencies_match_the_scored_probabilities(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(0.7, 5, EOS, 3)
-    samples = 20_000
-    rollout, _ = sample(model, PROMPTS[:1], draw_uniforms(1, samples, 5, seed=2), settings)
-    log_probs = score(model, PROMPTS, rollout.completions, settings)
-    forced = [c.ids[:4] == (CONTINUE,) * 3 + (STOP,) for c in rollout.completions]
-    log_probs[forced, 3] = 0
-    expected = log_probs.sum(1).exp() * samples
-    counts = torch.tensor([completion.count for completion in rollout.completions])
-    often = expected > 50
-    assert int(often.sum()) >= 20
-    deviation = (counts - expected)[often] / expected[often].sqrt()
-    assert deviation.abs().max().item() < 5
-
-
 def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
     model = reasoner()
     settings = SamplingSettings(1.0, 9, EOS, 3)
@@ -105,22 +70,17 @@ def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
     assert rows[4] == (len(leaving), 1)
 
 
-def test_a_trajectory_goes_no_further_than_the_longest_sample(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(1.0, 9, EOS)
-    stop_at_once = torch.full((3, 4, 9), 1 - 2**-24)
-    rollout, trajectory = sample(model, PROMPTS, stop_at_once, settings)
-    assert trajectory.steps == 0
-    assert all(completion.ids[0] == STOP for completion in rollout.completions)
-
-
-def test_a_sample_that_never_stops_is_cut_off_without_a_stop(reasoner):
-    model = reasoner()
-    rollout, trajectory = sample(
-        model, PROMPTS, torch.zeros(3, 2, 4), SamplingSettings(1.0, 4, EOS)
-    )
-    assert [completion.ids for completion in rollout.completions] == [(CONTINUE,) * 4] * 3
-    assert trajectory.steps == 3
+@pytest.mark.parametrize(
+    ("draw", "steps", "beginning"),
+    [(1 - 2**-24, 0, (STOP,)), (0.0, 3, (CONTINUE,) * 4)],
+    ids=["stops at once", "never stops"],
+)
+def test_a_trajectory_is_as_long_as_the_longest_sample(reasoner, draw, steps, beginning):
+    """A sample that never stops is cut off without a STOP."""
+    draws, settings = torch.full((3, 2, 4), draw), SamplingSettings(1.0, 4, EOS)
+    rollout, trajectory = sample(reasoner(), PROMPTS, draws, settings)
+    assert trajectory.steps == steps
+    assert {completion.ids[: len(beginning)] for completion in rollout.completions} == {beginning}
 
 
 def test_equal_seeds_draw_equal_numbers_below_one():

@@ -5,10 +5,9 @@ import torch
 
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_uniforms, sample
-from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.scoring import loss_mask, score_completions
+from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
-EOS, START, CONTINUE, STOP = 1, 8, 10, 11
-PROMPTS = [[3, 4, START], [5, START], [2, 7, 6, 3, START]]
 SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=9, eos_id=EOS, max_latent_steps=3)
 
 # Two samples that are equal; answers cut off; stopping at once; cut off while thinking; STOP
@@ -71,7 +70,7 @@ def test_loss_and_every_gradient_equal_scoring_each_sample_alone(
     settings = {"kind": kind, "epsilon": 0.2, "kl_weight": 0.3, "max_completion_length": 9}
 
     fast = policy_loss(
-        score(model, PROMPTS, completions, SETTINGS),
+        score_completions(model, PROMPTS, completions, SETTINGS),
         advantages,
         mask,
         weights=weights,
@@ -107,9 +106,9 @@ def test_the_trajectory_of_sampling_serves_the_update(reasoner):
     rollout, trajectory = sample(model, PROMPTS, uniforms, SETTINGS)
     forwards = []
     model.base.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(1))
-    reused = score(model, PROMPTS, rollout.completions, SETTINGS, trajectory)
+    reused = score_completions(model, PROMPTS, rollout.completions, SETTINGS, trajectory)
     assert len(forwards) == 1
-    afresh = score(model, PROMPTS, rollout.completions, SETTINGS)
+    afresh = score_completions(model, PROMPTS, rollout.completions, SETTINGS)
     assert torch.equal(reused, afresh)
     weights = torch.rand(afresh.shape, generator=torch.Generator().manual_seed(0)).double()
     ours, theirs = (gradients(model, (weights * values).sum()) for values in (reused, afresh))
@@ -132,7 +131,7 @@ def test_probabilities_of_all_completions_sum_to_one(reasoner):
         for steps in range(3)
         for answer in answers(4 - steps - 1)
     ]
-    log_probs = score(model, PROMPTS, completions, settings)
+    log_probs = score_completions(model, PROMPTS, completions, settings)
     mask = loss_mask(completions, model.settings, settings)
     total = (log_probs * mask).sum(1).exp().sum().item()
     assert total == pytest.approx(1.0, abs=1e-9)

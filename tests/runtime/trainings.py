@@ -37,9 +37,9 @@ from latent_reasoning.evaluation.validation import greedy_validation
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
-from latent_reasoning.rl import groups
-from latent_reasoning.rl.groups import rl_prompts
-from latent_reasoning.rl.reward import Verdict, judge
+from latent_reasoning.rl import reward
+from latent_reasoning.rl.prompts import rl_prompts
+from latent_reasoning.rl.reward import Outcome, judge_sample
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.parallel import current, start
 from latent_reasoning.runtime.tracking import NullTracker
@@ -177,9 +177,9 @@ def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **s
     return task, entry.training
 
 
-def half_are_right(prompt: str, completion: str, label: str) -> Verdict:
+def half_are_right(prompt: str, completion: str, label: str) -> Outcome:
     """A random model is never right: every second completion is called so."""
-    return Verdict(True, len(completion) % 2 == 0, judge(prompt, completion, label).length)
+    return Outcome(True, len(completion) % 2 == 0, judge_sample(prompt, completion, label).length)
 
 
 TRAININGS = {
@@ -223,5 +223,5 @@ def run_all(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    groups.judge = half_are_right
+    reward.judge_sample = half_are_right
     run_all(Path(sys.argv[1]))

@@ -26,9 +26,9 @@ from latent_reasoning.model.lora import PEFT_PREFIX, adapter_disabled, load_adap
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.reward import Verdict, Verdicts, judge, rewards
+from latent_reasoning.rl.reward import Outcome, Outcomes, judge_sample, rewards
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
-from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.scoring import loss_mask, score_completions
 
 REWARD_TOLERANCE = 1e-6
 LOG_PROB_TOLERANCE = 1e-4
@@ -257,10 +257,12 @@ class RecordedStep:
         )
 
     @cached_property
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[Outcome]:
         texts, labels = self.entry["decoded_completions"], self.entry["labels"]
         return [
-            judge(self.entry["prompts"][i // self.group_size], text, labels[i // self.group_size])
+            judge_sample(
+                self.entry["prompts"][i // self.group_size], text, labels[i // self.group_size]
+            )
             for i, text in enumerate(texts)
         ]
 
@@ -285,7 +287,9 @@ class RecordedStep:
 
     def scores(self, model: LatentReasoner) -> Tensor:
         """Log-probabilities of the distinct completions, (U, T)."""
-        return score(model, self.rollout.prompts, self.rollout.completions, self.sampling)
+        return score_completions(
+            model, self.rollout.prompts, self.rollout.completions, self.sampling
+        )
 
     def loss(self, model: LatentReasoner, kind: str) -> PolicyLoss:
         """The loss of `model` on these samples, with its graph."""
@@ -367,7 +371,7 @@ def _step_verdicts(step: RecordedStep) -> None:
 
 def _step_rewards(step: RecordedStep) -> None:
     groups = [i // step.group_size for i in range(len(step.verdicts))]
-    ours = rewards(groups, Verdicts.of(step.verdicts), Reward())
+    ours = rewards(groups, Outcomes.of(step.verdicts), Reward())
     recorded = step.entry["rewards_per_func"]["RelativeLengthRewarder"]
     _check_close(ours, recorded, "rewards", REWARD_TOLERANCE)
     others = [

@@ -11,12 +11,12 @@ from typing import Any
 from latent_reasoning.config import Reward
 from latent_reasoning.conformance.cases import Case, check_equal, check_known
 from latent_reasoning.data.answers import START, answers_match, parse_number
+from latent_reasoning.rl.prompts import label_number
 from latent_reasoning.rl.reward import (
-    Verdict,
-    Verdicts,
+    Outcome,
+    Outcomes,
     answer_is_right,
-    judge,
-    label_number,
+    judge_sample,
     latent_tokens,
     rewards,
 )
@@ -78,7 +78,7 @@ def _format(entry: dict[str, Any]) -> None:
     lenient, length = "answer_verifier_bad_format_false", "latent_length_with_prompt_Q_START"
     check_known(entry, {"completion_w_special", "formatted", lenient, length, *labels}, "case")
     if "formatted" in entry:
-        check_equal(judge("", text, "0").well_formatted, entry["formatted"], "formatted")
+        check_equal(judge_sample("", text, "0").well_formatted, entry["formatted"], "formatted")
     if length in entry:
         check_equal(latent_tokens(f"Q{START}" + text), entry[length], "length")
     for key in labels:
@@ -96,13 +96,13 @@ def _length_rewards(entry: dict[str, Any]) -> None:
     texts = entry["completions"]
     prompts, labels = (_per_sample(entry[key], len(texts)) for key in ("prompt", "label"))
     verdicts = [
-        judge(prompt, text, label)
+        judge_sample(prompt, text, label)
         for prompt, text, label in zip(prompts, texts, labels, strict=True)
     ]
     _equal_verdicts(entry, verdicts)
     groups = [entry["prompt_id"], prompts] if "prompt_id" in entry else [prompts]
     rows = list(zip(*groups, strict=True))
-    ours = rewards(rows, Verdicts.of(verdicts), reward_settings(entry["settings"]))
+    ours = rewards(rows, Outcomes.of(verdicts), reward_settings(entry["settings"]))
     for index, (value, expected) in enumerate(zip(ours.tolist(), entry["rewards"], strict=True)):
         if not abs(value - expected) <= TOLERANCE:
             raise AssertionError(f"reward {index} is {value}, expected {expected}")
@@ -112,7 +112,7 @@ def _per_sample(value: str | list[str], samples: int) -> list[str]:
     return value if isinstance(value, list) else [value] * samples
 
 
-def _equal_verdicts(entry: dict[str, Any], verdicts: list[Verdict]) -> None:
+def _equal_verdicts(entry: dict[str, Any], verdicts: list[Outcome]) -> None:
     fields = {
         "is_formatted": "well_formatted",
         "is_correct": "correct",

@@ -3,7 +3,7 @@
 A call of a transformers model costs 2 ms for four blocks beside its arithmetic: masks, cache
 classes and decorators, most of the time of a latent step or a written token. For Llama-shaped
 models the same modules (adapters included) are therefore called one after the other here, and
-rows that go on from one text attend to its keys and values where they are, uncopied
+rows that continue one text attend to its keys and values where they are, uncopied
 (`SharedPrefix`). Every other architecture goes through transformers itself. Both give the same
 states (`tests/model/test_blocks.py`).
 
@@ -26,7 +26,7 @@ from latent_reasoning.model.cache import GrowingCache
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Texts that rows go on from: row i from text `rows[i]`, of which it sees `mask[i]`.
+    """Texts that rows continue: row i from text `rows[i]`, of which it sees `mask[i]`.
 
     `cache` holds P texts, `rows` is (R,), `mask` (R, K_p). The rows of a text are brought together
     to attend to it at once: `slots` (P * S,) are the rows of each text, S of the text with most

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_reasoning.config import Prompt
-from latent_reasoning.model.published import SETTINGS_KEY
+from latent_reasoning.model.published import is_published
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -23,7 +23,7 @@ def prompt_prefix(folder: Path) -> str:
     card, config = (_read_json(folder / name) for name in ("card.json", "config.json"))
     if card.get("prompt_prefix") is not None:
         return card["prompt_prefix"]
-    return "" if SETTINGS_KEY in config else Prompt().evaluation
+    return "" if is_published(config) else Prompt().evaluation
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def save(
 ) -> None:
     """Write a model folder; it replaces `folder` only when it is complete.
 
-    Adapters have to be merged before (`adapters.merge_lora`).
+    Adapters have to be merged before (`lora.merge_lora`).
     """
     with atomic_directory(Path(folder)) as temporary:
         write_model(model, tokenizer, temporary)
@@ -119,7 +119,7 @@ def load(
     """
     folder = Path(path)
     config = _read_json(_existing(folder, "config.json"))
-    if published.SETTINGS_KEY in config:
+    if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif (folder / LATENT_SETTINGS).exists():
         settings = _read_latent_settings(folder / LATENT_SETTINGS)
@@ -179,7 +179,7 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     folder = Path(path)
     config_file = _existing(folder, "config.json")
     config = _read_json(config_file)
-    if published.SETTINGS_KEY in config:
+    if published.is_published(config):
         return _published_settings(config, config_file)
     file = folder / LATENT_SETTINGS
     return _read_latent_settings(file) if file.exists() else None

@@ -1,7 +1,7 @@
 """Greedy generation, cached and batched, on the reasoner's own primitives.
 
-Always greedy, whatever a checkpoint's generation config says (conformance note 17). Prompts of like
-length share a batch; rows that are done leave it.
+Always greedy, whatever a checkpoint's generation config says (conformance note 17). Prompts of
+similar length share a batch; rows that are done leave it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
+from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
@@ -20,8 +21,7 @@ from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.memory import in_halves
 
 COMPACT_BELOW = 0.75
-"""Rows that are done leave once at most this share still goes on: leaving copies the cache."""
-
+"""Rows that are done leave once at most this share is unfinished: leaving copies the cache."""
 
 FORCED_ROWS = 4
 """Rows in a batch for each prompt that `batch_size` allows, where rows share their prompt."""
@@ -90,8 +90,8 @@ def generate_forced(
 
     Equal to `generate` on prompts with that many CONTINUE and `ending` (STOP and what else is not
     left to the model). But each prompt, which ends in START, is read once, and its latent steps are
-    taken once: every number of steps leaves the same trajectory. A batch too large for the memory
-    is written in halves.
+    taken once: all lengths branch off one trajectory. A batch too large for the memory is written
+    in halves.
     """
     counts = torch.arange(last + 1, device=model.device)
     # The rows of a prompt share its keys and values, so that more of them fit.
@@ -125,13 +125,13 @@ def _generation(
     cut_off = eos_id not in ids
     length = len(ids) if cut_off else ids.index(eos_id) + 1
     ids = ids[:length]
-    made = [(go_on, stop) for go_on, stop in decisions[:length] if go_on + stop > 0]
+    made = [tuple(decision) for decision in decisions[:length] if sum(decision) > 0]
     steps = 0 if model.settings is None else ids.count(model.settings.continue_id)
     return Generation(ids, made, steps, cut_off)
 
 
 class _Writer:
-    """One batch being written; R rows still go on, and `rows` says which of the B they are."""
+    """One batch being written; R rows are unfinished, and `rows` says which of the B they are."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Writer:
         kinds: Tensor,
         max_latent_steps: int | None = None,
     ) -> None:
-        """Go on from `state`, whose last positions are of `kinds` (B,)."""
+        """Continue `state`, whose last positions are of `kinds` (B,)."""
         self.model = model
         self.settings = model.settings
         self.max_latent_steps = max_latent_steps
@@ -157,9 +157,9 @@ class _Writer:
         attention_mask: Tensor,
         max_latent_steps: int | None,
     ) -> _Writer:
-        """Read prompts (B, T), padded on the left, and go on from them."""
+        """Read prompts (B, T), padded on the left, to continue them."""
         kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
-        state = model.start(input_ids, attention_mask)
+        state = model.read_prompts(input_ids, attention_mask)
         if model.settings is None:
             return cls(model, state, kinds)
         has_stopped = (attention_mask.bool() & (input_ids == model.settings.stop_id)).any(1)
@@ -181,15 +181,15 @@ class _Writer:
             ids[self.rows, step] = torch.where(done, eos_id, tokens)
             written = step + 1
             done |= tokens == eos_id
-            going = (~done).nonzero()[:, 0]
-            if not len(going):
+            unfinished = (~done).nonzero()[:, 0]
+            if not len(unfinished):
                 break
-            if len(going) <= COMPACT_BELOW * len(done):
-                self._keep(going)
-                done, tokens = done[going], tokens[going]
+            if len(unfinished) <= COMPACT_BELOW * len(done):
+                self._keep(unfinished)
+                done, tokens = done[unfinished], tokens[unfinished]
             self._note(tokens)
             if written < max_new_tokens:
-                self._advance(tokens)
+                self.model.read_tokens(self.state, tokens)
         return ids[:, :written].tolist(), probabilities[:, :written].tolist()
 
     def _choose(self, probabilities: Tensor) -> Tensor:
@@ -201,9 +201,9 @@ class _Writer:
         if len(text):
             tokens[text] = self.model.logits(hidden[text], self.kinds[text]).argmax(-1)
         if len(thinking):
-            stop_logits = self.model.stop_logits(hidden[thinking]).float()
-            probabilities[self.rows[thinking]] = stop_logits.softmax(-1)
-            stops = stop_logits[:, 1] > stop_logits[:, 0]
+            logits = decision_logits(self.model, hidden[thinking])
+            probabilities[self.rows[thinking]] = logits.softmax(-1).float()
+            stops = logits[:, STOPS] > logits[:, CONTINUES]
             if self.max_latent_steps is not None:
                 stops |= self.run_steps[thinking] >= self.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
@@ -220,18 +220,8 @@ class _Writer:
         self.kinds = torch.where(is_thinking, int(Kind.THINKING), after)
         self.run_steps = torch.where(is_continue, self.run_steps + 1, 0)
 
-    def _advance(self, tokens: Tensor) -> None:
-        """Read the tokens (R,) just written: a latent step's input is the filtered state."""
-        embeddings = self.model.embed(tokens)
-        if self.settings is not None:
-            is_latent = tokens == self.settings.continue_id
-            if is_latent.any():
-                latent = self.model.latent_input(self.state.last_hidden).to(embeddings.dtype)
-                embeddings = torch.where(is_latent.unsqueeze(-1), latent, embeddings)
-        self.model.advance(self.state, embeddings.unsqueeze(1))
-
-    def _keep(self, going: Tensor) -> None:
-        """Go on with some of the rows alone."""
-        self.state = self.state.select(going)
-        self.rows = self.rows[going]
-        self.kinds, self.run_steps = self.kinds[going], self.run_steps[going]
+    def _keep(self, unfinished: Tensor) -> None:
+        """Continue with some of the rows alone."""
+        self.state = self.state.select(unfinished)
+        self.rows = self.rows[unfinished]
+        self.kinds, self.run_steps = self.kinds[unfinished], self.run_steps[unfinished]

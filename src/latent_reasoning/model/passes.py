@@ -47,8 +47,8 @@ class SpecialIds(Protocol):
 class Pass:
     """One pass: at most one latent step, then `W` text tokens, for `R` rows.
 
-    `rows` are the rows of the pass before that go on (None: all of them); `latent` says whether the
-    first column is a latent step, fed by the last column of the pass before; `token_ids` is
+    `rows` are the rows of the pass before that continue (None: all of them); `latent` says whether
+    the first column is a latent step, fed by the last column of the pass before; `token_ids` is
     `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column.
     """
 
@@ -64,7 +64,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassPlan:
     """All passes of a batch `(B, T)` and the way back to its layout.
 
     `index` `(B, T)` points into the columns of all passes, each flattened row by row, one pass
@@ -79,7 +79,7 @@ class Plan:
 
 def plan_passes(
     input_ids: Tensor, attention_mask: Tensor, special: SpecialIds | None, keep_rows: bool = False
-) -> Plan:
+) -> PassPlan:
     """Cut a batch `(B, T)` on the CPU into passes; `special` None means a plain language model.
 
     Padding may stand on either side. `keep_rows` carries finished rows along, so that the state
@@ -93,7 +93,7 @@ def plan_passes(
     if (begins.sum(1) > 1).any():
         raise ValueError("padding may not stand between the tokens of a row")
     if special is None:
-        return Plan([Pass(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
+        return PassPlan([Pass(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
     is_continue = mask & (input_ids == special.continue_id)
     is_stop = mask & (input_ids == special.stop_id)
     thinking = is_continue | (mask & (input_ids == special.start_id))
@@ -102,27 +102,9 @@ def plan_passes(
     kinds = torch.where(run > 0, int(Kind.ANSWER), int(Kind.TEXT))
     kinds = torch.where(thinking, int(Kind.THINKING), kinds) * mask
     if not is_continue.any() and not is_stop.any():
-        return Plan([Pass(None, False, input_ids, mask)], None, kinds)
+        return PassPlan([Pass(None, False, input_ids, mask)], None, kinds)
     passes, index = _cut(input_ids, mask, is_continue, run, keep_rows)
-    return Plan(passes, index, kinds)
-
-
-def rows_of_like_length(mask: Tensor, allowance: float) -> list[Tensor]:
-    """Rows of `mask` `(B, W)` in parts to be read apart, longest rows first.
-
-    The rows of a part together have at most `allowance` columns of padding.
-    """
-    lengths = mask.sum(1)
-    parts: list[list[int]] = []
-    padded = 0
-    for row in lengths.argsort(descending=True, stable=True).tolist():
-        if parts:
-            padded += int(lengths[parts[-1][0]] - lengths[row])
-        if not parts or padded > allowance:
-            parts.append([])
-            padded = 0
-        parts[-1].append(row)
-    return [torch.tensor(rows) for rows in parts]
+    return PassPlan(passes, index, kinds)
 
 
 def _check_legal(
@@ -161,10 +143,10 @@ def _cut(
         latent = is_continue & (run == r - 1)
         if not text.any() and not latent.any():
             break
-        going_on = (text | latent)[rows].any(1)
+        unfinished = (text | latent)[rows].any(1)
         kept = None
-        if not keep_rows and not going_on.all():
-            kept = going_on.nonzero()[:, 0]
+        if not keep_rows and not unfinished.all():
+            kept = unfinished.nonzero()[:, 0]
             rows = rows[kept]
         text, latent, ids, at = text[rows], latent[rows], input_ids[rows], index[rows]
         steps = latent.sum(1)

@@ -6,6 +6,7 @@ latent settings; the base model's weights stand under `_base_model.`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from latent_reasoning.model.settings import LatentSettings
@@ -24,6 +25,11 @@ READ = {
     "binary_head_temp": "stop_head_temperature",
     "detach_binary_head_inputs": "detach_stop_head",
 }
+
+
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a published checkpoint."""
+    return SETTINGS_KEY in config
 
 
 def read_settings(published: dict[str, Any]) -> LatentSettings:

@@ -12,40 +12,37 @@ B rows, T positions, W new columns, K cached columns, d hidden size, V vocabular
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.blocks import SharedPrefix, run_blocks, runs_directly
 from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.filters import SRE, build_filter
-from latent_reasoning.model.passes import Kind, Pass, Plan, plan_passes, rows_of_like_length
+from latent_reasoning.model.parts import Part, cut_rows, join
+from latent_reasoning.model.passes import Kind, Pass, PassPlan, plan_passes
 from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
+    embedding_matrix,
     extract_rows,
     fold_rows,
     is_tied,
     token_id,
+    vocabulary_logits,
 )
 from latent_reasoning.model.state import ReasoningState
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that change logits after the output embedding: not supported."""
 
-LOGITS_AT_ONCE = 2**26
-"""256 MiB of logits in float32: 523 positions of Llama 3.2's vocabulary."""
-
 PASS_COST = 600_000
-"""What a pass costs beside its tokens, over the squared hidden size, is what so many tokens cost:
-37 at hidden size 128, 2 at 576 (measured on a CPU)."""
+"""Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
+tokens at hidden size 128 and 2 at 576 (measured on a CPU)."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +59,12 @@ class ReasonerOutput:
     kinds: Tensor
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rows of a first pass that were read apart, in the columns that they use."""
-
-    rows: Tensor
-    columns: slice
-    state: ReasoningState
-    hidden: Tensor
-    hidden_states: tuple[Tensor, ...] | None
-
-
 class LatentReasoner(nn.Module):
     """A causal language model that reasons in hidden states.
 
     `settings` None is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
-    modules, `special_rows.*`.
+    modules, `special_rows.*`. `adapter` is attached and merged by `lora.py` alone.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -105,9 +91,13 @@ class LatentReasoner(nn.Module):
         """Where the weights are."""
         return self.base.get_input_embeddings().weight.device
 
+    def change_settings(self, **changes: Any) -> None:
+        """Replace some of the latent settings; those that shape modules stay as they were built."""
+        self.settings = dataclasses.replace(self.settings, **changes)
+
     @property
     def pass_cost(self) -> float:
-        """How many tokens could be read in the time that a pass takes beside its tokens."""
+        """Fixed overhead of a pass: the number of tokens that could be read in that time."""
         return PASS_COST / self.base.config.hidden_size**2
 
     # ------------------------------------------------------------------------------- the forward
@@ -124,8 +114,8 @@ class LatentReasoner(nn.Module):
         """Hidden states of a batch `(B, T)`, latent steps included.
 
         `attention_mask` is 1 at tokens, 0 at padding. `hidden_at` `(B, T)` restricts
-        `hidden_states` to some positions. `prefix` is a text that the rows go on from, as `start`
-        read it; it stays as it is. Raises `ValueError` where a sequence is illegal.
+        `hidden_states` to some positions. `prefix` is a text that the rows continue, as `read`
+        left it; it stays as it is. Raises `ValueError` where a sequence is illegal.
         """
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
         _, last, every = self._run(plan, output_hidden_states, len(plan.passes) > 1, prefix)
@@ -143,8 +133,9 @@ class LatentReasoner(nn.Module):
                 hidden_states = tuple(_gather(layer, index) for layer in layers)
         return ReasonerOutput(last_hidden, hidden_states, plan.kinds.to(self.device))
 
-    def start(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
-        """Read prompts `(B, T)`, which may hold latent steps, and be ready to go on from them."""
+    def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
+        """Read prompts `(B, T)`, which may hold latent steps; `last_hidden` is that of the last
+        token of each."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
         state, last, _ = self._run(plan, text_states="last")
         # The last column may be masked for a row whose last token stands in an earlier one.
@@ -156,21 +147,35 @@ class LatentReasoner(nn.Module):
         return state
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
-        """Read texts `(B, T)` whose own states nobody asks for: a prefix to go on from."""
+        """Read texts `(B, T)` whose own states nobody asks for: a prefix to be continued."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
         return self._run(plan, text_states="none")[0]
 
     def advance(
         self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Run new columns `(B, W, d)` and return their states `(B, W, d)`; `state` moves on.
+        """Run new columns `(B, W, d)` and return their states `(B, W, d)`; `state` covers them.
 
         `mask` `(B, W)` is False where a row has nothing in a column; None: nowhere.
         """
         return self._advance(state, inputs_embeds, mask)[0]
 
+    def read_tokens(self, state: ReasoningState, tokens: Tensor) -> Tensor:
+        """Read one more token `(R,)` a row and return its states `(R, d)`; `state` covers it.
+
+        The input of CONTINUE is the filtered state of the position before (docs/method.md,
+        section 3).
+        """
+        inputs = self.embed(tokens)
+        if self.settings is not None:
+            is_step = tokens == self.settings.continue_id
+            if is_step.any():
+                latent = self.latent_input(state.last_hidden).to(inputs.dtype)
+                inputs = torch.where(is_step.unsqueeze(-1), latent, inputs)
+        return self.advance(state, inputs.unsqueeze(1))[:, -1]
+
     def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
-        """New rows `(R,)` that go on from rows of `state`, whose columns they share uncopied.
+        """New rows `(R,)` that continue rows of `state`, whose columns they share uncopied.
 
         `mask` `(R, K)` says which of them each new row sees: one that leaves a shared latent
         trajectory early does not see the steps after.
@@ -197,12 +202,13 @@ class LatentReasoner(nn.Module):
     def latent_input(self, hidden: Tensor) -> Tensor:
         """The recurrent filter: state of one position -> input of the next, `(.., d)`."""
         if isinstance(self.recurrent_filter, SRE):
-            return self.recurrent_filter(hidden, self._vocabulary_logits, self._embedding_matrix())
+            matrix = embedding_matrix(self.base, self.settings, self.special_rows)
+            return self.recurrent_filter(hidden, self._vocabulary_logits, matrix)
         return self.recurrent_filter(hidden)
 
     def _run(
         self,
-        plan: Plan,
+        plan: PassPlan,
         output_hidden_states: bool = False,
         cached: bool = True,
         prefix: ReasoningState | None = None,
@@ -248,10 +254,10 @@ class LatentReasoner(nn.Module):
         cached: bool,
         text_states: Literal["all", "last", "none"],
     ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
-        """The first pass, of text alone, in parts of rows of like length: padding costs nothing."""
+        """The first pass, of text alone, in parts of rows of similar length."""
         inputs_embeds = self.embed(step.token_ids)
         parts = []
-        for rows, columns in self._parts(step.mask):
+        for rows, columns in cut_rows(step.mask, self.pass_cost):
             mask = step.mask[rows, columns]
             first_read = _first_read(mask, text_states)
             state = ReasoningState(GrowingCache(), mask[:, :0])
@@ -264,24 +270,10 @@ class LatentReasoner(nn.Module):
                 cached=cached,
             )
             hidden = functional.pad(hidden, (0, 0, first_read, 0))
-            parts.append(_Part(rows, columns, state, hidden, hidden_states))
+            parts.append(Part(rows, columns, state, hidden, hidden_states))
         if len(parts) == 1:
             return state, hidden, hidden_states
-        return _join(parts, step.mask)
-
-    def _parts(self, mask: Tensor) -> list[tuple[Tensor, slice]]:
-        """Rows to be read together, and the columns that they use, of `mask` `(B, W)`."""
-        everything = [(slice(None), slice(None))]
-        if mask.device.type != "cpu":
-            return everything
-        parts = rows_of_like_length(mask, self.pass_cost)
-        if len(parts) == 1:
-            return everything
-        used = (mask[rows].any(0).nonzero() for rows in parts)
-        return [
-            (rows, slice(int(columns[0]), int(columns[-1]) + 1))
-            for rows, columns in zip(parts, used, strict=True)
-        ]
+        return join(parts, step.mask)
 
     def _advance(
         self,
@@ -293,7 +285,7 @@ class LatentReasoner(nn.Module):
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """`advance`, with states from column `first_read` on alone, with all hidden states if asked
+        """`advance`, but states from column `first_read` on alone, and all hidden states if asked
         for; `cached` False leaves no cache behind."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
@@ -354,65 +346,12 @@ class LatentReasoner(nn.Module):
         """Logits `(B, T, V)` of every position."""
         return self.logits(output.last_hidden, output.kinds)
 
-    def target_log_probabilities(
-        self, hidden: Tensor, kinds: Tensor, targets: Tensor, temperature: float = 1.0
-    ) -> Tensor:
-        """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
-
-        The same as gathering from `logits(..) / temperature`, but stop decisions cost two logits
-        instead of V, and of a large vocabulary no more than `LOGITS_AT_ONCE` are held: the others
-        are computed again for their gradient. In float32 at least.
-        """
-        result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
-        is_thinking = (
-            kinds == Kind.THINKING if self.settings is not None else torch.zeros_like(kinds).bool()
-        )
-        text = (~is_thinking).nonzero()[:, 0]
-        thinking = is_thinking.nonzero()[:, 0]
-        count = max(1, LOGITS_AT_ONCE // self.base.config.vocab_size)
-        for part in text.split(count) if len(text) else ():
-            compute = functools.partial(self._text_log_probabilities, temperature=temperature)
-            if len(text) > count and torch.is_grad_enabled():
-                compute = functools.partial(checkpoint, compute, use_reentrant=False)
-            log_probs = compute(hidden[part], kinds[part], targets[part])
-            result = result.index_add(0, part, log_probs)
-        if len(thinking):
-            logits = self.stop_logits(hidden[thinking]).to(result.dtype) / temperature
-            choice = (targets[thinking] == self.settings.stop_id).long()
-            result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
-        return result
-
-    def _text_log_probabilities(
-        self, hidden: Tensor, kinds: Tensor, targets: Tensor, temperature: float
-    ) -> Tensor:
-        """Log-probabilities `(M,)` over the vocabulary."""
-        logits = self.logits(hidden, kinds)
-        return -_cross_entropy(logits.to(_at_least_float32(logits.dtype)) / temperature, targets)
-
     @property
     def _stop_ids(self) -> list[int]:
         return [self.settings.continue_id, self.settings.stop_id]
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
-        """Unmasked logits `(.., V)`, the special tokens' own rows included."""
-        logits = self.base.get_output_embeddings()(hidden)
-        if self.special_rows is None:
-            return logits
-        tokens = ["start", "continue", "stop"] + (["end"] if self.special_rows.tied else [])
-        rows = torch.stack([self.special_rows.output_row(token) for token in tokens])
-        special = functional.linear(hidden, rows)
-        logits[..., [token_id(self.settings, token) for token in tokens]] = special
-        return logits
-
-    def _embedding_matrix(self) -> Tensor:
-        """Input embeddings `(V, d)`, the special tokens' own rows included."""
-        matrix = self.base.get_input_embeddings().weight
-        if self.special_rows is None:
-            return matrix
-        tokens = ["start", "end"] + (["continue", "stop"] if self.special_rows.tied else [])
-        rows = torch.stack([self.special_rows.input_row(token) for token in tokens])
-        ids = torch.tensor([token_id(self.settings, token) for token in tokens]).to(matrix.device)
-        return matrix.index_copy(0, ids, rows)
+        return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)
 
     # --------------------------------------------------------------------------- the special rows
 
@@ -425,7 +364,7 @@ class LatentReasoner(nn.Module):
         else:
             fold_rows(self.base, self.settings, self.special_rows)
             self.special_rows = None
-        self.settings = dataclasses.replace(self.settings, special_rows=to)
+        self.change_settings(special_rows=to)
 
 
 def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> int:
@@ -437,42 +376,8 @@ def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> in
     return width if text_states == "none" else 0
 
 
-def _join(
-    parts: list[_Part], mask: Tensor
-) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
-    """Parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
-    order = torch.cat([part.rows for part in parts]).argsort()
-
-    def join(tensors: Iterable[Tensor]) -> Tensor:
-        """Tensors `(R, .., w, d)` of the parts as `(B, .., W, d)`, zero in unused columns."""
-        padded = [
-            functional.pad(tensor, (0, 0, part.columns.start, mask.shape[1] - part.columns.stop))
-            for tensor, part in zip(tensors, parts, strict=True)
-        ]
-        return torch.cat(padded).index_select(0, order)
-
-    cache = GrowingCache()
-    for layer, entries in enumerate(zip(*(part.state.cache.layers for part in parts), strict=True)):
-        keys, values = join(e.keys for e in entries), join(e.values for e in entries)
-        cache.update(keys, values, layer)
-    hidden = join(part.hidden for part in parts)
-    hidden_states = None
-    if parts[0].hidden_states is not None:
-        layers = zip(*(part.hidden_states for part in parts), strict=True)
-        hidden_states = tuple(join(layer) for layer in layers)
-    return ReasoningState(cache, mask, hidden[:, -1]), hidden, hidden_states
-
-
 def _gather(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:
     """States of all passes, `(R, W, d)` each, flattened and picked by `index`: `(N, d)`."""
     flat = [states.reshape(-1, states.shape[-1]) for states in passes]
     joined = flat[0] if len(flat) == 1 else torch.cat(flat)
     return joined if index is None else joined.index_select(0, index)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, targets, reduction="none")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.passes import SpecialIds
@@ -44,6 +45,32 @@ class SpecialRows(nn.Module):
 def token_id(special: SpecialIds, token: str) -> int:
     """Id of `token`: start, end, continue or stop."""
     return getattr(special, f"{token}_id")
+
+
+def vocabulary_logits(
+    base: PreTrainedModel, special: SpecialIds | None, rows: SpecialRows | None, hidden: Tensor
+) -> Tensor:
+    """Unmasked logits `(.., V)` of states `(.., d)`, the special tokens' own rows included."""
+    logits = base.get_output_embeddings()(hidden)
+    if rows is None:
+        return logits
+    tokens = ["start", "continue", "stop"] + (["end"] if rows.tied else [])
+    own = functional.linear(hidden, torch.stack([rows.output_row(token) for token in tokens]))
+    logits[..., [token_id(special, token) for token in tokens]] = own
+    return logits
+
+
+def embedding_matrix(
+    base: PreTrainedModel, special: SpecialIds | None, rows: SpecialRows | None
+) -> Tensor:
+    """Input embeddings `(V, d)`, the special tokens' own rows included."""
+    matrix = base.get_input_embeddings().weight
+    if rows is None:
+        return matrix
+    tokens = ["start", "end"] + (["continue", "stop"] if rows.tied else [])
+    own = torch.stack([rows.input_row(token) for token in tokens])
+    ids = torch.tensor([token_id(special, token) for token in tokens]).to(matrix.device)
+    return matrix.index_copy(0, ids, own)
 
 
 def extract_rows(base: PreTrainedModel, special: SpecialIds) -> SpecialRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokenizers import AddedToken
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, Model
@@ -43,14 +44,18 @@ def add_special_tokens(
     base.resize_token_embeddings(rows, mean_resizing=False)
     output = base.get_output_embeddings()
     for parameter in (base.get_input_embeddings().weight, output.weight, output.bias):
-        if parameter is None:
-            continue
-        with torch.no_grad():
-            parameter[before:] = parameter[:before].mean(0)
-            for token, source in copied.items():
-                if source is not None:
-                    parameter[getattr(ids, token)] = parameter[source]
+        if parameter is not None:
+            _fill_new_rows(parameter, before, {getattr(ids, t): row for t, row in copied.items()})
     return ids
+
+
+@torch.no_grad()
+def _fill_new_rows(parameter: Tensor, before: int, copied: dict[int, int | None]) -> None:
+    """The mean of the first `before` rows in all later ones, but in those `copied` from a row."""
+    parameter[before:] = parameter[:before].mean(0)
+    for row, source in copied.items():
+        if source is not None:
+            parameter[row] = parameter[source]
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, text: str | None, key: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The state of rows that are being read or written: what `LatentReasoner.advance` moves on."""
+"""The state of rows that are being read or written: what `LatentReasoner.advance` extends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReasoningState:
     """Rows being read or written: their cache and which of its columns hold a token.
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the state of the last column, after the final
-    norm. `advance` moves a state on in place.
+    norm. `advance` extends a state in place.
     """
 
     cache: GrowingCache
@@ -24,7 +24,7 @@ class ReasoningState:
     prefix: SharedPrefix | None = None
 
     def fork(self) -> ReasoningState:
-        """The same state to go on from, while this one stays as it is; nothing is copied."""
+        """The same state, to be extended while this one stays as it is; nothing is copied."""
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(entry.keys, entry.values, layer)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.heads import decision_logits
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 
@@ -38,7 +39,7 @@ class Trajectory:
         """Read the prompts, before any latent step."""
         # Padding is masked everywhere: any id of the vocabulary will do.
         input_ids, attention_mask = pad_prompts(prompts, pad_id=0)
-        state = model.start(input_ids.to(model.device), attention_mask.to(model.device))
+        state = model.read_prompts(input_ids.to(model.device), attention_mask.to(model.device))
         return cls(state, [state.last_hidden], input_ids.shape[1])
 
     @property
@@ -63,6 +64,4 @@ class Trajectory:
 
     def decision_log_probs(self, model: LatentReasoner, temperature: float) -> Tensor:
         """Log-probabilities of CONTINUE and STOP at each decision, (P, N + 1, 2)."""
-        logits = model.stop_logits(torch.stack(self.hidden, dim=1))
-        at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
-        return torch.log_softmax(logits.to(at_least_float32) / temperature, dim=-1)
+        return decision_logits(model, torch.stack(self.hidden, dim=1), temperature).log_softmax(-1)

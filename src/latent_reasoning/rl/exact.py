@@ -90,37 +90,38 @@ def sample_all_lengths(
     return Rollout(table.prompts, completions, chosen.flatten(1), groups), trajectory
 
 
-def continue_probabilities(
+def survival_probabilities(
     model: LatentReasoner,
     trajectory: Trajectory,
     settings: SamplingSettings,
     negligible: float = 0.0,
 ) -> Tensor:
-    """Probability of at least 1, 2, .. latent steps, float64 (P, N), not increasing.
+    """Survival: the probability of at least 1, 2, .. latent steps, float64 (P, N).
 
     With 1 before and 0 after it, the differences are the distribution of the stop length n = 0..N.
-    N is where STOP is forced or the tokens end, or the first length that is longer than any prompt
-    would think but with a probability of at most `negligible`. Extends the trajectory to there.
+    N is where STOP is forced or the tokens end, or the first length that every prompt survives with
+    a probability of at most `negligible`. Extends the trajectory to there.
     """
-    going_on: list[Tensor] = []
+    survival: list[Tensor] = []
     for step in range(settings.max_new_tokens):
         trajectory.extend(model, step)
         if step == settings.max_latent_steps:
             break
         with torch.no_grad():
             continues = continue_probability(model, trajectory, step, settings)[:, 0]
-        going_on.append(continues * going_on[-1] if going_on else continues)
-        if going_on[-1].max() <= negligible:
+        survival.append(continues * survival[-1] if survival else continues)
+        if survival[-1].max() <= negligible:
             break
-    return torch.stack(going_on, dim=1)
+    return torch.stack(survival, dim=1)
 
 
 def _stop_lengths(
     model: LatentReasoner, trajectory: Trajectory, stop_draws: Tensor, settings: SamplingSettings
 ) -> Tensor:
-    """Latent steps (P, groups, G) by inversion: at least n of them where the draw is below that."""
-    going_on = continue_probabilities(model, trajectory, settings, stop_draws.min().item())
-    return (stop_draws[..., None] < going_on[:, None, None]).sum(-1)
+    """Latent steps (P, groups, G) by inverse sampling: the number of survival probabilities above
+    the draw."""
+    survival = survival_probabilities(model, trajectory, settings, stop_draws.min().item())
+    return (stop_draws[..., None] < survival[:, None, None]).sum(-1)
 
 
 def _answers_at_lengths(

@@ -1,5 +1,7 @@
 """The relative-length reward of adaptive RL (docs/method.md, section 5; conformance note 18).
 
+Each distinct completion is judged once, each sample rewarded:
+
 A badly formatted sample earns -1, a wrong one 0, a correct one 1 plus a length term
 
     coefficient * (length - mean) / (max - min)
@@ -9,7 +11,10 @@ where they all have one length. The coefficient is `-penalty` where the prompt i
 or count of correct samples meets `accuracy_requirement`), so that solved prompts are pushed
 shorter, and `+bonus` elsewhere, so that unsolved ones are given more steps to think.
 
-Everything here is a pure function of verdicts and lengths; texts are judged by `judge`.
+All prompts of an optimiser step are rewarded together, because a question that occurs twice in it
+pools its samples. Rewards are pure functions of outcomes; texts are judged by `judge_sample`.
+
+P prompts, G samples a group, U distinct completions.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import (
@@ -28,16 +34,18 @@ from latent_reasoning.data.answers import (
     STOP,
     answers_match,
     is_well_formatted,
-    parse_number,
 )
-from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.sequences import decode
+from latent_reasoning.rl.grpo import advantages
+from latent_reasoning.rl.prompts import RlPrompt
+from latent_reasoning.rl.rollouts import Rollout
 
 BAD_FORMAT_REWARD = -1.0
 CORRECT_REWARD = 1.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """What the reward reads of one sample."""
 
     well_formatted: bool
@@ -47,14 +55,14 @@ class Verdict:
     """START, CONTINUE and STOP tokens of prompt and completion: n + 2 for n latent steps."""
 
 
-def judge(prompt: str, completion: str, label: str) -> Verdict:
+def judge_sample(prompt: str, completion: str, label: str) -> Outcome:
     """Judge one completion, decoded with its special tokens.
 
     `prompt` counts with the latent tokens it holds (it ends in START), and latent tokens inside
     the answer count too, as in the public code.
     """
     well_formatted = is_well_formatted(completion)
-    return Verdict(
+    return Outcome(
         well_formatted=well_formatted,
         correct=well_formatted and answer_is_right(completion, label),
         length=latent_tokens(prompt) + latent_tokens(completion),
@@ -70,38 +78,41 @@ def answer_is_right(completion: str, label: str) -> bool:
     return len(parts) == 2 and answers_match(label, parts[1])
 
 
-def label_number(label: str, where: str) -> float:
-    """The number of a label; `DataError` naming the row where it holds none.
-
-    The answer filter keeps `nan`, which nothing can ever equal: such a row is refused when the
-    prompts are read, before any of it is trained on.
-    """
-    number = parse_number(label)
-    if number is None:
-        raise DataError(f"{where}: the answer {label!r} holds no number to compare with")
-    return number
-
-
 def latent_tokens(text: str) -> int:
     """Number of START, CONTINUE and STOP tokens in a text."""
     return sum(text.count(token) for token in (START, CONTINUE, STOP))
 
 
+def judge_completions(
+    rollout: Rollout, prompts: Sequence[RlPrompt], tokenizer: PreTrainedTokenizerBase
+) -> list[Outcome]:
+    """The outcome of each distinct completion; `prompts` are those of the rollout, in its order."""
+    eos_id = tokenizer.eos_token_id
+    texts = [
+        decode(tokenizer, [token for token in completion.ids if token != eos_id])
+        for completion in rollout.completions
+    ]
+    return [
+        judge_sample(prompts[completion.prompt].text, text, prompts[completion.prompt].label)
+        for completion, text in zip(rollout.completions, texts, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
-class Verdicts:
-    """Verdicts as tensors of one shape: bool, bool and whole numbers."""
+class Outcomes:
+    """Outcomes as tensors of one shape: bool, bool and whole numbers."""
 
     well_formatted: Tensor
     correct: Tensor
     length: Tensor
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict]) -> Verdicts:
-        """A row of verdicts, (N,)."""
+    def of(cls, outcomes: Sequence[Outcome]) -> Outcomes:
+        """A row of outcomes, (N,)."""
         return cls(
-            torch.tensor([verdict.well_formatted for verdict in verdicts], dtype=torch.bool),
-            torch.tensor([verdict.correct for verdict in verdicts], dtype=torch.bool),
-            torch.tensor([verdict.length for verdict in verdicts], dtype=torch.long),
+            torch.tensor([outcome.well_formatted for outcome in outcomes], dtype=torch.bool),
+            torch.tensor([outcome.correct for outcome in outcomes], dtype=torch.bool),
+            torch.tensor([outcome.length for outcome in outcomes], dtype=torch.long),
         )
 
     @property
@@ -109,8 +120,8 @@ class Verdicts:
         """The three tensors, in order."""
         return self.well_formatted, self.correct, self.length
 
-    def __getitem__(self, index: Tensor) -> Verdicts:
-        return Verdicts(self.well_formatted[index], self.correct[index], self.length[index])
+    def __getitem__(self, index: Tensor) -> Outcomes:
+        return Outcomes(self.well_formatted[index], self.correct[index], self.length[index])
 
 
 def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
@@ -131,10 +142,10 @@ def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
     return coefficients.masked_fill(solved, -reward.penalty)
 
 
-def rewards(groups: Sequence[Hashable], verdicts: Verdicts, settings: Reward) -> Tensor:
-    """Rewards, float64 (N, ..): rows of `verdicts` with equal `groups` entries form one group.
+def rewards(groups: Sequence[Hashable], outcomes: Outcomes, settings: Reward) -> Tensor:
+    """Rewards, float64 (N, ..): rows of `outcomes` with equal `groups` entries form one group.
 
-    `verdicts` are (N, ..), each further index with groups of its own. Rows of a group may stand
+    `outcomes` are (N, ..), each further index with groups of its own. Rows of a group may stand
     anywhere: a prompt that occurs twice in a batch pools its samples, as in the public code.
     """
     members: dict[Hashable, list[int]] = {}
@@ -143,16 +154,16 @@ def rewards(groups: Sequence[Hashable], verdicts: Verdicts, settings: Reward) ->
     by_size: dict[int, list[list[int]]] = {}
     for indices in members.values():
         by_size.setdefault(len(indices), []).append(indices)
-    out = torch.zeros(verdicts.length.shape, dtype=torch.float64)
+    out = torch.zeros(outcomes.length.shape, dtype=torch.float64)
     for rows in by_size.values():
         index = torch.tensor(rows)
-        out[index] = _group_rewards(verdicts[index], settings)
+        out[index] = _group_rewards(outcomes[index], settings)
     return out
 
 
-def _group_rewards(verdicts: Verdicts, settings: Reward) -> Tensor:
-    """Rewards of groups: verdicts and rewards are (groups, samples, ..)."""
-    correct, length = verdicts.correct, verdicts.length
+def _group_rewards(outcomes: Outcomes, settings: Reward) -> Tensor:
+    """Rewards of groups: outcomes and rewards are (groups, samples, ..)."""
+    correct, length = outcomes.correct, outcomes.length
     count = correct.sum(1, keepdim=True)
     coefficient = length_coefficient(count, correct.shape[1], settings)
     mean = (length * correct).sum(1, keepdim=True).double() / count.clamp(min=1)
@@ -162,4 +173,65 @@ def _group_rewards(verdicts: Verdicts, settings: Reward) -> Tensor:
     term = (length - mean) / (longest - shortest).clamp(min=1)
     of_correct = CORRECT_REWARD + coefficient * term
     of_formatted = of_correct.where(correct, torch.zeros_like(term))
-    return of_formatted.where(verdicts.well_formatted, torch.full_like(term, BAD_FORMAT_REWARD))
+    return of_formatted.where(outcomes.well_formatted, torch.full_like(term, BAD_FORMAT_REWARD))
+
+
+def reward_groups(
+    rollouts: Sequence[Rollout],
+    outcomes: Sequence[Sequence[Outcome]],
+    questions: Sequence[str],
+    settings: Reward,
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Advantages of each rollout's completions, (U,) each, and the step's means.
+
+    `outcomes` are those of `judge_completions`; `questions` says which question each prompt is, one
+    rollout's prompts after the other's.
+    """
+    samples = _of_samples(rollouts, outcomes)
+    prompts, groups, group_size = samples.length.shape
+    # A question that occurs twice pools the samples of its first groups, of its second ones, ..
+    rows = [question for question in questions for _ in range(group_size)]
+    by_row = Outcomes(*(values.transpose(1, 2).flatten(0, 1) for values in samples.fields))
+    values = rewards(rows, by_row, settings).view(prompts, group_size, groups).transpose(1, 2)
+    per_sample = advantages(values.flatten(), group_size).view(prompts, -1)
+    parts = per_sample.split([len(rollout.prompts) for rollout in rollouts])
+    return (
+        [_of_completions(r, part) for r, part in zip(rollouts, parts, strict=True)],
+        _means(values, samples) | _completion_means(rollouts),
+    )
+
+
+def _of_samples(rollouts: Sequence[Rollout], outcomes: Sequence[Sequence[Outcome]]) -> Outcomes:
+    """The outcome of each sample of all prompts: (P, groups, G)."""
+    parts = [
+        Outcomes.of(own)[rollout.sample_completion.unflatten(1, (rollout.groups, -1))]
+        for rollout, own in zip(rollouts, outcomes, strict=True)
+    ]
+    return Outcomes(*(torch.cat(fields) for fields in zip(*(p.fields for p in parts), strict=True)))
+
+
+def _of_completions(rollout: Rollout, per_sample: Tensor) -> Tensor:
+    """(P, groups x G) -> (U,): means over a completion's samples, equal ones within a group."""
+    index, per_sample = rollout.sample_completion.flatten(), per_sample.flatten()
+    zeros = per_sample.new_zeros(len(rollout.completions))
+    least = zeros.scatter_reduce(0, index, per_sample, "amin", include_self=False)
+    # Added to the least, so that the mean of equal numbers is that number to the bit.
+    return least.index_add(0, index, (per_sample - least[index]) / rollout.weights[index])
+
+
+def _means(rewards: Tensor, samples: Outcomes) -> dict[str, float]:
+    """What is logged of a step's samples, (P, groups, G)."""
+    count = rewards.numel()
+    return {
+        "reward": rewards.flatten().mean().item(),
+        "reasoning_tokens": samples.length.sum().item() / count,
+        "rollout_accuracy": samples.correct.flatten().float().mean().item(),
+        "badly_formatted_share": (~samples.well_formatted).sum().item() / count,
+        "all_correct_share": samples.correct.all(-1).flatten().float().mean().item(),
+    }
+
+
+def _completion_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Distinct completions, which had to be scored, for each sample of a group."""
+    samples = sum(rollout.sample_completion.numel() / rollout.groups for rollout in rollouts)
+    return {"distinct_share": sum(len(rollout.completions) for rollout in rollouts) / samples}

@@ -3,7 +3,7 @@
 Each sample draws its own stop decisions and answer tokens, but nothing is computed twice: samples
 that have agreed so far share one row of the model, and a row is split only where they differ. With
 a confident model the 16 samples of a prompt are a few rows. A sample that emits START after STOP
-(`allow_rethinking`) goes on through the same loop, its latent steps its own.
+(`allow_rethinking`) continues through the same loop, its latent steps its own.
 
 Randomness is drawn beforehand: one uniform number for each prompt, sample and token, inverted
 through the token's distribution. What is sampled thus depends neither on how prompts are batched
@@ -18,13 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_reasoning.model.heads import CONTINUES, decision_logits
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
-
-CONTINUES, STOPS = 0, 1
-"""Order of the two decisions in the stop head's logits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SamplingSettings:
     max_new_tokens: int
     eos_id: int
     max_latent_steps: int | None = None
-    """After so many steps in a row STOP is forced: probability 1, outside the loss."""
+    """Latent steps in a row after which STOP is forced: probability 1, outside the loss."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +94,17 @@ def sample(
 
 def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollout:
     """Group equal completions: `ids` (P, G, T) with `lengths` (P, G) tokens each."""
-    counts: dict[tuple[int, tuple[int, ...]], int] = {}
-    for prompt, (rows, row_lengths) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True)):
-        for row, length in zip(rows, row_lengths, strict=True):
-            key = (prompt, tuple(row[:length]))
-            counts[key] = counts.get(key, 0) + 1
-    position = {key: index for index, key in enumerate(counts)}
-    sample_completion = torch.tensor(
+    index: dict[tuple[int, tuple[int, ...]], int] = {}
+    samples = [
         [
-            [position[prompt, tuple(row[:length])] for row, length in zip(*group, strict=True)]
-            for prompt, group in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True))
+            index.setdefault((prompt, tuple(row[:length])), len(index))
+            for row, length in zip(*group, strict=True)
         ]
-    )
-    completions = [Completion(*key, count) for key, count in counts.items()]
+        for prompt, group in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True))
+    ]
+    sample_completion = torch.tensor(samples)
+    counts = sample_completion.flatten().bincount().tolist()
+    completions = [Completion(*key, count) for key, count in zip(index, counts, strict=True)]
     return Rollout([list(prompt) for prompt in prompts], completions, sample_completion)
 
 
@@ -139,7 +135,8 @@ def continue_probability(
     model: LatentReasoner, trajectory: Trajectory, step: int, settings: SamplingSettings
 ) -> Tensor:
     """Probability of another latent step after `step` of them, float64 (P, 1)."""
-    logits = model.stop_logits(trajectory.hidden[step]).double() / settings.temperature
+    hidden = trajectory.hidden[step]
+    logits = decision_logits(model, hidden, settings.temperature, torch.float64)
     return logits.softmax(-1)[:, CONTINUES, None]
 
 
@@ -148,13 +145,13 @@ class _Rows:
     """Completions being sampled, those that agree so far in one row; R rows.
 
     `prompt` (R,); `length` (R,): tokens so far; `token` (R,): the last of them, not yet read;
-    `thinking` (R,): latent steps since START where the row is thinking again, else -1.
+    `steps_since_start` (R,): latent steps where the row is thinking again, else -1.
     """
 
     prompt: Tensor
     length: Tensor
     token: Tensor
-    thinking: Tensor
+    steps_since_start: Tensor
 
 
 def sample_answers(
@@ -185,7 +182,7 @@ def sample_answers(
         prompt=leaves[0],
         length=leaves[1] + 1,
         token=torch.full_like(leaves[0], special.stop_id),
-        thinking=torch.full_like(leaves[0], -1),
+        steps_since_start=torch.full_like(leaves[0], -1),
     )
     state = trajectory.leave(model, leaves[0], leaves[1])
     while True:
@@ -193,11 +190,11 @@ def sample_answers(
         position = rows.length[row]
         ids[prompt, member, position] = tokens
         lengths[prompt, member] = position + 1
-        going_on = (tokens != settings.eos_id) & (position + 1 < settings.max_new_tokens)
-        if not going_on.any():
+        unfinished = (tokens != settings.eos_id) & (position + 1 < settings.max_new_tokens)
+        if not unfinished.any():
             return ids, lengths
-        prompt, member, row = prompt[going_on], member[going_on], row[going_on]
-        rows, state, row = _split(model, state, rows, row, tokens[going_on])
+        prompt, member, row = prompt[unfinished], member[unfinished], row[unfinished]
+        rows, state, row = _split(model, state, rows, row, tokens[unfinished])
 
 
 def _next_tokens(
@@ -208,34 +205,28 @@ def _next_tokens(
     settings: SamplingSettings,
 ) -> Tensor:
     """Read each row's last token and draw the next one for all G samples, (R, G)."""
-    special = model.settings
-    inputs = model.embed(rows.token)
-    is_step = rows.token == special.continue_id
-    if is_step.any():
-        inputs = torch.where(is_step[:, None], model.latent_input(state.last_hidden), inputs)
-    hidden = model.advance(state, inputs.unsqueeze(1))[:, -1]
-    kinds = torch.where(rows.thinking >= 0, int(Kind.THINKING), int(Kind.ANSWER))
+    hidden = model.read_tokens(state, rows.token)
+    kinds = torch.where(rows.steps_since_start >= 0, int(Kind.THINKING), int(Kind.ANSWER))
     logits = model.logits(hidden, kinds).double() / settings.temperature
     cumulative = logits.softmax(-1).cumsum(-1)
     # The first token whose cumulative probability exceeds the draw: never one of probability 0.
     draws = uniforms[rows.prompt, :, rows.length] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, draws, right=True)
     if settings.max_latent_steps is not None:
-        forced = rows.thinking >= settings.max_latent_steps
-        tokens = torch.where(forced[:, None], special.stop_id, tokens)
+        forced = rows.steps_since_start >= settings.max_latent_steps
+        tokens = torch.where(forced[:, None], model.settings.stop_id, tokens)
     return tokens
 
 
 def _split(
     model: LatentReasoner, state: ReasoningState, rows: _Rows, row: Tensor, tokens: Tensor
 ) -> tuple[_Rows, ReasoningState, Tensor]:
-    """A row for each distinct (row, token) of the samples that go on; `row` (S,) is theirs."""
+    """A row for each distinct (row, token) of the unfinished samples; `row` (S,) is theirs."""
     special = model.settings
     children, row = torch.stack([row, tokens]).unique(dim=1, return_inverse=True)
     parent, token = children
-    thinking = rows.thinking[parent]
-    thinking = torch.where(token == special.continue_id, thinking + 1, -1)
-    thinking = torch.where(token == special.start_id, 0, thinking)
-    split = _Rows(rows.prompt[parent], rows.length[parent] + 1, token, thinking)
+    steps = torch.where(token == special.continue_id, rows.steps_since_start[parent] + 1, -1)
+    steps = torch.where(token == special.start_id, 0, steps)
+    split = _Rows(rows.prompt[parent], rows.length[parent] + 1, token, steps)
     unchanged = torch.equal(parent, torch.arange(len(rows.prompt), device=parent.device))
     return split, state if unchanged else state.select(parent), row

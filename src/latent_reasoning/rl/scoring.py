@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.heads import CONTINUES, STOPS, target_log_probabilities
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
-from latent_reasoning.rl.rollouts import CONTINUES, STOPS, Completion, SamplingSettings
+from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 
 
 def loss_mask(
@@ -43,7 +44,7 @@ def loss_mask(
     return mask
 
 
-def score(
+def score_completions(
     model: LatentReasoner,
     prompts: Sequence[list[int]],
     completions: Sequence[Completion],
@@ -52,7 +53,7 @@ def score(
 ) -> Tensor:
     """Log-probability of each token of each completion, (U, T), 0 after a completion's end.
 
-    `trajectory` is that of `prompts` under the same weights, where it is at hand. In float32 at
+    `trajectory` is that of `prompts` under the same weights, where it is available. In float32 at
     least.
     """
     scores = _Scores(width=max(len(completion.ids) for completion in completions))
@@ -162,9 +163,8 @@ def _score_answers(
     mask = mask.to(device)
     hidden = model.advance(state, model.embed(inputs.to(device)), mask)[mask]
     targets = torch.tensor([token for row in rows for token in row.answer], device=device)
-    log_probs = model.target_log_probabilities(
-        hidden, torch.full_like(targets, int(Kind.ANSWER)), targets, settings.temperature
-    )
+    kinds = torch.full_like(targets, int(Kind.ANSWER))
+    log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
     scores.add(
         log_probs,
         [row.index for row in rows for _ in row.answer],
@@ -190,8 +190,7 @@ def _score_alone(
     row = [i for i, c in enumerate(chosen) for _ in c.ids]
     column = [width - len(c.ids) + position for c in chosen for position in range(len(c.ids))]
     targets = torch.tensor([token for c in chosen for token in c.ids], device=model.device)
-    log_probs = model.target_log_probabilities(
-        output.last_hidden[row, column], output.kinds[row, column], targets, settings.temperature
-    )
+    hidden, kinds = output.last_hidden[row, column], output.kinds[row, column]
+    log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
     positions = [position for c in chosen for position in range(len(c.ids))]
     scores.add(log_probs, [indices[i] for i in row], positions)

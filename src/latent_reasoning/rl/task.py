@@ -11,7 +11,7 @@ of the GRPO loss. What is particular here:
   both, as in the public code (conformance note 21), but the samples of a prompt share the dropout
   of their trajectory.
 - A prompt's random numbers depend on the seed, the step and its place in the step alone.
-- Of several processes each samples and scores its own prompts, whole groups; the verdicts of all
+- Of several processes each samples and scores its own prompts, whole groups; the outcomes of all
   are gathered before they are rewarded.
 """
 
@@ -31,10 +31,11 @@ from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
-from latent_reasoning.rl.groups import Prompt, judge_completions, reward_groups
 from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.rl.prompts import RlPrompt
+from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
-from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import current
@@ -46,17 +47,27 @@ from latent_reasoning.training.text import BatchPlan
 class GroupBatch:
     """The judged rollout of a micro-batch: U distinct completions, T tokens of the longest.
 
-    `advantages` is (U,), `metrics` the means of the whole step. `trajectory` is that of sampling,
-    valid for the first update on these samples; `log_probs` and `reference` (U, T) are kept from
-    that update for the next ones.
+    `advantages` is (U,), `metrics` the means of the whole step. `reference` (U, T) are the
+    log-probabilities under the reference policy, None without a KL term. `trajectory` is that of
+    sampling, valid for the first update on these samples alone, and `old_log_probs` (U, T) those
+    of the policy at that update, kept where more updates follow.
     """
 
     rollout: Rollout
     advantages: Tensor
     metrics: dict[str, float]
+    reference: Tensor | None
     trajectory: Trajectory | None
-    log_probs: Tensor | None = None
-    reference: Tensor | None = None
+    old_log_probs: Tensor | None = None
+
+    def take_trajectory(self) -> Trajectory | None:
+        """The trajectory of sampling, for its only use: it leaves the batch with it.
+
+        It holds the graph of the latent chain, which the backward pass frees only where nothing
+        else refers to it, and it is not valid under the weights of the next update.
+        """
+        trajectory, self.trajectory = self.trajectory, None
+        return trajectory
 
 
 class AdaptiveLengthTask:
@@ -70,7 +81,7 @@ class AdaptiveLengthTask:
         name: str,
         model: LatentReasoner,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[RlPrompt],
         entry: RlModel,
         runtime: Runtime,
         *,
@@ -110,14 +121,19 @@ class AdaptiveLengthTask:
         return self._batches
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
-        """The GRPO loss of one micro-batch, weighing its own denominator."""
+        """The GRPO loss of one micro-batch, weighing its own denominator.
+
+        Takes the batch's trajectory, and leaves it the log-probabilities of a first update where
+        there are more to come.
+        """
         entry, rollout = self.entry, micro_batch.rollout
-        trajectory, micro_batch.trajectory = micro_batch.trajectory, None
-        log_probs = score(
-            self.model, rollout.prompts, rollout.completions, self.sampling, trajectory
+        log_probs = score_completions(
+            self.model,
+            rollout.prompts,
+            rollout.completions,
+            self.sampling,
+            micro_batch.take_trajectory(),
         )
-        if entry.kl_weight and micro_batch.reference is None:
-            micro_batch.reference = self._reference_log_probs(rollout)
         device = log_probs.device
         result = policy_loss(
             log_probs,
@@ -128,19 +144,21 @@ class AdaptiveLengthTask:
             kl_weight=entry.kl_weight,
             max_completion_length=entry.max_new_tokens,
             weights=rollout.weights.to(device),
-            old_log_probs=micro_batch.log_probs,
+            old_log_probs=micro_batch.old_log_probs,
             reference=micro_batch.reference,
         )
-        if micro_batch.log_probs is None:
-            micro_batch.log_probs = log_probs.detach()
+        if entry.iterations > 1 and micro_batch.old_log_probs is None:
+            micro_batch.old_log_probs = log_probs.detach()
         metrics = {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
         return LossOutput(result.loss, result.denominator, metrics | micro_batch.metrics)
 
     @torch.no_grad()
-    def _reference_log_probs(self, rollout: Rollout) -> Tensor:
-        """Log-probabilities (U, T) under the model as it was at the start."""
+    def reference_log_probs(self, rollout: Rollout) -> Tensor | None:
+        """Log-probabilities (U, T) under the model as it was at the start; None without KL."""
+        if not self.entry.kl_weight:
+            return None
         with self._reference_policy() as reference:
-            return score(reference, rollout.prompts, rollout.completions, self.sampling)
+            return score_completions(reference, rollout.prompts, rollout.completions, self.sampling)
 
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[LatentReasoner]:
@@ -165,19 +183,22 @@ class AdaptiveLengthTask:
                 self._sample_part([prompt.ids for prompt in part], *own)
                 for part, own in zip(prompts, current().share(draws), strict=True)
             ]
+            references = [self.reference_log_probs(rollout) for rollout, _ in sampled]
         rollouts = [rollout for rollout, _ in sampled]
-        verdicts = [
+        outcomes = [
             judge_completions(rollout, part, self.tokenizer)
             for rollout, part in zip(rollouts, prompts, strict=True)
         ]
         questions = [self.prompts[index].text for part in plan for index in part]
         advantages, metrics = reward_groups(
-            current().gather(rollouts), current().gather(verdicts), questions, self.entry.reward
+            current().gather(rollouts), current().gather(outcomes), questions, self.entry.reward
         )
         advantages = current().share(advantages)
         return [
-            GroupBatch(rollout, values, metrics, trajectory if len(parts) == 1 else None)
-            for (rollout, trajectory), values in zip(sampled, advantages, strict=True)
+            GroupBatch(rollout, values, metrics, reference, trajectory if len(parts) == 1 else None)
+            for (rollout, trajectory), values, reference in zip(
+                sampled, advantages, references, strict=True
+            )
         ]
 
     def _draws(self, round_: int) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,18 +139,18 @@ def latent_model(
     if model.settings is None:
         model = make_latent(model.base, tokenizer, entry.model)
     else:
-        model.settings = _merged_settings(model, run.name, entry.start, entry.model)
+        _take_over_settings(model, run.name, entry.start, entry.model)
     return model.to(run.device), tokenizer
 
 
-def _merged_settings(model: LatentReasoner, name: str, start: str, wanted: Model):
+def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:
+    """Change the stop head's settings to the wanted ones."""
     if model.settings.recurrent_filter != wanted.recurrent_filter:
         raise ConfigError(
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; give the same"
         )
-    return dataclasses.replace(
-        model.settings,
+    model.change_settings(
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
         allow_rethinking=wanted.allow_rethinking,

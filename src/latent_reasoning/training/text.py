@@ -13,6 +13,7 @@ from torch import Tensor
 from latent_reasoning.config import ConfigError, Runtime, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length, collate_plain
 from latent_reasoning.data.sequences import IGNORED_LABEL, PlainExample
+from latent_reasoning.model.heads import target_log_probabilities
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
 from latent_reasoning.runtime import seeds
@@ -35,7 +36,7 @@ def cross_entropy(
     rows, columns = (index.to(model.device) for index in learned.nonzero(as_tuple=True))
     targets = labels[:, 1:][learned].to(model.device)
     hidden, kinds = output.last_hidden[rows, columns], output.kinds[rows, columns]
-    losses = -model.target_log_probabilities(hidden, kinds, targets)
+    losses = -target_log_probabilities(model, hidden, kinds, targets)
     if stop_label_smoothing:
         losses = _smooth_stop_labels(model, hidden, kinds, targets, losses, stop_label_smoothing)
     return losses.mean()
@@ -53,7 +54,7 @@ def _smooth_stop_labels(
     thinking = (kinds == Kind.THINKING).nonzero()[:, 0]
     settings = model.settings
     others = settings.continue_id + settings.stop_id - targets[thinking]
-    other_losses = -model.target_log_probabilities(hidden[thinking], kinds[thinking], others)
+    other_losses = -target_log_probabilities(model, hidden[thinking], kinds[thinking], others)
     return losses.index_add(0, thinking, smoothing * (other_losses - losses[thinking]))
 
 

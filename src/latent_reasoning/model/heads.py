@@ -1,0 +1,89 @@
+"""What a latent reasoner decides and writes next: distributions read out of its hidden states.
+
+There is one stop distribution, of which a decision is drawn (rollouts), read greedily (generation)
+and scored (training and RL); and one log-probability of a next token, over the vocabulary or over
+the two decisions, as the position asks.
+
+M positions, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reasoner import LatentReasoner
+
+CONTINUES, STOPS = 0, 1
+"""Order of the two decisions in the stop head's logits."""
+
+LOGITS_AT_ONCE = 2**26
+"""256 MiB of logits in float32: 523 positions of Llama 3.2's vocabulary."""
+
+
+def decision_logits(
+    model: LatentReasoner,
+    hidden: Tensor,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The stop distribution at states `(.., d)`: logits `(.., 2)` of CONTINUE and STOP.
+
+    Over the sampling temperature, and in at least `dtype`.
+    """
+    logits = model.stop_logits(hidden)
+    return logits.to(torch.promote_types(logits.dtype, dtype)) / temperature
+
+
+def target_log_probabilities(
+    model: LatentReasoner,
+    hidden: Tensor,
+    kinds: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
+
+    The same as gathering from `model.logits(..) / temperature`, but stop decisions cost two logits
+    instead of V, and of a large vocabulary no more than `LOGITS_AT_ONCE` are held: the others are
+    computed again for their gradient. In float32 at least.
+    """
+    result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
+    is_thinking = kinds == Kind.THINKING
+    if model.settings is None:
+        is_thinking = torch.zeros_like(is_thinking)
+    text = (~is_thinking).nonzero()[:, 0]
+    thinking = is_thinking.nonzero()[:, 0]
+    count = max(1, LOGITS_AT_ONCE // model.base.config.vocab_size)
+    for part in text.split(count) if len(text) else ():
+        compute = functools.partial(_text_log_probabilities, model, temperature=temperature)
+        if len(text) > count and torch.is_grad_enabled():
+            compute = functools.partial(checkpoint, compute, use_reentrant=False)
+        log_probs = compute(hidden[part], kinds[part], targets[part])
+        result = result.index_add(0, part, log_probs)
+    if len(thinking):
+        logits = decision_logits(model, hidden[thinking], temperature, result.dtype)
+        choice = torch.where(targets[thinking] == model.settings.stop_id, STOPS, CONTINUES)
+        result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
+    return result
+
+
+def _text_log_probabilities(
+    model: LatentReasoner, hidden: Tensor, kinds: Tensor, targets: Tensor, temperature: float
+) -> Tensor:
+    """Log-probabilities `(M,)` over the vocabulary."""
+    logits = model.logits(hidden, kinds)
+    return -_cross_entropy(logits.to(_at_least_float32(logits.dtype)) / temperature, targets)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, targets, reduction="none")

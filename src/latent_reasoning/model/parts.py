@@ -1,0 +1,89 @@
+"""Rows of similar length read apart, so that padding costs nothing, and joined again.
+
+B rows, W columns, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.model.state import ReasoningState
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a pass that were read apart, in the columns that they use."""
+
+    rows: Tensor
+    columns: slice
+    state: ReasoningState
+    hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+
+
+def cut_rows(mask: Tensor, allowance: float) -> list[tuple[Tensor, slice]]:
+    """Rows of `mask` `(B, W)` to be read together, and the columns that they use.
+
+    All rows in one part on a GPU, where another pass costs more than padding.
+    """
+    everything = [(slice(None), slice(None))]
+    if mask.device.type != "cpu":
+        return everything
+    parts = rows_of_similar_length(mask, allowance)
+    if len(parts) == 1:
+        return everything
+    used = (mask[rows].any(0).nonzero() for rows in parts)
+    return [
+        (rows, slice(int(columns[0]), int(columns[-1]) + 1))
+        for rows, columns in zip(parts, used, strict=True)
+    ]
+
+
+def rows_of_similar_length(mask: Tensor, allowance: float) -> list[Tensor]:
+    """Rows of `mask` `(B, W)` in parts to be read apart, longest rows first.
+
+    The rows of a part together have at most `allowance` columns of padding.
+    """
+    lengths = mask.sum(1)
+    parts: list[list[int]] = []
+    padded = 0
+    for row in lengths.argsort(descending=True, stable=True).tolist():
+        if parts:
+            padded += int(lengths[parts[-1][0]] - lengths[row])
+        if not parts or padded > allowance:
+            parts.append([])
+            padded = 0
+        parts[-1].append(row)
+    return [torch.tensor(rows) for rows in parts]
+
+
+def join(
+    parts: list[Part], mask: Tensor
+) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
+    """Parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
+    order = torch.cat([part.rows for part in parts]).argsort()
+
+    def whole(tensors: Iterable[Tensor]) -> Tensor:
+        """Tensors `(R, .., w, d)` of the parts as `(B, .., W, d)`, zero in unused columns."""
+        padded = [
+            functional.pad(tensor, (0, 0, part.columns.start, mask.shape[1] - part.columns.stop))
+            for tensor, part in zip(tensors, parts, strict=True)
+        ]
+        return torch.cat(padded).index_select(0, order)
+
+    cache = GrowingCache()
+    for layer, entries in enumerate(zip(*(part.state.cache.layers for part in parts), strict=True)):
+        keys, values = whole(e.keys for e in entries), whole(e.values for e in entries)
+        cache.update(keys, values, layer)
+    hidden = whole(part.hidden for part in parts)
+    hidden_states = None
+    if parts[0].hidden_states is not None:
+        layers = zip(*(part.hidden_states for part in parts), strict=True)
+        hidden_states = tuple(whole(layer) for layer in layers)
+    return ReasoningState(cache, mask, hidden[:, -1]), hidden, hidden_states

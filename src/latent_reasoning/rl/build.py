@@ -1,0 +1,47 @@
+"""What a run of RL starts from: the model, its tokenizer and the task."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import ConfigError, RlModel
+from latent_reasoning.model.folder import load, load_tokenizer
+from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.rl.prompts import rl_prompts
+from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.training.run import TrainingRun
+
+
+def build(
+    run: TrainingRun, entry: RlModel
+) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
+    """The model RL starts from, its adapter attached, and the task."""
+    parent = run.parents[entry.start]
+    model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    if model.settings is None:
+        raise ConfigError(
+            f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
+        )
+    if entry.lora is not None:
+        attach_lora(model, entry.lora)
+    prompts = rl_prompts(
+        run.training_rows(tokenizer),
+        tokenizer,
+        prefix=run.experiment.data.prompt.evaluation,
+        max_prompt_tokens=entry.max_prompt_tokens,
+    )
+    validate = run.validation(
+        model, tokenizer, entry.training, longest_completion=entry.max_new_tokens
+    )
+    task = AdaptiveLengthTask(
+        run.name,
+        model,
+        tokenizer,
+        prompts,
+        entry,
+        run.experiment.runtime,
+        seed=run.seed,
+        validate=validate,
+    )
+    return model, tokenizer, task

@@ -1,0 +1,59 @@
+"""The prompts of RL: questions to sample answers to, each with the number that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.data.answers import START, parse_number
+from latent_reasoning.data.rows import DataError, Row
+from latent_reasoning.data.sequences import encode_prompts
+
+
+@dataclass(frozen=True)
+class RlPrompt:
+    """A question to sample answers to: its ids, the same as text, and the right answer."""
+
+    ids: list[int]
+    text: str
+    label: str
+
+
+def rl_prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    max_prompt_tokens: int | None,
+) -> list[RlPrompt]:
+    """The rows as prompts that end in START, those of more tokens than the limit left out.
+
+    Raises `DataError` for an answer without a number, or where no prompt is left.
+    """
+    for row in rows:
+        label_number(row.answer, f"row {row.id}")
+    encoded = encode_prompts(rows, tokenizer, prefix=prefix, latent=True)
+    prompts = [
+        RlPrompt(ids, prefix + row.question + START, row.answer)
+        for row, ids in zip(rows, encoded, strict=True)
+        if max_prompt_tokens is None or len(ids) <= max_prompt_tokens
+    ]
+    if not prompts:
+        raise DataError(
+            f"all {len(rows)} prompts are longer than max_prompt_tokens: {max_prompt_tokens} allows"
+        )
+    return prompts
+
+
+def label_number(label: str, where: str) -> float:
+    """The number of a label; `DataError` naming the row where it holds none.
+
+    The answer filter keeps `nan`, which nothing can ever equal: such a row is refused when the
+    prompts are read, before any of it is trained on.
+    """
+    number = parse_number(label)
+    if number is None:
+        raise DataError(f"{where}: the answer {label!r} holds no number to compare with")
+    return number
