@@ -15,24 +15,20 @@ import torch
 from safetensors.torch import save_file
 
 from latent_reasoning.config import Guard
-from latent_reasoning.runtime.parallel import current, start
+from latent_reasoning.runtime.parallel import join_processes
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from tests.training.tiny_training import TinyPlan, TinyTask, run, settings, tiny_model, weights
 
 
-class SharedTask(TinyTask):
-    def micro_batches(self, step: int) -> list[torch.Tensor]:
-        return current().share(super().micro_batches(step))
-
-
 def main(folder: Path) -> None:
-    rank = start(torch.device("cpu")).rank
-    second = rank == 1
+    processes = join_processes(torch.device("cpu"))
+    rank, second = processes.rank, processes.rank == 1
     model, log = tiny_model(), []
     told = None
     for stop in (StopRequest(1e-9 if second else None), StopRequest()):
-        task = SharedTask(
+        task = TinyTask(
             model,
+            processes=processes,
             plan=TinyPlan(micro_batch_size=2),
             memory=lambda step: 1 if second and step == 2 else 4,
             fault=lambda step, n: math.nan if second and step == 5 and not n else 1.0,
@@ -49,7 +45,7 @@ def main(folder: Path) -> None:
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     save_file(weights(model), folder / f"{rank}.safetensors")
-    current().finish()
+    processes.finish()
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ from pathlib import Path
 from tests.training.tiny_training import TinyTask, run, settings, tiny_model
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.signals import stop_request
-from latent_reasoning.training.loop import print_to_stderr
+from latent_reasoning.runtime.parallel import ALONE
 
 class Log:
-    append = staticmethod(print_to_stderr)
+    append = staticmethod(ALONE.print)
 
 def main(_):
     torch.set_num_threads(1)

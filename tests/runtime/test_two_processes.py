@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT
 from latent_reasoning.rl import groups
-from latent_reasoning.training.loop import read_metrics
+from latent_reasoning.training.metrics import read_metrics
 from tests.runtime.trainings import STEPS, TRAININGS, half_are_right, run_all
 
 # Losses are of the order of 4, weights of 0.3.

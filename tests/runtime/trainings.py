@@ -41,12 +41,12 @@ from latent_reasoning.rl import groups
 from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.runtime.parallel import current, start
-from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.runtime.parallel import ALONE, OneProcess, join_processes
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.token_sft import token_sft_examples
-from latent_reasoning.training.checkpoints import trained_tensors
-from latent_reasoning.training.loop import read_metrics, train
+from latent_reasoning.training.checkpoints import CheckpointStore, trained_tensors
+from latent_reasoning.training.loop import Trainer
+from latent_reasoning.training.metrics import read_metrics
 from latent_reasoning.training.text import TextTask
 from tests.model.models import build_base
 
@@ -82,7 +82,9 @@ class Parts:
             attach_lora(model, LORA)
         return model.to(self.dtype)
 
-    def validation(self, model: LatentReasoner) -> Callable[[], dict[str, float]]:
+    def validation(
+        self, model: LatentReasoner, processes: OneProcess
+    ) -> Callable[[], dict[str, float]]:
         """Five rows: they do not divide by two."""
         return partial(
             greedy_validation,
@@ -92,6 +94,7 @@ class Parts:
             prompt_prefix="",
             max_new_tokens=6,
             batch_size=2,
+            processes=processes,
         )
 
 
@@ -105,7 +108,7 @@ def runtime(micro_batch_size: int | None) -> Runtime:
     return Runtime(device="cpu", micro_batch_size=micro_batch_size, checkpoint_every=2)
 
 
-def token_sft(dtype: torch.dtype, micro_batch_size: int | None):
+def token_sft(dtype: torch.dtype, processes: OneProcess, micro_batch_size: int | None):
     parts = Parts(dtype)
     entry = SftModel(training=training())
     return TextTask(
@@ -116,12 +119,14 @@ def token_sft(dtype: torch.dtype, micro_batch_size: int | None):
         runtime(micro_batch_size),
         seed=0,
         pad_id=parts.tokenizer.pad_token_id,
-        validate=parts.validation(parts.plain),
+        validate=parts.validation(parts.plain, processes),
+        processes=processes,
     ), entry.training
 
 
 def latent_sft(
     dtype: torch.dtype,
+    processes: OneProcess,
     micro_batch_size: int | None,
     lora: bool = False,
     distillation: Distillation = CODI,
@@ -148,11 +153,18 @@ def latent_sft(
         runtime(micro_batch_size),
         seed=0,
         pad_id=parts.tokenizer.pad_token_id,
-        validate=parts.validation(model),
+        validate=parts.validation(model, processes),
+        processes=processes,
     ), entry.training
 
 
-def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **settings):
+def rl(
+    dtype: torch.dtype,
+    processes: OneProcess,
+    micro_batch_size: int | None,
+    lora: bool = False,
+    **settings,
+):
     parts = Parts(dtype)
     model = parts.latent(lora)
     entry = RlModel(
@@ -172,7 +184,8 @@ def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **s
         entry,
         runtime(micro_batch_size),
         seed=0,
-        validate=parts.validation(model),
+        validate=parts.validation(model, processes),
+        processes=processes,
     )
     return task, entry.training
 
@@ -198,30 +211,22 @@ TRAININGS = {
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def run_all(folder: Path) -> None:
+def run_all(folder: Path, processes: OneProcess = ALONE) -> None:
     """Run every training and leave this process's weights and metrics in `folder`."""
     torch.set_num_threads(1)
-    rank = start(torch.device("cpu")).rank
+    rank = processes.rank
     for name, build in TRAININGS.items():
         for kind, dtype in TYPES.items():
-            task, settings = build(dtype)
-            result = train(
-                task.model,
-                task,
-                settings,
-                runtime=runtime(None),
-                checkpoint_folder=folder / "checkpoints" / f"{name}-{kind}",
-                digest="a",
-                seed=0,
-                tracker=NullTracker(),
-                log_every=1,
-            )
+            task, settings = build(dtype, processes)
+            checkpoints = folder / "checkpoints" / f"{name}-{kind}"
+            store = CheckpointStore(checkpoints, "a", processes.print)
+            result = Trainer(task, settings, runtime(None), store, seed=0, log_every=1).run()
             save_file(trained_tensors(task.model), folder / f"{name}-{kind}-{rank}.safetensors")
             metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
             (folder / f"{name}-{kind}-{rank}.jsonl").write_text("".join(metrics))
-    current().finish()
+    processes.finish()
 
 
 if __name__ == "__main__":
     groups.judge = half_are_right
-    run_all(Path(sys.argv[1]))
+    run_all(Path(sys.argv[1]), join_processes(torch.device("cpu")))

@@ -13,7 +13,7 @@ from latent_reasoning.config import Guard
 from latent_reasoning.model.card import card_text
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, GuardState
-from latent_reasoning.training.loop import read_metrics
+from latent_reasoning.training.metrics import read_metrics
 from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,

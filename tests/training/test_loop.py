@@ -17,15 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from latent_reasoning.training.loop import (
-    DivergenceError,
-    accumulate_gradients,
-    build_optimizer,
-    decay_groups,
-    learning_rate,
-    read_metrics,
-    write_training_csv,
-)
+from latent_reasoning.training.divergence import DivergenceError
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.metrics import read_metrics, write_training_csv
+from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from tests.training.tiny_training import (
     TinyPlan,
     TinyTask,
