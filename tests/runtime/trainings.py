@@ -3,12 +3,14 @@
     accelerate launch .. -m tests.runtime.trainings FOLDER
 
 leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.json` with the
-logged metrics of each step. No dropout: its masks are each process's own.
+logged metrics of each step. No dropout: its masks are each process's own. In the last one,
+`faulty`, things go wrong on one process.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from latent_reasoning.config import (
     Data,
     Distillation,
+    Guard,
     LatentSftModel,
     LatentSteps,
     Lora,
@@ -42,6 +45,7 @@ from latent_reasoning.rl.groups import rl_prompts
 from latent_reasoning.rl.reward import Verdict, judge
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.parallel import ALONE, OneProcess, join_processes
+from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.token_sft import token_sft_examples
 from latent_reasoning.training.checkpoints import CheckpointStore, trained_tensors
@@ -49,6 +53,14 @@ from latent_reasoning.training.loop import Trainer
 from latent_reasoning.training.metrics import read_metrics
 from latent_reasoning.training.text import TextTask
 from tests.model.models import build_base
+from tests.training.tiny_training import (
+    TinyPlan,
+    TinyTask,
+    out_of_time,
+    run,
+    tiny_model,
+    weights,
+)
 
 STEPS = 6
 LORA = Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "up_proj"])
@@ -224,9 +236,40 @@ def run_all(folder: Path, processes: OneProcess = ALONE) -> None:
             save_file(trained_tensors(task.model), folder / f"{name}-{kind}-{rank}.safetensors")
             metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
             (folder / f"{name}-{kind}-{rank}.jsonl").write_text("".join(metrics))
-    processes.finish()
+
+
+def run_faulty(folder: Path, processes: OneProcess) -> None:
+    """A training in which everything goes wrong on the second process alone.
+
+    Its memory holds one row, its loss is not a number once, and it alone is asked to end.
+    """
+    rank, second = processes.rank, processes.rank == 1
+    model, log, interruption = tiny_model(), [], None
+    for stop in (out_of_time() if second else StopRequest(), StopRequest()):
+        task = TinyTask(
+            model,
+            processes=processes,
+            plan=TinyPlan(micro_batch_size=2),
+            memory=lambda step: 1 if second and step == 2 else 4,
+            fault=lambda step, n: math.nan if second and step == 5 and not n else 1.0,
+        )
+        try:
+            result = run(folder / "faulty", task, log=log, guard=Guard(), stop=stop)
+        except TrainingInterruptedError as error:
+            interruption = str(error)
+    found = {
+        "interruption": interruption,
+        "micro_batch_size": task.plan.micro_batch_size,
+        "rollbacks": result.rollbacks,
+        "log": log,
+    }
+    (folder / f"faulty-{rank}.json").write_text(json.dumps(found))
+    save_file(weights(model), folder / f"faulty-{rank}.safetensors")
 
 
 if __name__ == "__main__":
     groups.judge = half_are_right
-    run_all(Path(sys.argv[1]), join_processes(torch.device("cpu")))
+    launched = join_processes(torch.device("cpu"))
+    run_all(Path(sys.argv[1]), launched)
+    run_faulty(Path(sys.argv[1]), launched)
+    launched.finish()

@@ -17,7 +17,7 @@ from latent_reasoning.runtime.seeds import seed_for
 from latent_reasoning.runtime.signals import StopRequest
 from latent_reasoning.runtime.tracking import NullTracker, Tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder
-from latent_reasoning.training.loop import Trainer
+from latent_reasoning.training.loop import Trainer, TrainResult
 from latent_reasoning.training.task import LossOutput
 
 FEATURES = 3
@@ -108,32 +108,36 @@ def settings(**changes) -> Training:
 def run(
     folder: Path,
     task: TinyTask,
-    training: Training,
+    training: Training | None = None,
     *,
-    log,
+    log: list[str] | None = None,
     digest: str = "a",
     checkpoint_every: int = 3,
     stop: StopRequest | None = None,
     guard: Guard | None = None,
     tracker: Tracker | None = None,
-):
+) -> TrainResult:
+    """Train as a stage does: claim the folder, resume what is in it."""
+    say = (log if log is not None else []).append
     with task.processes.main_first():
         if task.processes.is_main:
-            claim_checkpoint_folder(folder, digest, log.append)
+            claim_checkpoint_folder(folder, digest, say)
+    guard = guard or Guard(enabled=False)
     return Trainer(
         task,
-        training,
-        Runtime(
-            device="cpu",
-            checkpoint_every=checkpoint_every,
-            guard=guard or Guard(enabled=False),
-        ),
-        CheckpointStore(folder, digest, log.append),
+        training or settings(),
+        Runtime(device="cpu", checkpoint_every=checkpoint_every, guard=guard),
+        CheckpointStore(folder, digest, say),
         seed=0,
         tracker=tracker or NullTracker(),
         log_every=2,
         stop=stop or StopRequest(),
     ).run()
+
+
+def out_of_time() -> StopRequest:
+    """A request to end after the next step."""
+    return StopRequest(budget_minutes=1e-9)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

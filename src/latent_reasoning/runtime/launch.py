@@ -49,8 +49,11 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     take_gpus(runtime.device, runtime.processes)
+    # The processes talk to one another on this host alone.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
+    # Torch's launcher would else start a server for them, which listens on every interface.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads))
     # Its own answer to a signal is to end the processes after 30 seconds, in the middle of a step.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -61,7 +64,6 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
         [
             *("--multi_gpu", "--num_machines", "1", "--machine_rank", "0"),
             *("--num_processes", str(runtime.processes), "--main_process_port", "0"),
-            # Its default is a server that listens on every interface.
             *("--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"),
             *("--gpu_ids", "all", "--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--module", module, *arguments),
