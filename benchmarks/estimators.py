@@ -33,6 +33,7 @@ from latent_reasoning.dag.layout import Layout, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
+from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.run import TrainingRun
 
@@ -70,10 +71,12 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
     """A row for each estimator, before and after RL, for the experiment's first seed."""
     seed, layout = experiment.seeds[0], Layout.of(experiment)
     sampled, exact = (_first(experiment, estimator) for estimator in ("sampled", "exact"))
+    machine = join_machine(experiment.runtime)
     for weights in (experiment.models[sampled].start, sampled):
         for model in (sampled, exact):
             entry = experiment.models[model].model_copy(update={"kl_weight": 0.0})
-            run = TrainingRun.of(experiment, model, seed, "variance", split="rl")
+            run = TrainingRun.of(experiment, model, seed, "variance", split="rl", machine=machine)
+            run.seed_weights()
             parents = {entry.start: layout.model(weights, seed)}
             *_, task = build(dataclasses.replace(run, parents=parents), entry)
             gradients, seconds = repeated_gradients(task, repeats)

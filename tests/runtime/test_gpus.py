@@ -37,7 +37,6 @@ def host(tmp_path, monkeypatch):
     """A host with as many GPUs as the test says; the environment is that of a plain shell."""
     for name in CLEARED:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpus, "_held", [])
 
     def with_gpus(count: int) -> Path:
         folder = tmp_path / "bin"

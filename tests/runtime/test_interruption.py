@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from latent_reasoning.runtime.signals import (
-    StopRequest,
     TrainingInterruptedError,
     stop_request,
 )
@@ -21,6 +20,7 @@ from latent_reasoning.training.checkpoints import CheckpointStore
 from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
+    out_of_time,
     run,
     settings,
     tiny_model,
@@ -36,10 +36,10 @@ from pathlib import Path
 from tests.training.tiny_training import TinyTask, run, settings, tiny_model
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.signals import stop_request
-from latent_reasoning.training.loop import print_to_stderr
+from latent_reasoning.runtime.parallel import ALONE
 
 class Log:
-    append = staticmethod(print_to_stderr)
+    append = staticmethod(ALONE.print)
 
 def main(_):
     torch.set_num_threads(1)
@@ -110,19 +110,19 @@ def test_after_the_training_signals_mean_what_they_did_before():
 def test_a_training_whose_time_is_up_gets_on_by_a_step_at_each_try(tmp_path):
     model, log = tiny_model(), []
     for step in (1, 2, 3):
-        stop = StopRequest(budget_minutes=1e-9)
+        stop = out_of_time()
         with pytest.raises(TrainingInterruptedError) as caught:
-            run(tmp_path / "c", TinyTask(model), settings(), log=log, stop=stop)
+            run(tmp_path / "c", TinyTask(model), log=log, stop=stop)
         assert str(caught.value) == (
             "tiny: runtime.time_budget_minutes (1e-09) used up: ended with a checkpoint; "
             f"goes on from step {step} of 8 when run again"
         )
-    result = run(tmp_path / "c", TinyTask(model), settings(), log=log)
+    result = run(tmp_path / "c", TinyTask(model), log=log)
     assert result.steps_run == 8
 
 
 def test_a_finished_training_is_not_ended_early(tmp_path):
-    stop = StopRequest(budget_minutes=1e-9)
+    stop = out_of_time()
     result = run(tmp_path / "c", TinyTask(tiny_model()), settings(steps=1), log=[], stop=stop)
     assert result.steps_run == 1
 
@@ -136,5 +136,5 @@ def test_no_checkpoint_falls_between_two_updates_on_the_same_samples(tmp_path):
             settings(),
             log=[],
             checkpoint_every=6,
-            stop=StopRequest(budget_minutes=1e-9),
+            stop=out_of_time(),
         )

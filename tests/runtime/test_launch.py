@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,12 +31,13 @@ launch_processes("tests.runtime.waiting", sys.argv[1:], Runtime(device="cpu", pr
 """
 
 
-def begin(*command: str, **environment: str) -> subprocess.Popen:
+def begin(*command: str, session: bool = False, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *command],
         env=os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"} | environment,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=session,
     )
 
 
@@ -47,9 +49,21 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None
         time.sleep(0.02)
 
 
-def test_a_signal_to_one_process_ends_all_with_their_exit_code(tmp_path):
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses at which a process waits for connections."""
+    connections = process.net_connections("inet")
+    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def test_all_listen_on_loopback_alone_and_a_signal_to_one_ends_all_with_its_exit_code(tmp_path):
     process = begin("-c", WAIT, str(tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
+    launcher = psutil.Process(process.pid)
+    assert not listening(launcher)
+    workers = launcher.children(recursive=True)
+    assert len(workers) == 2
+    for worker in workers:
+        assert listening(worker) == {"127.0.0.1"}
     process.send_signal(signal.SIGUSR1)
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 75
@@ -65,34 +79,40 @@ def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch) -> Path:
-    """A tiny experiment with its rows prepared, to train the base of."""
-    config = tmp_path / "tiny.yaml"
-    training = {"steps": 30, "batch_size": 8, "validate_every": 30, "learning_rate": 1e-3}
-    experiment = {
-        "experiment": "tiny",
-        "data": {"generated": {"train": 60, "validation": 3, "test": 3}},
-        "base": {
-            "architecture": {"hidden_size": 16, "intermediate_size": 24, "initializer_range": 0.2},
-            "training": training | {"select": "last"},
-        },
-        "evaluation": {"max_new_tokens": 4},
-        "models": {"base-itself": {"stage": "import", "from": "base"}},
-        "runtime": {"device": "cpu", "checkpoint_every": 1, "processes": 2},
-        "tracking": {"enabled": False},
-    }
-    config.write_text(yaml.safe_dump(experiment))
-    for results in ("one", "two"):
-        monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / results))
-        prepare_data(["--config", str(config)])
-    return tmp_path
+def world(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Writes a tiny experiment and prepares its rows, to train the base of; returns its file."""
+
+    def write(steps: int, checkpoint_every: int) -> Path:
+        config = tmp_path / "tiny.yaml"
+        training = {"steps": steps, "validate_every": steps, "learning_rate": 1e-3}
+        shape = {"hidden_size": 16, "intermediate_size": 24, "initializer_range": 0.2}
+        experiment = {
+            "experiment": "tiny",
+            "data": {"generated": {"train": 60, "validation": 3, "test": 3}},
+            "base": {
+                "architecture": shape,
+                "training": training | {"batch_size": 8, "select": "last"},
+            },
+            "evaluation": {"max_new_tokens": 4},
+            "models": {"base-itself": {"stage": "import", "from": "base"}},
+            "runtime": {"device": "cpu", "checkpoint_every": checkpoint_every, "processes": 2},
+            "tracking": {"enabled": False, "log_every": 1},
+        }
+        config.write_text(yaml.safe_dump(experiment))
+        for results in ("one", "two"):
+            monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / results))
+            prepare_data(["--config", str(config)])
+        return config
+
+    return write
 
 
 def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_process(
     world, monkeypatch
 ):
-    command = ["-m", "latent_reasoning.base", "--config", str(world / "tiny.yaml")]
-    results = world / "two"
+    config = world(steps=30, checkpoint_every=1)
+    command = ["-m", "latent_reasoning.base", "--config", str(config)]
+    results = config.parent / "two"
     checkpoints = results / "tiny" / "checkpoints" / "base" / "seed-0"
 
     process = begin(*command, LATENT_REASONING_RESULTS=str(results))
@@ -109,18 +129,34 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
     assert printed.count("goes on after step") == 1
     assert "Traceback" not in printed
 
-    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(world / "one"))
-    config = load(world / "tiny.yaml")
-    scratch.run(config, 0, science_digest(config, "base"))
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(config.parent / "one"))
+    experiment = load(config)
+    scratch.run(experiment, 0, science_digest(experiment, "base"))
     one, two = (
-        load_file(world / name / "tiny/base/seed-0/model.safetensors") for name in ("one", "two")
+        load_file(config.parent / name / "tiny/base/seed-0/model.safetensors")
+        for name in ("one", "two")
     )
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
 
 
+def test_ctrl_c_ends_a_training_of_two_processes_with_one_checkpoint(world):
+    config = world(steps=5000, checkpoint_every=5000)
+    checkpoints = config.parent / "two" / "tiny" / "checkpoints" / "base" / "seed-0"
+    metrics = checkpoints / "metrics.jsonl"
+    process = begin("-m", "latent_reasoning.base", "--config", str(config), session=True)
+    wait_until(lambda: metrics.exists() and metrics.read_text(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 75, printed
+    steps = re.findall(r"ended with a checkpoint; goes on from step (\d+) of 5000", printed)
+    assert len(steps) == 1, printed
+    assert "Traceback" not in printed
+    assert (checkpoints / f"step-{steps[0]}" / "state.json").is_file()
+
+
 def test_a_wrong_configuration_is_refused_once_before_processes_start(world):
-    command = ["-m", "latent_reasoning.sft", "--config", str(world / "tiny.yaml")]
-    process = begin(*command, "--model", "unknown")
+    config = world(steps=30, checkpoint_every=1)
+    process = begin("-m", "latent_reasoning.sft", "--config", str(config), "--model", "unknown")
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 2
     assert printed.count("error:") == 1

@@ -7,13 +7,13 @@ import torch
 
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.memory import OutOfMemoryError, in_halves, is_out_of_memory
-from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
+from latent_reasoning.runtime.signals import TrainingInterruptedError
 from tests.training.tiny_training import (
     TinyPlan,
     TinyTask,
     assert_bitwise_equal,
+    out_of_time,
     run,
-    settings,
     tiny_model,
     weights,
 )
@@ -30,9 +30,9 @@ def test_a_training_that_runs_out_of_memory_equals_one_with_smaller_micro_batche
 ):
     short, small = tiny_model(), tiny_model()
     size = 2 if rows > 1 else 1
-    result = run(tmp_path / "a", TinyTask(short, memory=lambda _: rows), settings(), log=log)
+    result = run(tmp_path / "a", TinyTask(short, memory=lambda _: rows), log=log)
     plan = TinyPlan(micro_batch_size=size)
-    expected = run(tmp_path / "b", TinyTask(small, plan=plan), settings(), log=[])
+    expected = run(tmp_path / "b", TinyTask(small, plan=plan), log=[])
     assert_bitwise_equal(weights(short), weights(small))
     assert result.metrics.read_text() == expected.metrics.read_text()
     warnings = [line for line in log if line.startswith("warning")]
@@ -44,27 +44,27 @@ def test_a_training_that_runs_out_of_memory_equals_one_with_smaller_micro_batche
     assert len(warnings) == {2: 1, 1: 2}[size]
 
 
-def test_the_smaller_size_survives_a_kill(tmp_path, log):
+def test_the_smaller_size_survives_a_kill(tmp_path):
     def short_of_memory_once(step: int) -> int:
         return 2 if step == 2 else 4
 
     whole, pieces = tiny_model(), tiny_model()
-    run(tmp_path / "a", TinyTask(whole, memory=short_of_memory_once), settings(), log=log)
+    run(tmp_path / "a", TinyTask(whole, memory=short_of_memory_once))
     for _ in range(7):
         task = TinyTask(pieces, memory=short_of_memory_once)
-        stop = StopRequest(budget_minutes=1e-9)
+        stop = out_of_time()
         with pytest.raises(TrainingInterruptedError):
-            run(tmp_path / "b", task, settings(), log=log, stop=stop)
+            run(tmp_path / "b", task, stop=stop)
     last = TinyTask(pieces, memory=short_of_memory_once)
-    run(tmp_path / "b", last, settings(), log=log)
+    run(tmp_path / "b", last)
     assert last.plan.micro_batch_size == 2
     assert_bitwise_equal(weights(pieces), weights(whole))
 
 
-def test_a_single_example_that_is_too_much_says_what_helps(tmp_path, log):
+def test_a_single_example_that_is_too_much_says_what_helps(tmp_path):
     task = TinyTask(tiny_model(), memory=lambda step: 4 if step < 5 else 0)
     with pytest.raises(OutOfMemoryError) as caught:
-        run(tmp_path / "c", task, settings(), log=log)
+        run(tmp_path / "c", task)
     assert str(caught.value) == (
         "tiny: out of memory with a single example (CUDA out of memory. Tried to allocate 2 GiB.): "
         "give the job more memory, set runtime.precision to bfloat16 (on a GPU), train an adapter "
@@ -72,13 +72,13 @@ def test_a_single_example_that_is_too_much_says_what_helps(tmp_path, log):
     )
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, log):
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
     class Broken(TinyTask):
         def loss(self, micro_batch):
             raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        run(tmp_path / "c", Broken(tiny_model()), settings(), log=log)
+        run(tmp_path / "c", Broken(tiny_model()))
 
 
 def test_the_allocators_errors_are_recognised():

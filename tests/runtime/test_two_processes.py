@@ -1,7 +1,8 @@
-"""Two processes train as one does: the same losses and the same weights."""
+"""Two processes train as one does, and what goes wrong on one of them both deal with alike."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT
 from latent_reasoning.rl import groups
-from latent_reasoning.training.loop import read_metrics
+from latent_reasoning.training.metrics import read_metrics
 from tests.runtime.trainings import STEPS, TRAININGS, half_are_right, run_all
 
 # Losses are of the order of 4, weights of 0.3.
@@ -20,7 +21,7 @@ LARGEST = {"float32": {"loss": 2e-5, "weight": 1e-5}, "float64": {"loss": 1e-13,
 
 
 def train_with_two_processes(folder: Path) -> None:
-    """Run `trainings.py` under accelerate's launcher."""
+    """Run `trainings.py` under accelerate's launcher, as a user may."""
     launcher = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launcher += ["--multi_gpu", "--num_processes", "2"]
     path = os.pathsep.join([str(PROJECT_ROOT), str(PROJECT_ROOT / "src")])
@@ -70,3 +71,19 @@ def test_two_processes_give_the_losses_and_weights_of_one(folders, name, kind):
 def test_both_processes_hold_bitwise_the_same_weights(folders, name, kind):
     first, second = (folders[1] / f"{name}-{kind}-{rank}.safetensors" for rank in (0, 1))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_signal_a_nan_and_a_lack_of_memory_on_one_process_are_shared_by_all(folders):
+    first, second = (json.loads((folders[1] / f"faulty-{r}.json").read_text()) for r in (0, 1))
+    ended = "ended with a checkpoint; goes on from step 1 of 8 when run again"
+    assert first["interruption"] == f"tiny: another process was asked to end: {ended}"
+    budget = "runtime.time_budget_minutes (1e-09) used up"
+    assert second["interruption"] == f"tiny: {budget}: {ended}"
+    for found in (first, second):
+        assert found["micro_batch_size"] == 1
+        (rollback,) = found["rollbacks"]
+        assert (rollback["from_step"], rollback["to_step"]) == (5, 3)
+        assert rollback["reason"] == "loss is nan at step 6"
+    assert "another process ran out of memory" in "\n".join(first["log"])
+    weights = [(folders[1] / f"faulty-{rank}.safetensors").read_bytes() for rank in (0, 1)]
+    assert weights[0] == weights[1]

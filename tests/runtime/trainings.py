@@ -3,12 +3,14 @@
     accelerate launch .. -m tests.runtime.trainings FOLDER
 
 leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.json` with the
-logged metrics of each step. No dropout: its masks are each process's own.
+logged metrics of each step. No dropout: its masks are each process's own. In the last one,
+`faulty`, things go wrong on one process.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from latent_reasoning.config import (
     Data,
     Distillation,
+    Guard,
     LatentSftModel,
     LatentSteps,
     Lora,
@@ -41,14 +44,23 @@ from latent_reasoning.rl import reward
 from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.reward import Outcome, judge_sample
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.runtime.parallel import current, start
-from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.runtime.parallel import ALONE, OneProcess, join_processes
+from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.token_sft import token_sft_examples
-from latent_reasoning.training.checkpoints import trained_tensors
-from latent_reasoning.training.loop import read_metrics, train
+from latent_reasoning.training.checkpoints import CheckpointStore, trained_tensors
+from latent_reasoning.training.loop import Trainer
+from latent_reasoning.training.metrics import read_metrics
 from latent_reasoning.training.text import TextTask
 from tests.model.models import build_base
+from tests.training.tiny_training import (
+    TinyPlan,
+    TinyTask,
+    out_of_time,
+    run,
+    tiny_model,
+    weights,
+)
 
 STEPS = 6
 LORA = Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "up_proj"])
@@ -82,7 +94,9 @@ class Parts:
             attach_lora(model, LORA)
         return model.to(self.dtype)
 
-    def validation(self, model: LatentReasoner) -> Callable[[], dict[str, float]]:
+    def validation(
+        self, model: LatentReasoner, processes: OneProcess
+    ) -> Callable[[], dict[str, float]]:
         """Five rows: they do not divide by two."""
         return partial(
             greedy_validation,
@@ -92,6 +106,7 @@ class Parts:
             prompt_prefix="",
             max_new_tokens=6,
             batch_size=2,
+            processes=processes,
         )
 
 
@@ -105,7 +120,7 @@ def runtime(micro_batch_size: int | None) -> Runtime:
     return Runtime(device="cpu", micro_batch_size=micro_batch_size, checkpoint_every=2)
 
 
-def token_sft(dtype: torch.dtype, micro_batch_size: int | None):
+def token_sft(dtype: torch.dtype, processes: OneProcess, micro_batch_size: int | None):
     parts = Parts(dtype)
     entry = SftModel(training=training())
     return TextTask(
@@ -116,12 +131,14 @@ def token_sft(dtype: torch.dtype, micro_batch_size: int | None):
         runtime(micro_batch_size),
         seed=0,
         pad_id=parts.tokenizer.pad_token_id,
-        validate=parts.validation(parts.plain),
+        validate=parts.validation(parts.plain, processes),
+        processes=processes,
     ), entry.training
 
 
 def latent_sft(
     dtype: torch.dtype,
+    processes: OneProcess,
     micro_batch_size: int | None,
     lora: bool = False,
     distillation: Distillation = CODI,
@@ -148,11 +165,18 @@ def latent_sft(
         runtime(micro_batch_size),
         seed=0,
         pad_id=parts.tokenizer.pad_token_id,
-        validate=parts.validation(model),
+        validate=parts.validation(model, processes),
+        processes=processes,
     ), entry.training
 
 
-def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **settings):
+def rl(
+    dtype: torch.dtype,
+    processes: OneProcess,
+    micro_batch_size: int | None,
+    lora: bool = False,
+    **settings,
+):
     parts = Parts(dtype)
     model = parts.latent(lora)
     entry = RlModel(
@@ -172,7 +196,8 @@ def rl(dtype: torch.dtype, micro_batch_size: int | None, lora: bool = False, **s
         entry,
         runtime(micro_batch_size),
         seed=0,
-        validate=parts.validation(model),
+        validate=parts.validation(model, processes),
+        processes=processes,
     )
     return task, entry.training
 
@@ -198,30 +223,53 @@ TRAININGS = {
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def run_all(folder: Path) -> None:
+def run_all(folder: Path, processes: OneProcess = ALONE) -> None:
     """Run every training and leave this process's weights and metrics in `folder`."""
     torch.set_num_threads(1)
-    rank = start(torch.device("cpu")).rank
+    rank = processes.rank
     for name, build in TRAININGS.items():
         for kind, dtype in TYPES.items():
-            task, settings = build(dtype)
-            result = train(
-                task.model,
-                task,
-                settings,
-                runtime=runtime(None),
-                checkpoint_folder=folder / "checkpoints" / f"{name}-{kind}",
-                digest="a",
-                seed=0,
-                tracker=NullTracker(),
-                log_every=1,
-            )
+            task, settings = build(dtype, processes)
+            checkpoints = folder / "checkpoints" / f"{name}-{kind}"
+            store = CheckpointStore(checkpoints, "a", processes.print)
+            result = Trainer(task, settings, runtime(None), store, seed=0, log_every=1).run()
             save_file(trained_tensors(task.model), folder / f"{name}-{kind}-{rank}.safetensors")
             metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
             (folder / f"{name}-{kind}-{rank}.jsonl").write_text("".join(metrics))
-    current().finish()
+
+
+def run_faulty(folder: Path, processes: OneProcess) -> None:
+    """A training in which everything goes wrong on the second process alone.
+
+    Its memory holds one row, its loss is not a number once, and it alone is asked to end.
+    """
+    rank, second = processes.rank, processes.rank == 1
+    model, log, interruption = tiny_model(), [], None
+    for stop in (out_of_time() if second else StopRequest(), StopRequest()):
+        task = TinyTask(
+            model,
+            processes=processes,
+            plan=TinyPlan(micro_batch_size=2),
+            memory=lambda step: 1 if second and step == 2 else 4,
+            fault=lambda step, n: math.nan if second and step == 5 and not n else 1.0,
+        )
+        try:
+            result = run(folder / "faulty", task, log=log, guard=Guard(), stop=stop)
+        except TrainingInterruptedError as error:
+            interruption = str(error)
+    found = {
+        "interruption": interruption,
+        "micro_batch_size": task.plan.micro_batch_size,
+        "rollbacks": result.rollbacks,
+        "log": log,
+    }
+    (folder / f"faulty-{rank}.json").write_text(json.dumps(found))
+    save_file(weights(model), folder / f"faulty-{rank}.safetensors")
 
 
 if __name__ == "__main__":
     reward.judge_sample = half_are_right
-    run_all(Path(sys.argv[1]))
+    launched = join_processes(torch.device("cpu"))
+    run_all(Path(sys.argv[1]), launched)
+    run_faulty(Path(sys.argv[1]), launched)
+    launched.finish()

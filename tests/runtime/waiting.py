@@ -15,13 +15,13 @@ import torch
 
 from latent_reasoning.config import UserError
 from latent_reasoning.runtime.command import run_stage
-from latent_reasoning.runtime.parallel import start
+from latent_reasoning.runtime.parallel import join_processes
 
 
 def main(_: list[str] | None) -> None:
     """Wait for a signal; a file in FOLDER says that this process does."""
     folder, failing = Path(sys.argv[1]), sys.argv[2:]
-    processes = start(torch.device("cpu"))
+    processes = join_processes(torch.device("cpu"))
     received = []
     # Only the second process heeds the signal: the first has to hear of it from that one.
     if processes.rank == 1:

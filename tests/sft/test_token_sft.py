@@ -11,8 +11,9 @@ from latent_reasoning.config import Data, Runtime, SftModel, Training
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import IGNORED_LABEL
 from latent_reasoning.sft.token_sft import token_sft_examples
+from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.loop import accumulate_gradients
-from latent_reasoning.training.text import BatchPlan, TextTask, cross_entropy
+from latent_reasoning.training.text import TextTask, cross_entropy
 
 TRAINING = Training(steps=4, batch_size=20)
 

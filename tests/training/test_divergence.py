@@ -11,13 +11,14 @@ import torch
 
 from latent_reasoning.config import Guard
 from latent_reasoning.model.card import card_text
-from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
+from latent_reasoning.runtime.signals import TrainingInterruptedError
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, GuardState
-from latent_reasoning.training.loop import read_metrics
+from latent_reasoning.training.metrics import read_metrics
 from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
     nan_at,
+    out_of_time,
     run,
     settings,
     tiny_model,
@@ -56,7 +57,7 @@ def log() -> list[str]:
 def test_a_nan_goes_back_to_the_last_good_checkpoint_and_on_with_other_data(tmp_path, log):
     tracker, model = RecordingTracker(), tiny_model()
     task = TinyTask(model, fault=nan_until(1, at=7))
-    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log, tracker=tracker)
+    result = run(tmp_path / "c", task, guard=GUARD, log=log, tracker=tracker)
     assert result.rollbacks == [
         {
             "from_step": 7,
@@ -74,7 +75,7 @@ def test_a_nan_goes_back_to_the_last_good_checkpoint_and_on_with_other_data(tmp_
     assert (6, {"rollbacks": 1}) in tracker.values
     # The same steps with the same order up to step 6 and another one after it.
     untouched = tiny_model()
-    run(tmp_path / "d", TinyTask(untouched), settings(), guard=GUARD, log=log)
+    run(tmp_path / "d", TinyTask(untouched), guard=GUARD, log=log)
     assert not torch.equal(untouched[3].weight, model[3].weight)
     losses = [losses_of(tmp_path / name / "metrics.jsonl") for name in "cd"]
     assert losses[0][6] == losses[1][6]
@@ -91,41 +92,41 @@ def test_the_guard_changes_nothing_in_a_healthy_training(tmp_path, log):
     assert not any("diverged" in line for line in log)
 
 
-def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path, log):
+def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path):
     model = tiny_model()
     task = TinyTask(model, fault=nan_until(1, at=0))
-    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
+    result = run(tmp_path / "c", task, guard=GUARD)
     assert [entry["to_step"] for entry in result.rollbacks] == [0]
     other = tiny_model()
     order = TinyTask(other)
     order.plan.reorder = lambda rollbacks: None
     order.plan.rollbacks = 1
-    run(tmp_path / "d", order, settings(), log=log)
+    run(tmp_path / "d", order)
     steps = [losses_of(tmp_path / name / "metrics.jsonl")[2] for name in "cd"]
     assert steps[0] == pytest.approx(steps[1], rel=0.2)
     assert steps[0] != steps[1]  # dropout differs, too
     assert result.steps_run == 8
 
 
-def test_the_start_is_kept_until_a_later_checkpoint_was_validated(tmp_path, log):
+def test_the_start_is_kept_until_a_later_checkpoint_was_validated(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.5, 0.5])
-    stop = StopRequest(budget_minutes=1e-9)
+    stop = out_of_time()
     training = settings(validate_every=4)
     for _ in range(3):
         with pytest.raises(TrainingInterruptedError):
-            run(tmp_path / "c", task, training, guard=GUARD, log=log, stop=stop)
+            run(tmp_path / "c", task, training, guard=GUARD, stop=stop)
     assert (tmp_path / "c" / "start" / "state.json").is_file()
-    run(tmp_path / "c", task, training, guard=GUARD, log=log)
+    run(tmp_path / "c", task, training, guard=GUARD)
     assert not (tmp_path / "c" / "start").exists()
 
 
 # ------------------------------------------------------------------------- slower, and giving up
 
 
-def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp_path, log):
+def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp_path):
     task = TinyTask(tiny_model(), fault=nan_at(6))
     with pytest.raises(DivergenceError) as caught:
-        run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
+        run(tmp_path / "c", task, guard=GUARD)
     told = "loss is nan at step 7"
     assert str(caught.value) == (
         f"tiny: {told}: the training diverged again after 4 rollbacks "
@@ -136,24 +137,24 @@ def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp
     )
 
 
-def test_a_rollback_at_a_lower_learning_rate_trains_with_it(tmp_path, log):
+def test_a_rollback_at_a_lower_learning_rate_trains_with_it(tmp_path):
     training = settings(schedule="constant", warmup_steps=0)
     guard = Guard(rollbacks=1, slower_rollbacks=1)
     task = TinyTask(tiny_model(), fault=nan_until(2, at=6))
-    result = run(tmp_path / "c", task, training, guard=guard, log=log, checkpoint_every=2)
+    result = run(tmp_path / "c", task, training, guard=guard, checkpoint_every=2)
     assert [entry["learning_rate_factor"] for entry in result.rollbacks] == [1.0, 0.5]
     rates = losses_of(result.metrics, "learning_rate")
     assert rates == pytest.approx({2: 0.01, 4: 0.01, 6: 0.005, 8: 0.005})
 
 
-def test_switched_off_it_only_refuses_what_is_not_finite(tmp_path, log):
+def test_switched_off_it_only_refuses_what_is_not_finite(tmp_path):
     off = Guard(enabled=False)
     with pytest.raises(DivergenceError, match=r"nan at step 7: the training diverged\. Lower"):
-        run(tmp_path / "c", TinyTask(tiny_model(), fault=nan_at(6)), settings(), guard=off, log=log)
+        run(tmp_path / "c", TinyTask(tiny_model(), fault=nan_at(6)), guard=off)
     assert not (tmp_path / "c" / "start").exists()
     task = TinyTask(tiny_model(), fault=spike_at(60), accuracies=[0.9, 0.0], validation_rows=200)
     training = settings(steps=100, validate_every=50)
-    assert run(tmp_path / "d", task, training, guard=off, log=log).steps_run == 100
+    assert run(tmp_path / "d", task, training, guard=off).steps_run == 100
 
 
 # --------------------------------------------------------------------------------- what is trouble
@@ -169,20 +170,18 @@ def spike_at(first: int, length: int = 100, factor: float = 1000.0, rollbacks_ne
     return fault
 
 
-def test_many_steps_far_above_the_usual_go_back_to_before_they_began(tmp_path, log):
+def test_many_steps_far_above_the_usual_go_back_to_before_they_began(tmp_path):
     task = TinyTask(tiny_model(), fault=spike_at(64, rollbacks_needed=1))
-    result = run(
-        tmp_path / "c", task, settings(steps=100), guard=GUARD, log=log, checkpoint_every=1
-    )
+    result = run(tmp_path / "c", task, settings(steps=100), guard=GUARD, checkpoint_every=1)
     (rollback,) = result.rollbacks
     assert (rollback["from_step"], rollback["to_step"]) == (73, 63)
     assert rollback["reason"].startswith("loss is ")
     assert rollback["reason"].endswith(" is usual at step 74, after 10 such steps")
 
 
-def test_a_spike_that_passes_is_no_trouble(tmp_path, log):
+def test_a_spike_that_passes_is_no_trouble(tmp_path):
     task = TinyTask(tiny_model(), fault=spike_at(64, length=9))
-    result = run(tmp_path / "c", task, settings(steps=100), guard=GUARD, log=log)
+    result = run(tmp_path / "c", task, settings(steps=100), guard=GUARD)
     assert result.rollbacks == []
 
 
@@ -215,10 +214,10 @@ def test_nothing_is_judged_before_there_is_enough_to_compare_with():
     assert judged(guard, losses, [0.5] * 100) == []
 
 
-def test_a_collapse_of_validation_accuracy_goes_back_to_the_last_healthy_one(tmp_path, log):
+def test_a_collapse_of_validation_accuracy_goes_back_to_the_last_healthy_one(tmp_path):
     accuracies = [0.5, 0.8, 0.1, 0.85, 0.9]
     task = TinyTask(tiny_model(), accuracies=accuracies, validation_rows=200)
-    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
+    result = run(tmp_path / "c", task, guard=GUARD)
     assert [(entry["from_step"], entry["to_step"]) for entry in result.rollbacks] == [(6, 4)]
     assert result.rollbacks[0]["reason"] == "validation accuracy fell from 0.8 to 0.1 at step 6"
     assert (result.step, result.validation_accuracy) == (8, 0.9)
@@ -249,18 +248,18 @@ def test_a_collapse_needs_rows_enough_to_tell_it_from_chance(best, accuracy, row
 # ------------------------------------------------------------------------- kills, cards, the order
 
 
-def test_rollbacks_survive_a_kill(tmp_path, log):
+def test_rollbacks_survive_a_kill(tmp_path):
     """Interrupted after the rollback and again before the end: the same bits, the same history."""
 
     def task(model):
         return TinyTask(model, fault=nan_until(3, at=6))
 
     whole, pieces = tiny_model(), tiny_model()
-    expected = run(tmp_path / "a", task(whole), settings(), guard=GUARD, log=log)
+    expected = run(tmp_path / "a", task(whole), guard=GUARD)
     for _ in range(20):
         try:
-            stop = StopRequest(budget_minutes=1e-9)
-            result = run(tmp_path / "b", task(pieces), settings(), guard=GUARD, log=log, stop=stop)
+            stop = out_of_time()
+            result = run(tmp_path / "b", task(pieces), guard=GUARD, stop=stop)
             break
         except TrainingInterruptedError:
             pass
@@ -283,15 +282,15 @@ class StopAfter:
         return "it is time" if self.task.last_step == self.step else None
 
 
-def test_a_training_interrupted_among_bad_steps_still_goes_back_to_before_them(tmp_path, log):
+def test_a_training_interrupted_among_bad_steps_still_goes_back_to_before_them(tmp_path):
     fault, training = spike_at(64, rollbacks_needed=1), settings(steps=100)
     for step in (66, 69):
         task = TinyTask(tiny_model(), fault=fault)
         stop = StopAfter(task, step)
         with pytest.raises(TrainingInterruptedError, match=f"from step {step + 1} of 100"):
-            run(tmp_path / "c", task, training, guard=GUARD, log=log, checkpoint_every=1, stop=stop)
+            run(tmp_path / "c", task, training, guard=GUARD, checkpoint_every=1, stop=stop)
     task = TinyTask(tiny_model(), fault=fault)
-    result = run(tmp_path / "c", task, training, guard=GUARD, log=log, checkpoint_every=1)
+    result = run(tmp_path / "c", task, training, guard=GUARD, checkpoint_every=1)
     (rollback,) = result.rollbacks
     assert (rollback["from_step"], rollback["to_step"]) == (73, 63)
 
@@ -305,7 +304,7 @@ def test_a_rollback_whose_checkpoint_is_damaged_takes_the_one_before(tmp_path, l
             return super().micro_batches(step)
 
     task = Damaging(tiny_model(), fault=nan_until(1, at=7))
-    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
+    result = run(tmp_path / "c", task, guard=GUARD, log=log)
     assert [entry["to_step"] for entry in result.rollbacks] == [3]
     assert any(line.startswith("warning: checkpoint 6 is set aside") for line in log)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,15 +17,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from latent_reasoning.training.loop import (
-    DivergenceError,
-    accumulate_gradients,
-    build_optimizer,
-    decay_groups,
-    learning_rate,
-    read_metrics,
-    write_training_csv,
-)
+from latent_reasoning.training.checkpoints import FolderInUseError
+from latent_reasoning.training.divergence import DivergenceError
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.metrics import read_metrics, write_training_csv
+from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from tests.training.tiny_training import (
     TinyPlan,
     TinyTask,
@@ -92,7 +88,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     assert losses[1:] == pytest.approx([losses[0]] * 2)
 
 
-def test_gradient_is_clipped_to_its_norm(tmp_path, log):
+def test_gradient_is_clipped_to_its_norm(tmp_path):
     model = tiny_model()
     seen = []
     original = torch.optim.AdamW.step
@@ -104,56 +100,56 @@ def test_gradient_is_clipped_to_its_norm(tmp_path, log):
 
     torch.optim.AdamW.step = step
     try:
-        run(tmp_path / "c", TinyTask(model), settings(steps=3, max_grad_norm=1e-3), log=log)
+        run(tmp_path / "c", TinyTask(model), settings(steps=3, max_grad_norm=1e-3))
     finally:
         torch.optim.AdamW.step = original
     assert seen == pytest.approx([1e-3] * 3, rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_ends_training_with_the_step(tmp_path, log):
+def test_a_loss_that_is_no_number_ends_training_with_the_step(tmp_path):
     task = TinyTask(tiny_model(), fault=nan_at(4))
     with pytest.raises(DivergenceError, match="loss is nan at step 5"):
-        run(tmp_path / "c", task, settings(), log=log)
+        run(tmp_path / "c", task)
 
 
 # ------------------------------------------------------------------------------------- selection
 
 
-def test_the_best_weights_are_returned_not_the_last(tmp_path, log):
+def test_the_best_weights_are_returned_not_the_last(tmp_path):
     model = tiny_model()
     task = TinyTask(model, accuracies=[0.1, 0.9, 0.5, 0.9])
-    result = run(tmp_path / "c", task, settings(), log=log)
+    result = run(tmp_path / "c", task)
     assert (result.step, result.steps_run, result.validation_accuracy) == (4, 8, 0.9)
     shorter = tiny_model()
-    run(tmp_path / "d", TinyTask(shorter), settings(select="last"), log=log)
+    run(tmp_path / "d", TinyTask(shorter), settings(select="last"))
     assert not torch.equal(model[3].weight, shorter[3].weight)
     stored = load_file(tmp_path / "c" / "step-4" / "weights.safetensors")
     assert torch.equal(stored["3.weight"], model[3].weight)
 
 
-def test_among_equally_accurate_weights_the_shortest_reasoning_wins(tmp_path, log):
+def test_among_equally_accurate_weights_the_shortest_reasoning_wins(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.9, 0.9, 0.9, 0.8], lengths=[8.0, 4.0, 6.0, 3.0])
-    result = run(tmp_path / "c", task, settings(), log=log)
+    result = run(tmp_path / "c", task)
     assert (result.step, result.validation_reasoning_tokens) == (4, 4.0)
 
 
-def test_select_last_returns_the_last_weights(tmp_path, log):
+def test_select_last_returns_the_last_weights(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.9, 0.1, 0.1, 0.2])
-    result = run(tmp_path / "c", task, settings(select="last"), log=log)
+    result = run(tmp_path / "c", task, settings(select="last"))
     assert (result.step, result.validation_accuracy) == (8, 0.2)
     assert result.selection == "the last step (8)"
 
 
-def test_training_stops_early_at_the_wanted_accuracy(tmp_path, log):
+def test_training_stops_early_at_the_wanted_accuracy(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.5, 1.0])
-    result = run(tmp_path / "c", task, settings(stop_at_accuracy=0.99), log=log)
+    result = run(tmp_path / "c", task, settings(stop_at_accuracy=0.99))
     assert (result.step, result.steps_run) == (4, 4)
 
 
-def test_zero_steps_return_the_model_as_it_was(tmp_path, log):
+def test_zero_steps_return_the_model_as_it_was(tmp_path):
     model = tiny_model()
     before = weights(model)
-    result = run(tmp_path / "c", TinyTask(model), settings(steps=0), log=log)
+    result = run(tmp_path / "c", TinyTask(model), settings(steps=0))
     assert result.steps_run == 0
     assert_bitwise_equal(weights(model), before)
 
@@ -161,9 +157,9 @@ def test_zero_steps_return_the_model_as_it_was(tmp_path, log):
 # ------------------------------------------------------------------------------ metrics, progress
 
 
-def test_metrics_are_means_since_the_last_line_and_make_a_table(tmp_path, log):
+def test_metrics_are_means_since_the_last_line_and_make_a_table(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.25, 0.5, 0.75, 1.0])
-    result = run(tmp_path / "c", task, settings(), log=log)
+    result = run(tmp_path / "c", task)
     rows = read_metrics(result.metrics)
     assert [row["step"] for row in rows] == [2, 2, 4, 4, 6, 6, 8, 8]
     assert rows[0]["double_loss"] == pytest.approx(2 * rows[0]["loss"])
@@ -177,7 +173,7 @@ def test_metrics_are_means_since_the_last_line_and_make_a_table(tmp_path, log):
 
 def test_progress_lines_say_loss_accuracy_length_and_time_left(tmp_path, log):
     task = TinyTask(tiny_model(), accuracies=[0.5] * 4, lengths=[7.5] * 4)
-    run(tmp_path / "c", task, settings(), log=log)
+    run(tmp_path / "c", task, log=log)
     assert log[1].startswith("tiny  step 2/8  loss ")
     assert log[1].endswith("accuracy 0.5  reasoning tokens 7.5  0:00 left")
 
@@ -185,34 +181,34 @@ def test_progress_lines_say_loss_accuracy_length_and_time_left(tmp_path, log):
 # ------------------------------------------------------------------------------ checkpoint, resume
 
 
-def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path, log):
+def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
     task = TinyTask(tiny_model(), accuracies=[0.9, 0.1, 0.2, 0.3])
-    run(tmp_path / "c", task, settings(), checkpoint_every=1, log=log)
+    run(tmp_path / "c", task, checkpoint_every=1)
     kept = sorted(path.name for path in (tmp_path / "c").glob("step-*"))
     assert kept == ["step-2", "step-7", "step-8"]
 
 
-def interrupted(folder: Path, log: list[str]) -> None:
+def interrupted(folder: Path) -> None:
     """A training that ended by an error in step 6 and left the checkpoints of steps 2 to 5."""
     task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.4, 0.5], fault=nan_at(5))
     with pytest.raises(DivergenceError):
-        run(folder, task, settings(), checkpoint_every=1, log=log)
+        run(folder, task, checkpoint_every=1)
 
 
-def finished(folder: Path, log: list[str], accuracies: list[float]):
+def finished(folder: Path, accuracies: list[float], log: list[str] | None = None):
     model = tiny_model()
     with torch.no_grad():
         model[3].weight.zero_()
-    result = run(folder, TinyTask(model, accuracies=accuracies), settings(), log=log)
+    result = run(folder, TinyTask(model, accuracies=accuracies), log=log)
     return weights(model), result
 
 
 def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path, log):
     model = tiny_model()
     task = TinyTask(model, accuracies=[0.5, 0.6, 0.4, 0.5])
-    whole = run(tmp_path / "a", task, settings(), log=log)
-    interrupted(tmp_path / "b", log)
-    resumed, result = finished(tmp_path / "b", log, [0.4, 0.5])
+    whole = run(tmp_path / "a", task)
+    interrupted(tmp_path / "b")
+    resumed, result = finished(tmp_path / "b", [0.4, 0.5], log)
     assert "tiny: goes on after step 5" in log
     assert_bitwise_equal(resumed, weights(model))
     assert result.step == whole.step == 4
@@ -223,12 +219,12 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path, log):
     )
 
 
-def test_a_finished_training_is_not_repeated(tmp_path, log):
+def test_a_finished_training_is_not_repeated(tmp_path):
     model = tiny_model()
-    run(tmp_path / "c", TinyTask(model, accuracies=[0.1, 0.9, 0.5, 0.5]), settings(), log=log)
+    run(tmp_path / "c", TinyTask(model, accuracies=[0.1, 0.9, 0.5, 0.5]))
     again = tiny_model()
     task = TinyTask(again)
-    result = run(tmp_path / "c", task, settings(), log=log)
+    result = run(tmp_path / "c", task)
     assert (task.last_step, task.validations, result.step) == (-1, 0, 4)
     assert_bitwise_equal(weights(again), weights(model))
 
@@ -246,28 +242,28 @@ def flip_a_bit(content: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, log, name, damage):
     model = tiny_model()
-    run(tmp_path / "a", TinyTask(model, accuracies=[0.5, 0.6, 0.4, 0.5]), settings(), log=log)
-    interrupted(tmp_path / "b", log)
+    run(tmp_path / "a", TinyTask(model, accuracies=[0.5, 0.6, 0.4, 0.5]))
+    interrupted(tmp_path / "b")
     damaged = tmp_path / "b" / "step-5" / name
     damaged.write_bytes(damage(damaged.read_bytes()))
-    resumed, _ = finished(tmp_path / "b", log, [0.4, 0.5])
+    resumed, _ = finished(tmp_path / "b", [0.4, 0.5], log)
     assert "tiny: goes on after step 4" in log
     assert any(line.startswith("warning: checkpoint 5 is set aside") for line in log)
     assert (tmp_path / "b" / "step-5.damaged-1").is_dir()
     assert_bitwise_equal(resumed, weights(model))
 
 
-def test_a_lost_best_checkpoint_starts_the_selection_again(tmp_path, log):
-    interrupted(tmp_path / "c", log)
+def test_a_lost_best_checkpoint_starts_the_selection_again(tmp_path):
+    interrupted(tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "step-4")
-    _, result = finished(tmp_path / "c", log, [0.4, 0.5])
+    _, result = finished(tmp_path / "c", [0.4, 0.5])
     assert (result.step, result.validation_accuracy) == (8, 0.5)
 
 
 def test_checkpoints_of_another_configuration_are_set_aside(tmp_path, log):
-    interrupted(tmp_path / "c", log)
+    interrupted(tmp_path / "c")
     model = tiny_model()
-    result = run(tmp_path / "c", TinyTask(model), settings(), digest="b", log=log)
+    result = run(tmp_path / "c", TinyTask(model), digest="b", log=log)
     assert result.steps_run == 8
     assert not any("goes on after" in line for line in log)
     assert any("another configuration (digest a, now b)" in line for line in log)
@@ -281,11 +277,11 @@ from pathlib import Path
 from tests.training.tiny_training import TinyTask, run, settings, tiny_model
 torch.set_num_threads(1)
 task = TinyTask(tiny_model(), seconds_a_step=0.05)
-run(Path(sys.argv[1]), task, settings(steps=200, validate_every=200), log=[])
+run(Path(sys.argv[1]), task, settings(steps=200, validate_every=200))
 """
 
 
-def test_a_training_killed_with_sigkill_ends_with_bitwise_the_same_weights(tmp_path, log):
+def test_a_folder_in_training_is_refused_and_after_sigkill_resumed_to_the_bit(tmp_path, log):
     torch.set_num_threads(1)
     folder = tmp_path / "killed"
     process = subprocess.Popen(
@@ -297,7 +293,16 @@ def test_a_training_killed_with_sigkill_ends_with_bitwise_the_same_weights(tmp_p
         assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    for digest in "ab":
+        with pytest.raises(FolderInUseError) as refusal:
+            run(folder, TinyTask(tiny_model()), digest=digest)
+    assert str(refusal.value) == (
+        f"{folder} is being trained by process {process.pid} on {socket.gethostname()}: wait for "
+        "it or end it, then run again"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["killed"]
+    assert process.poll() is None
+    process.kill()
     process.wait()
     training = settings(steps=200, validate_every=200)
     resumed, whole = tiny_model(), tiny_model()
@@ -310,16 +315,16 @@ def test_a_training_killed_with_sigkill_ends_with_bitwise_the_same_weights(tmp_p
     assert len(metrics) == 100
 
 
-def test_what_a_kill_left_half_written_is_removed(tmp_path, log):
-    interrupted(tmp_path / "c", log)
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    interrupted(tmp_path / "c")
     unfinished = tmp_path / "c" / ".step-6.abc.tmp"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
-    finished(tmp_path / "c", log, [0.4, 0.5])
+    finished(tmp_path / "c", [0.4, 0.5])
     assert not unfinished.exists()
 
 
-def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypatch, log):
+def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
     from latent_reasoning.training import checkpoints
@@ -329,5 +334,5 @@ def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*step-3'"):
-        run(tmp_path / "c", TinyTask(tiny_model()), settings(), log=log)
+        run(tmp_path / "c", TinyTask(tiny_model()))
     assert list((tmp_path / "c").glob("*step*")) == []

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from latent_reasoning.config import Guard, Runtime, Training
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.runtime.seeds import seed_for
 from latent_reasoning.runtime.signals import StopRequest
 from latent_reasoning.runtime.tracking import NullTracker, Tracker
-from latent_reasoning.training.loop import LossOutput, train
+from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder
+from latent_reasoning.training.loop import Trainer, TrainResult
+from latent_reasoning.training.task import LossOutput
 
 FEATURES = 3
 
@@ -37,6 +40,9 @@ class TinyPlan:
     def reorder(self, rollbacks: int) -> None:
         self.rollbacks = rollbacks
 
+    def limit_micro_batches(self, size: int) -> None:
+        self.micro_batch_size = min(size, self.micro_batch_size)
+
 
 @dataclass
 class TinyTask:
@@ -53,6 +59,7 @@ class TinyTask:
     fault: Callable[[int, int], float] = lambda step, rollbacks: 1.0
     memory: Callable[[int], int] = lambda step: 4
     plan: TinyPlan = field(default_factory=TinyPlan)
+    processes: OneProcess = ALONE
     iterations: int = 1
     name: str = "tiny"
     validations: int = 0
@@ -63,7 +70,7 @@ class TinyTask:
         time.sleep(self.seconds_a_step)
         generator = torch.Generator().manual_seed(seed_for(0, f"data {step}", self.plan.rollbacks))
         ids = torch.randint(0, 11, (4,), generator=generator)
-        return list(ids.split(self.plan.micro_batch_size))
+        return self.processes.share(ids.split(self.plan.micro_batch_size))
 
     def loss(self, micro_batch: torch.Tensor) -> LossOutput:
         if len(micro_batch) > self.memory(self.last_step):
@@ -101,32 +108,36 @@ def settings(**changes) -> Training:
 def run(
     folder: Path,
     task: TinyTask,
-    training: Training,
+    training: Training | None = None,
     *,
-    log,
+    log: list[str] | None = None,
     digest: str = "a",
     checkpoint_every: int = 3,
     stop: StopRequest | None = None,
     guard: Guard | None = None,
     tracker: Tracker | None = None,
-):
-    return train(
-        task.model,
+) -> TrainResult:
+    """Train as a stage does: claim the folder, resume what is in it."""
+    say = (log if log is not None else []).append
+    with task.processes.main_first():
+        if task.processes.is_main:
+            claim_checkpoint_folder(folder, digest, say)
+    guard = guard or Guard(enabled=False)
+    return Trainer(
         task,
-        training,
-        runtime=Runtime(
-            device="cpu",
-            checkpoint_every=checkpoint_every,
-            guard=guard or Guard(enabled=False),
-        ),
-        checkpoint_folder=folder,
-        digest=digest,
+        training or settings(),
+        Runtime(device="cpu", checkpoint_every=checkpoint_every, guard=guard),
+        CheckpointStore(folder, digest, say),
         seed=0,
         tracker=tracker or NullTracker(),
         log_every=2,
-        log=log.append,
-        stop=stop,
-    )
+        stop=stop or StopRequest(),
+    ).run()
+
+
+def out_of_time() -> StopRequest:
+    """A request to end after the next step."""
+    return StopRequest(budget_minutes=1e-9)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from latent_reasoning.config import load as load_experiment
 from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
-from latent_reasoning.model.card import model_card
+from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.runtime.command import entry_of, parser, run_stage
 from latent_reasoning.runtime.device import set_threads
@@ -48,20 +48,9 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
     """Read the base model from where the configuration says, and write its folder."""
     base = experiment.base
     model, tokenizer = obtain_base(base)
-    card = model_card(
-        experiment=experiment.experiment,
-        model="base",
-        stage="base",
-        seed=seed,
-        parent=base.hub_id if base.source == "hub" else base.path,
-        config_digest=digest,
-        data_digests={},
-        selection="as published",
-        metrics={"parameters": sum(parameter.numel() for parameter in model.parameters())},
-        weights_licence=base.licence,
-        data_licence=None,
-        prompt_prefix=experiment.data.prompt.evaluation,
-    )
+    parent = base.hub_id if base.source == "hub" else base.path
+    origin = Origin(experiment, "base", "base", seed, parent, digest)
+    card = origin.card_of_published(model, base.licence)
     save(model, tokenizer, layout.base(seed), card)
     write_model_digest(layout.base(seed), layout.model_digest("base", seed))
 
@@ -74,20 +63,9 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
         model, tokenizer = load(folder, "cpu"), load_tokenizer(folder)
     else:
         model, tokenizer = obtain_import(name, entry)
-    card = model_card(
-        experiment=experiment.experiment,
-        model=name,
-        stage="import",
-        seed=seed,
-        parent=entry.start or entry.path,
-        config_digest=digest,
-        data_digests={},
-        selection="as published",
-        metrics={"parameters": sum(parameter.numel() for parameter in model.parameters())},
-        weights_licence=experiment.base.licence if entry.start == "base" else entry.licence,
-        data_licence=None,
-        prompt_prefix=experiment.data.prompt.evaluation,
-    )
+    origin = Origin(experiment, name, "import", seed, entry.start or entry.path, digest)
+    licence = experiment.base.licence if entry.start == "base" else entry.licence
+    card = origin.card_of_published(model, licence)
     save(model, tokenizer, layout.model(name, seed), card)
     write_model_digest(layout.model(name, seed), layout.model_digest(name, seed))
 

@@ -21,6 +21,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows, within_limit
 from latent_reasoning.evaluation.validation import greedy_validation
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
 
@@ -35,9 +36,11 @@ def run(experiment: Experiment, seed: int, digest: str) -> None:
 
     `digest` is that of the stage's configuration. A killed run goes on from its last checkpoint.
     """
-    training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft")
+    machine = join_machine(experiment.runtime)
+    training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft", machine=machine)
+    training_run.seed_weights()
     model, tokenizer, task = base_task(training_run)
-    result = training_run.train(model, task, experiment.base.training)
+    result = training_run.train(task, experiment.base.training)
     training_run.save(model, tokenizer, result)
 
 
@@ -66,7 +69,8 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
         experiment.runtime,
         seed=run.seed,
         pad_id=tokenizer.pad_token_id,
-        validate=_validation(experiment, model, tokenizer, validation_rows, 2 * longest),
+        validate=_validation(run, model, tokenizer, validation_rows, 2 * longest),
+        processes=run.processes,
     )
     return model, tokenizer, task
 
@@ -93,13 +97,14 @@ def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> Llama
 
 
 def _validation(
-    experiment: Experiment,
+    run: TrainingRun,
     model: LatentReasoner,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
 ) -> Callable[[], dict[str, float]]:
     """Accuracy after the first token of each style of the mix, and the lowest of them."""
+    experiment = run.experiment
     validate = partial(
         greedy_validation,
         model,
@@ -108,6 +113,7 @@ def _validation(
         prompt_prefix=experiment.data.prompt.training,
         max_new_tokens=max_new_tokens,
         batch_size=experiment.runtime.evaluation_batch_size,
+        processes=run.processes,
     )
     beginnings = {
         style: _first_tokens(rows, tokenizer, mix)

@@ -28,6 +28,7 @@ from latent_reasoning.model.folder import (
 )
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.tensors import CheckpointError
+from latent_reasoning.runtime.files import first_line
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What is downloaded of a hub repository: no pickled weights, no code."""
@@ -106,7 +107,7 @@ def fetch(hub_id: str, revision: str | None, key: str, remedy: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"{key}: {hub_id!r} (revision {revision or 'default'}) could not be reached on the "
             f"hub: {reason}; {remedy}"

@@ -21,7 +21,7 @@ from latent_reasoning.model.folder import load
 from latent_reasoning.model.lora import load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.sft.distillation import distillation_losses, summarise_states
 from latent_reasoning.sft.latent_sft import (
     STUDENT_LOSS,
@@ -30,9 +30,12 @@ from latent_reasoning.sft.latent_sft import (
     LatentSftTask,
     latent_sft_losses,
 )
-from latent_reasoning.training.checkpoints import parameter_names
-from latent_reasoning.training.loop import decay_groups, learning_rate, read_metrics, train
-from latent_reasoning.training.text import BatchPlan, cross_entropy
+from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.checkpoints import CheckpointStore, parameter_names
+from latent_reasoning.training.loop import Trainer
+from latent_reasoning.training.metrics import read_metrics
+from latent_reasoning.training.optimiser import decay_groups, learning_rate
+from latent_reasoning.training.text import cross_entropy
 
 FIXED_RELATIVE = 1e-5
 COMPONENT_ABSOLUTE = 2e-4
@@ -224,6 +227,7 @@ class _RecordedTask(LatentSftTask):
         self.name, self.model, self.entry = "recorded", model, entry
         self.batches = batches
         self.teacher_states = None
+        self.processes = ALONE
         rows = [1] * entry.training.batch_size
         self.plan = BatchPlan(rows, entry.training, Runtime(), seed=0, name=self.name)
 
@@ -338,18 +342,9 @@ def _trajectory(
         model, batches, LatentSftModel(distillation=distillation, training=training)
     )
     with tempfile.TemporaryDirectory() as temporary:
-        result = train(
-            model,
-            task,
-            training,
-            runtime=Runtime(device="cpu", precision="float32"),
-            checkpoint_folder=Path(temporary) / "checkpoints",
-            digest="recorded",
-            seed=0,
-            tracker=NullTracker(),
-            log_every=1,
-            log=lambda line: None,
-        )
+        store = CheckpointStore(Path(temporary) / "checkpoints", "recorded", lambda line: None)
+        runtime = Runtime(device="cpu", precision="float32")
+        result = Trainer(task, training, runtime, store, seed=0, log_every=1).run()
         steps = read_metrics(result.metrics)
     values = {}
     for own, components in zip(steps, recorded, strict=True):

@@ -11,7 +11,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.parallel import current
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
 
 
 def greedy_validation(
@@ -24,13 +24,14 @@ def greedy_validation(
     batch_size: int,
     forced_steps: int | None = None,
     beginnings: Sequence[list[int]] | None = None,
+    processes: OneProcess = ALONE,
 ) -> dict[str, float]:
     """Decode every row greedily; `prompt_prefix` stands before the question in the prompt.
 
     A latent model thinks, `forced_steps` steps where given. `beginnings` are ids after each prompt
     that the completion has to start with; they count in no length. Returns `validation_accuracy`,
     `validation_reasoning_tokens` (mean), `validation_badly_formatted` (share) and
-    `validation_rows`. Of several processes each decodes its share of the rows.
+    `validation_rows`. Each of `processes` decodes its share of the rows.
     """
     latent = model.settings is not None
     prompts = encode_prompts(
@@ -40,17 +41,17 @@ def greedy_validation(
         prompts = [prompt + first for prompt, first in zip(prompts, beginnings, strict=True)]
     generations = generate(
         model,
-        current().share(prompts),
+        processes.share(prompts),
         max_new_tokens=max_new_tokens,
         eos_id=tokenizer.eos_token_id,
         batch_size=batch_size,
     )
     texts = [decode(tokenizer, generation.ids) for generation in generations]
     thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
-    own = current().share(rows)
+    own = processes.share(rows)
     verdicts = [judge(row.answer, text, thinking) for row, text in zip(own, texts, strict=True)]
     lengths = [reasoning_length(text, tokenizer, latent, forced_steps)[0] for text in texts]
-    verdicts, lengths = current().gather(verdicts), current().gather(lengths)
+    verdicts, lengths = processes.gather(verdicts), processes.gather(lengths)
     return {
         "validation_accuracy": sum(verdict.correct for verdict in verdicts) / len(rows),
         "validation_reasoning_tokens": sum(lengths) / len(rows),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from latent_reasoning.config import Prompt
+from torch import nn
+
+from latent_reasoning.config import Experiment, Prompt
 from latent_reasoning.model.published import is_published
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
@@ -30,47 +34,69 @@ def _read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def model_card(
-    *,
-    experiment: str,
-    model: str,
-    stage: str,
-    seed: int,
-    parent: str | None,
-    config_digest: str,
-    data_digests: Mapping[str, str],
-    selection: str,
-    metrics: Mapping[str, float | int | None],
-    weights_licence: str | None,
-    data_licence: str | None,
-    prompt_prefix: str | None = None,
-    rollbacks: Sequence[str] = (),
-) -> dict[str, Any]:
-    """What `card.json` holds.
+@dataclass(frozen=True)
+class Origin:
+    """Which model of an experiment a card is of, and from what it was made.
 
-    `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the rule
-    that chose the checkpoint, in words; `parent` the model it starts from; `prompt_prefix` what
-    stands before a question in its prompts; `rollbacks` when and why its training, which diverged,
-    went back to an earlier checkpoint.
+    `parent` is the model it starts from: another one of the experiment, or an id, file or folder.
     """
-    return {
-        "experiment": experiment,
-        "model": model,
-        "stage": stage,
-        "seed": seed,
-        "parent": parent,
-        "config_digest": config_digest,
-        "data_digests": dict(data_digests),
-        "selection": selection,
-        "prompt_prefix": prompt_prefix,
-        "metrics": dict(metrics),
-        "rollbacks": list(rollbacks),
-        "licence": {"weights": weights_licence, "data": data_licence},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        },
-    }
+
+    experiment: Experiment
+    model: str
+    stage: str
+    seed: int
+    parent: str | None
+    config_digest: str
+
+    def card_of_published(self, model: nn.Module, licence: str | None) -> dict[str, Any]:
+        """`card.json` of a model that was brought in as it is."""
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return self._card("as published", {"parameters": parameters}, licence)
+
+    def card_of_trained(
+        self,
+        *,
+        data_digests: Mapping[str, str],
+        selection: str,
+        metrics: Mapping[str, float | int | None],
+        rollbacks: Sequence[str],
+    ) -> dict[str, Any]:
+        """`card.json` of a model that a stage trained.
+
+        `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the
+        rule that chose the checkpoint, in words; `rollbacks` when and why its training, which
+        diverged, went back to an earlier checkpoint.
+        """
+        licences = self.experiment.base.licence, self.experiment.data.licence
+        return self._card(selection, metrics, *licences, data_digests, rollbacks)
+
+    def _card(
+        self,
+        selection: str,
+        metrics: Mapping[str, float | int | None],
+        weights_licence: str | None,
+        data_licence: str | None = None,
+        data_digests: Mapping[str, str] = MappingProxyType({}),
+        rollbacks: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment.experiment,
+            "model": self.model,
+            "stage": self.stage,
+            "seed": self.seed,
+            "parent": self.parent,
+            "config_digest": self.config_digest,
+            "data_digests": dict(data_digests),
+            "selection": selection,
+            "prompt_prefix": self.experiment.data.prompt.evaluation,
+            "metrics": dict(metrics),
+            "rollbacks": list(rollbacks),
+            "licence": {"weights": weights_licence, "data": data_licence},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in LIBRARIES},
+            },
+        }
 
 
 def card_text(card: Mapping[str, Any]) -> str:

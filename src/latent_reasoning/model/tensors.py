@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latent_reasoning.config import UserError
+from latent_reasoning.runtime.files import first_line
 
 REMEDY = "restore the file, or delete the folder and run the stage that makes it again"
 
@@ -65,7 +66,3 @@ def check_readable(file: Path) -> None:
         raise CheckpointError(
             f"{file}: damaged or truncated safetensors file ({first_line(error)}); {REMEDY}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -14,7 +14,7 @@ from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.rl.build import build
 from latent_reasoning.runtime.command import entry_of, parser, run_stage
 from latent_reasoning.runtime.launch import launch_processes
-from latent_reasoning.training.loop import print_to_stderr
+from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.run import TrainingRun
 
 
@@ -25,11 +25,15 @@ def main(arguments: list[str] | None = None) -> None:
     entry = entry_of(experiment, options.model, "rl")
     digest = check_digest(experiment, "model", options.digest, options.model)
     launch_processes("latent_reasoning.rl", arguments, experiment.runtime)
-    run = TrainingRun.of(experiment, options.model, options.seed, digest, split="rl")
+    machine = join_machine(experiment.runtime)
+    run = TrainingRun.of(
+        experiment, options.model, options.seed, digest, split="rl", machine=machine
+    )
+    run.seed_weights()
     model, tokenizer, task = build(run, entry)
-    result = run.train(model, task, entry.training)
+    result = run.train(task, entry.training)
     folder = run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
-    print_to_stderr(f"{options.model}: written to {folder}")
+    run.processes.print(f"{options.model}: written to {folder}")
 
 
 if __name__ == "__main__":

@@ -43,5 +43,6 @@ def build(
         run.experiment.runtime,
         seed=run.seed,
         validate=validate,
+        processes=run.processes,
     )
     return model, tokenizer, task

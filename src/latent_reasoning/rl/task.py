@@ -38,9 +38,9 @@ from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniform
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.memory import memory_shortage
-from latent_reasoning.runtime.parallel import current
-from latent_reasoning.training.loop import LossOutput
-from latent_reasoning.training.text import BatchPlan
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
+from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.task import LossOutput
 
 
 @dataclass
@@ -87,6 +87,7 @@ class AdaptiveLengthTask:
         *,
         seed: int,
         validate: Callable[[], dict[str, float]],
+        processes: OneProcess = ALONE,
     ) -> None:
         _check_iterations(name, entry, runtime)
         self.name = name
@@ -97,6 +98,7 @@ class AdaptiveLengthTask:
         self.iterations = entry.iterations
         self.seed = seed
         self.validate = validate
+        self.processes = processes
         self.sampling = SamplingSettings(
             temperature=entry.temperature,
             max_new_tokens=entry.max_new_tokens,
@@ -104,7 +106,7 @@ class AdaptiveLengthTask:
             max_latent_steps=entry.max_latent_steps,
         )
         lengths = [len(prompt.ids) for prompt in prompts]
-        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name)
+        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, processes=processes)
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and model.adapter is None:
             self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -174,14 +176,14 @@ class AdaptiveLengthTask:
         plan = self.plan.micro_batches(round_)
         sizes = [len(part) for part in plan]
         draws = list(zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True))
-        parts = current().share(plan)
+        parts = self.processes.share(plan)
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # One micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all of them at once, which they are there to save.
-        with memory_shortage(), torch.set_grad_enabled(len(parts) == 1):
+        with memory_shortage(self.processes), torch.set_grad_enabled(len(parts) == 1):
             sampled = [
                 self._sample_part([prompt.ids for prompt in part], *own)
-                for part, own in zip(prompts, current().share(draws), strict=True)
+                for part, own in zip(prompts, self.processes.share(draws), strict=True)
             ]
             references = [self.reference_log_probs(rollout) for rollout, _ in sampled]
         rollouts = [rollout for rollout, _ in sampled]
@@ -191,9 +193,12 @@ class AdaptiveLengthTask:
         ]
         questions = [self.prompts[index].text for part in plan for index in part]
         advantages, metrics = reward_groups(
-            current().gather(rollouts), current().gather(outcomes), questions, self.entry.reward
+            self.processes.gather(rollouts),
+            self.processes.gather(outcomes),
+            questions,
+            self.entry.reward,
         )
-        advantages = current().share(advantages)
+        advantages = self.processes.share(advantages)
         return [
             GroupBatch(rollout, values, metrics, reference, trajectory if len(parts) == 1 else None)
             for (rollout, trajectory), values, reference in zip(

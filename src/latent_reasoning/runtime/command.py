@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from latent_reasoning.config import ConfigError, Experiment, UserError
-from latent_reasoning.runtime.files import explain
-from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow, speaks
+from latent_reasoning.runtime.files import explain, first_line
+from latent_reasoning.runtime.rank import launched, rank
+from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow
 
 ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint; the same command goes on from there."""
@@ -67,7 +68,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     try:
         main(None)
     except TrainingInterruptedError as interruption:
-        if speaks():
+        if rank() == 0:
             print(interruption, file=sys.stderr)
         _leave(ENDED_EARLY)
     except KeyboardInterrupt:
@@ -76,7 +77,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except (UserError, ValueError, RuntimeError, OSError, MemoryError) as error:
         text = _for_the_user(error)
         if text is None:
-            if not _one_of_several():
+            if not launched():
                 raise
             traceback.print_exc()
             _leave(1)
@@ -91,15 +92,11 @@ def _leave(code: int) -> NoReturn:
     What it shares with the others is still open: winding up Python under it may hang or abort, and
     the launcher would take that for the cause.
     """
-    if _one_of_several():
+    if launched():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _one_of_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _for_the_user(error: Exception) -> str | None:
@@ -108,10 +105,7 @@ def _for_the_user(error: Exception) -> str | None:
         return explain(error)
     if isinstance(error, UserError):
         return str(error)
-    from latent_reasoning.runtime.memory import (  # torch: seconds to import
-        first_line,
-        is_out_of_memory,
-    )
+    from latent_reasoning.runtime.memory import is_out_of_memory  # torch: seconds to import
 
     if is_out_of_memory(error):
         return (

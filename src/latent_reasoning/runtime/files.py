@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -147,7 +148,35 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# -------------------------------------------------------------------------- errors of the disk
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer (some that are shared over a network)."""
+
+
+def try_lock(path: Path, owner: str) -> int | None:
+    """Lock a file for as long as this process lives, with `owner` in it; None where another has it.
+
+    The lock belongs to the process, which may take it again. The kernel gives it back however the
+    process ends, or once the process closes any descriptor of the file. Returns the descriptor, to
+    close where the lock is to end sooner. A file system without locks never says None.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                return None
+            if error.errno not in NO_LOCKS:
+                raise
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, owner.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return descriptor
+
+
+# -------------------------------------------------------------------------- errors in words
 
 
 PROBE_BYTES = 1024**2
@@ -170,6 +199,11 @@ def explain(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     what = where + (error.strerror or str(error))
     return f"{what}; {REMEDIES[error.errno]}" if error.errno in REMEDIES else what
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of a message, at most 300 characters of it; an error's name if it is empty."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
 
 def disk_error(error: Exception, path: Path) -> OSError | None:

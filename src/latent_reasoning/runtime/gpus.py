@@ -10,25 +10,22 @@ between two sessions or lie on a network disk, and would hide the locks of one f
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from latent_reasoning.config import UserError
+from latent_reasoning.runtime.files import try_lock
+from latent_reasoning.runtime.rank import launched
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAKEN = "LATENT_REASONING_GPU_SLOTS"
-"""Set for the processes of a launcher that holds the locks."""
+"""Set once a process holds its locks: for itself, and for the processes that it launches."""
 SLURM_ASSIGNED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 POLL_SECONDS = 2.0
-
-_held: list[TextIO] = []
 
 
 class GpuSlotError(UserError, RuntimeError):
@@ -52,12 +49,11 @@ def take_gpus(device: str, count: int = 1, folder: Path | None = None) -> list[s
     """Wait for `count` free GPUs, show this process no others, and hold them until it ends.
 
     `device` is `runtime.device`: nothing is taken for `cpu`, nor on a host without NVIDIA GPUs, nor
-    by the processes of a launcher, nor where SLURM assigned no more than `count`. Has to come
-    before the first use of CUDA. Returns the names taken. Raises `GpuSlotError` where the host has
-    fewer.
+    by the processes of a launcher, nor a second time, nor where SLURM assigned no more than
+    `count`. Has to come before the first use of CUDA. Returns the names taken. Raises
+    `GpuSlotError` where the host has fewer.
     """
-    started_by_launcher = TAKEN in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if device == "cpu" or started_by_launcher or _held:
+    if device == "cpu" or launched() or TAKEN in os.environ:
         return []
     gpus = visible_gpus()
     by_slurm = any(os.environ.get(name) for name in SLURM_ASSIGNED)
@@ -70,8 +66,9 @@ def take_gpus(device: str, count: int = 1, folder: Path | None = None) -> list[s
         )
     folder = _own_folder(folder or lock_folder())
     taken = _wait_for(gpus, count, folder)
-    os.environ[VISIBLE] = ",".join(gpu.name for gpu in taken)
-    return [gpu.name for gpu in taken]
+    names = [gpu.name for gpu in taken]
+    os.environ[VISIBLE] = os.environ[TAKEN] = ",".join(names)
+    return names
 
 
 def visible_gpus() -> list[Gpu]:
@@ -114,40 +111,35 @@ def _own_folder(folder: Path) -> Path:
 
 
 def _wait_for(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
-    """All `count` at once or none: two jobs that each hold half would wait for ever."""
     started = time.monotonic()
-    told = False
-    while True:
-        with ExitStack() as attempt:
-            taken = []
-            for gpu in gpus:
-                lock = _try_lock(folder / f"{gpu.slot}.lock", attempt)
-                if lock is not None:
-                    taken.append((gpu, lock))
-                if len(taken) == count:
-                    _held.extend(lock for _, lock in taken)
-                    attempt.pop_all()
-                    if told:
-                        _say(f"took a GPU after {time.monotonic() - started:.0f} seconds")
-                    return [gpu for gpu, _ in taken]
-        if not told:
-            owners = ", ".join(_owner(folder / f"{gpu.slot}.lock") for gpu in gpus)
-            _say(f"waiting for {count} of {len(gpus)} GPUs; taken by {owners}; locks in {folder}")
-            told = True
+    taken = _take_now(gpus, count, folder)
+    if taken:
+        return taken
+    owners = ", ".join(_owner(_lock(gpu, folder)) for gpu in gpus)
+    _say(f"waiting for {count} of {len(gpus)} GPUs; taken by {owners}; locks in {folder}")
+    while not taken:
         time.sleep(POLL_SECONDS)
+        taken = _take_now(gpus, count, folder)
+    _say(f"took a GPU after {time.monotonic() - started:.0f} seconds")
+    return taken
 
 
-def _try_lock(path: Path, attempt: ExitStack) -> TextIO | None:
-    """The open, locked file, with this process's id in it; None where another one holds it."""
-    file = attempt.enter_context(path.open("a+"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return file
+def _take_now(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
+    """All `count` at once or none: two jobs that each hold half would wait for ever."""
+    locks: dict[Gpu, int] = {}
+    for gpu in gpus:
+        lock = try_lock(_lock(gpu, folder), f"process {os.getpid()}")
+        if lock is not None:
+            locks[gpu] = lock
+        if len(locks) == count:
+            return list(locks)
+    for lock in locks.values():
+        os.close(lock)
+    return []
+
+
+def _lock(gpu: Gpu, folder: Path) -> Path:
+    return folder / f"{gpu.slot}.lock"
 
 
 def _owner(path: Path) -> str:

@@ -4,7 +4,8 @@ A stage whose configuration says `runtime.processes: N` starts itself again N ti
 started by `accelerate launch` or `torchrun` already is one of several, however many they are.
 Around accelerate's launcher this
 
-- takes a GPU for each process first (`gpu_slots.py`);
+- takes a GPU for each process first (`gpus.py`);
+- has the processes meet in a file, and talk on the loopback interface: nobody else can join in;
 - hands SIGTERM, SIGINT and SIGUSR1 on to the processes, and leaves it to them when to end;
 - ends with their exit code, and without a traceback of its own.
 
@@ -13,11 +14,11 @@ Of processes that fail one at a time, the first ends the others.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -25,8 +26,9 @@ from typing import NoReturn
 import psutil
 
 from latent_reasoning.config import Runtime
-from latent_reasoning.runtime.gpus import TAKEN, take_gpus
-from latent_reasoning.runtime.parallel import launched
+from latent_reasoning.runtime.gpus import take_gpus
+from latent_reasoning.runtime.rank import MEETING, launched
+from latent_reasoning.runtime.signals import send_to
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -46,10 +48,12 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ[TAKEN] = ",".join(take_gpus(runtime.device, runtime.processes))
+    take_gpus(runtime.device, runtime.processes)
     # The processes talk to one another on this host alone.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
+    # Torch's launcher would else start a server for them, which listens on every interface.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads))
     # Its own answer to a signal is to end the processes after 30 seconds, in the middle of a step.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -60,14 +64,18 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
         [
             *("--multi_gpu", "--num_machines", "1", "--machine_rank", "0"),
             *("--num_processes", str(runtime.processes), "--main_process_port", "0"),
+            *("--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"),
             *("--gpu_ids", "all", "--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--module", module, *arguments),
         ]
     )
-    try:
-        launch_command(launcher)
-    except ChildFailedError as error:
-        sys.exit(_exit_code([failure.exitcode for failure in error.failures.values()]))
+    with tempfile.TemporaryDirectory(prefix="latent-reasoning-") as folder:
+        launcher.rdzv_endpoint = f"{folder}/launcher"
+        os.environ[MEETING] = f"{folder}/processes"
+        try:
+            launch_command(launcher)
+        except ChildFailedError as error:
+            sys.exit(_exit_code([failure.exitcode for failure in error.failures.values()]))
     sys.exit(0)
 
 
@@ -82,6 +90,4 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     children = psutil.Process().children()
     if not children:
         sys.exit(128 + number)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
+    send_to(children, number)

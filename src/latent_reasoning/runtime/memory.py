@@ -16,7 +16,8 @@ from typing import TypeVar
 import torch
 
 from latent_reasoning.config import UserError
-from latent_reasoning.runtime.parallel import current
+from latent_reasoning.runtime.files import first_line
+from latent_reasoning.runtime.parallel import OneProcess
 
 MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 """What CUDA, torch's CPU allocator and cuBLAS say, in lower case."""
@@ -38,10 +39,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_shortage() -> Iterator[None]:
+def memory_shortage(processes: OneProcess) -> Iterator[None]:
     """Raise `OutOfMemoryError` on every process where the block runs out of memory on one.
 
-    All processes go through the block, and through the same number of such blocks in it.
+    All `processes` go through the block, and through the same number of such blocks in it.
     """
     reason = None
     try:
@@ -50,12 +51,12 @@ def memory_shortage() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = first_line(error)
-    if current().any_rank(reason is not None):
+    if processes.any_rank(reason is not None):
         raise OutOfMemoryError(reason or "another process ran out of memory") from None
 
 
 def release() -> None:
-    """Give back what failed work still held. Not within `except`: the error holds it."""
+    """Free memory after a failure. Call it outside `except`: the traceback keeps tensors alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -83,9 +84,3 @@ def in_halves(run: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list
         flush=True,
     )
     return in_halves(run, items[:half]) + in_halves(run, items[half:])
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

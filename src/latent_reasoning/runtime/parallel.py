@@ -6,13 +6,14 @@ takes the same optimiser step. What a step computes thus depends on its micro-ba
 many processes share them. Two things do differ from one process: the order in which numbers are
 added, and the masks of dropout, which each process draws for its own rows.
 
-`accelerate launch` starts the processes, `start` joins them. `DistributedDataParallel` is not used:
-its hooks want one forward through the wrapper, but a latent forward calls the model many times, an
-RL update goes through the graph of sampling, and what a micro-batch counts for is known only when
-all are done. Overlapping communication with the backward pass, which is what it would add, saves
-little here: a latent chain's gradients are complete only at the very end of the backward pass.
+A launcher starts the processes (`launch.py`) and `join_processes` joins them. They are handed to
+whoever needs them; a process that trains alone has `ALONE`: no caller asks whether it does.
 
-Everywhere else `current()` answers for one process too: no caller asks whether there are several.
+`DistributedDataParallel` is not used: its hooks want one forward through the wrapper, but a latent
+forward calls the model many times, an RL update goes through the graph of sampling, and what a
+micro-batch counts for is known only when all are done. Overlapping communication with the backward
+pass, which is what it would add, saves little here: a latent chain's gradients are complete only at
+the very end of the backward pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ctypes
 import datetime
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -30,6 +32,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from latent_reasoning.config import UserError
+from latent_reasoning.runtime.files import first_line
+from latent_reasoning.runtime.rank import MEETING, launched, process_count, rank
 
 LONGEST_WAIT = datetime.timedelta(hours=6)
 """For what the first process does alone, such as a frozen teacher's states. A process that dies
@@ -61,7 +65,7 @@ class OneProcess:
         return list(items[self.rank :: self.count])
 
     def share_size(self, size: int) -> int:
-        """Into parts of how many to cut `size` items: as large as leaves each process one."""
+        """The largest part size, of `size` items, that still gives every process a part."""
         largest = -(-size // self.count)
         for_each = -(-size // largest) >= self.count
         return largest if for_each else max(1, size // self.count)
@@ -73,6 +77,11 @@ class OneProcess:
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is set on any process: all get one answer, so that all act alike."""
         return flag
+
+    def print(self, line: str) -> None:
+        """Print a line where logs go, at once; of several processes the first one does."""
+        if self.is_main:
+            print(line, file=sys.stderr, flush=True)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes."""
@@ -93,7 +102,7 @@ class OneProcess:
 
 
 class SeveralProcesses(OneProcess):
-    """The processes of one `accelerate launch`; every method is called by all of them."""
+    """The processes of one launch; every method is called by all of them."""
 
     def __init__(self, rank: int, count: int) -> None:
         self.rank = rank
@@ -154,27 +163,17 @@ class SeveralProcesses(OneProcess):
         return _together(self.rank, self.count)
 
 
-_current: OneProcess = OneProcess()
+ALONE = OneProcess()
+"""What a process is that no launcher started."""
 
 
-def current() -> OneProcess:
-    """The processes that this one trains with; itself alone unless `start` joined others."""
-    return _current
-
-
-def launched() -> bool:
-    """Whether this process is one of several that a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def start(device: torch.device) -> OneProcess:
+def join_processes(device: torch.device) -> OneProcess:
     """Join the processes of this launch, if it has several; `cuda` then means this one's GPU.
 
-    Raises `ParallelError` where there are fewer GPUs than processes.
+    Once in a process. Raises `ParallelError` where there are fewer GPUs than processes.
     """
-    global _current
-    if not launched() or _current.count > 1:
-        return _current
+    if not launched():
+        return ALONE
     _die_with_the_launcher()
     local_rank, on_this_host = (int(os.environ[k]) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     cpu = device.type == "cpu"
@@ -183,28 +182,29 @@ def start(device: torch.device) -> OneProcess:
             f"{on_this_host} processes were started, but torch sees {torch.cuda.device_count()} "
             "GPUs: lower runtime.processes"
         )
-    # It takes a second to import and is needed here alone.
-    from accelerate import PartialState
-
     if not cpu:
         torch.cuda.set_device(local_rank)
-    backend = None if cpu else "cuda:nccl,cpu:gloo"
-    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    with _together(rank, count):
-        PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
-    _current = SeveralProcesses(rank, count)
-    return _current
+    processes = SeveralProcesses(rank(), process_count())
+    with _together(processes.rank, processes.count):
+        distributed.init_process_group(
+            "gloo" if cpu else "cuda:nccl,cpu:gloo",
+            init_method=f"file://{os.environ[MEETING]}" if MEETING in os.environ else "env://",
+            rank=processes.rank,
+            world_size=processes.count,
+            timeout=LONGEST_WAIT,
+        )
+    return processes
 
 
 @contextlib.contextmanager
-def _together(rank: int, count: int) -> Iterator[None]:
+def _together(number: int, count: int) -> Iterator[None]:
     """Communication; a process that went away is named as what it is."""
     try:
         yield
     except RuntimeError as error:
         raise ParallelError(
-            f"process {rank} of {count} lost the others, whose own messages say why: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"process {number} of {count} lost the others, whose own messages say why: "
+            f"{first_line(error)}"
         ) from None
 
 

@@ -24,12 +24,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 import psutil
 
 from latent_reasoning.config import UserError
+from latent_reasoning.runtime.rank import rank
 
 SECONDS_TO_REPEAT = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -70,13 +71,8 @@ class StopRequest:
         if self.signal is not None:
             return
         self.signal, self.noted = signal.Signals(number), now
-        if speaks():  # not by `print`: a signal may come in the middle of one
+        if rank() == 0:  # not by `print`: a signal may come in the middle of one
             os.write(2, f"{self.signal.name}: ends after this step, with a checkpoint\n".encode())
-
-
-def speaks() -> bool:
-    """Whether this is the process that speaks for a launch of several, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -112,11 +108,15 @@ def relay_signals() -> None:
 def _relay(reader: socket.socket, _writer: socket.socket) -> None:
     """Send on what comes; the writing end is held here so that it stays open."""
     while True:
-        for number in reader.recv(64):
-            if number in RELAYED:
-                for process in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.send_signal(number)
+        for number in filter(RELAYED.__contains__, reader.recv(64)):
+            send_to(psutil.Process().children(recursive=True), number)
+
+
+def send_to(processes: Iterable[psutil.Process], number: int) -> None:
+    """Send a signal to those of the processes that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 # ---------------------------------------------------------------------------- with its workflow

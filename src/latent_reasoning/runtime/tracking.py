@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from latent_reasoning.config import PROJECT_ROOT, Experiment, dump, load
 from latent_reasoning.runtime.command import parser, run_stage
-from latent_reasoning.runtime.files import write_json
+from latent_reasoning.runtime.files import first_line, write_json
 
 SECONDS_BETWEEN_BATCHES = 5.0
 SECONDS_TO_CLOSE = 30.0
@@ -182,9 +182,8 @@ class MlflowTracker:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            first_line = reason.strip().splitlines()[0] if reason.strip() else reason
             print(
-                f"warning: MLflow cannot be reached, work goes on without it: {first_line}",
+                f"warning: MLflow cannot be reached, work goes on without it: {first_line(reason)}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -30,11 +30,10 @@ from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.command import entry_of, parser, run_stage
 from latent_reasoning.runtime.device import autocast, resolve_precision
 from latent_reasoning.runtime.launch import launch_processes
-from latent_reasoning.runtime.parallel import current
+from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
 from latent_reasoning.sft.token_sft import token_sft_examples
-from latent_reasoning.training.loop import print_to_stderr
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
 
@@ -46,12 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
     entry = entry_of(experiment, options.model, "sft", "latent_sft")
     digest = check_digest(experiment, "model", options.digest, options.model)
     launch_processes("latent_reasoning.sft", arguments, experiment.runtime)
-    run = TrainingRun.of(experiment, options.model, options.seed, digest, split="sft")
+    machine = join_machine(experiment.runtime)
+    run = TrainingRun.of(
+        experiment, options.model, options.seed, digest, split="sft", machine=machine
+    )
+    run.seed_weights()
     train_stage = _token_sft if entry.stage == "sft" else _latent_sft
     model, tokenizer, task = train_stage(run, entry)
-    result = run.train(model, task, entry.training)
+    result = run.train(task, entry.training)
     folder = run.save(model, tokenizer, result, keep_adapter=entry.save == "adapter")
-    print_to_stderr(f"{options.model}: written to {folder}")
+    run.processes.print(f"{options.model}: written to {folder}")
 
 
 # ------------------------------------------------------------------------------------- token SFT
@@ -85,6 +88,7 @@ def _token_sft(
             entry.training,
             longest_completion=max(len(e) - e.question_length for e in examples),
         ),
+        processes=run.processes,
     )
     return model, tokenizer, task
 
@@ -122,6 +126,7 @@ def _latent_sft(
             forced_steps=entry.forced_steps,
         ),
         teacher_states=states,
+        processes=run.processes,
     )
     return model, tokenizer, task
 
@@ -231,8 +236,8 @@ def _frozen_teacher(run: TrainingRun, entry: LatentSftModel) -> FrozenTeacher | 
 def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> list[Row]:
     data, runtime = run.experiment.data, run.experiment.runtime
     precision = resolve_precision(runtime.precision, run.device)
-    folder = run.checkpoints
-    with current().main_first(), autocast(run.device, precision):
+    folder = run.claim_checkpoint_folder()
+    with run.processes.main_first(), autocast(run.device, precision):
         kept = teacher_traces(
             teacher.model,
             teacher.tokenizer,
@@ -242,7 +247,7 @@ def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> li
             max_new_tokens=data.max_tokens,
             batch_size=runtime.evaluation_batch_size,
         )
-    print_to_stderr(f"{run.name}: {len(kept)} of {len(rows)} traces of the teacher are right")
+    run.processes.print(f"{run.name}: {len(kept)} of {len(rows)} traces of the teacher are right")
     return kept
 
 
@@ -255,8 +260,8 @@ def _states(
 ) -> TeacherStates:
     runtime = run.experiment.runtime
     precision = resolve_precision(runtime.precision, run.device)
-    folder = run.checkpoints
-    with current().main_first(), autocast(run.device, precision):
+    folder = run.claim_checkpoint_folder()
+    with run.processes.main_first(), autocast(run.device, precision):
         return teacher_states(
             teacher.model,
             student,

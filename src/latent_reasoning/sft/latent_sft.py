@@ -19,12 +19,13 @@ from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.sequences import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.parallel import current
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses, read_with_states
 from latent_reasoning.sft.shared_question import read_question
 from latent_reasoning.sft.teacher import TeacherStates
-from latent_reasoning.training.loop import LossOutput
-from latent_reasoning.training.text import BatchPlan, count_labels, cross_entropy
+from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.task import LossOutput
+from latent_reasoning.training.text import count_labels, cross_entropy
 
 TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
 
@@ -85,6 +86,7 @@ class LatentSftTask:
         pad_id: int,
         validate: Callable[[], dict[str, float]],
         teacher_states: TeacherStates | None = None,
+        processes: OneProcess = ALONE,
     ) -> None:
         self.name = name
         self.model = model
@@ -93,11 +95,18 @@ class LatentSftTask:
         self.pad_id = pad_id
         self.validate = validate
         self.teacher_states = teacher_states
+        self.processes = processes
         lengths = [len(example.teacher) + len(example.student) for example in examples]
         # A batch without a micro-batch size is one mean, also where several processes share it.
         self.by_tokens = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
         self.plan = BatchPlan(
-            lengths, entry.training, runtime, seed, name, by_length=self.by_tokens
+            lengths,
+            entry.training,
+            runtime,
+            seed,
+            name,
+            by_length=self.by_tokens,
+            processes=processes,
         )
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
@@ -111,7 +120,9 @@ class LatentSftTask:
             scales = token_scales([batch for _, batch in batches])
         return [
             LatentBatch(batch, indices, scale)
-            for (indices, batch), scale in current().share(list(zip(batches, scales, strict=True)))
+            for (indices, batch), scale in self.processes.share(
+                list(zip(batches, scales, strict=True))
+            )
         ]
 
     def loss(self, micro_batch: LatentBatch) -> LossOutput:

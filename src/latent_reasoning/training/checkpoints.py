@@ -1,4 +1,4 @@
-"""What a training needs to go on after a kill: whole, verified checkpoints on disk.
+"""What a training needs to resume after a kill: whole, verified checkpoints on disk.
 
 A checkpoint is a folder `step-N/` that appears under its name only when it is complete and on the
 disk. It holds the trained weights and the optimiser's state as safetensors, and `state.json` with
@@ -8,13 +8,16 @@ random state is stored: the training loop derives every random number from (seed
 The last two checkpoints and the best one are kept, and what a diverging training goes back to: of
 those from before its trouble the last two, the last one that was validated, until then the weights
 it started from (`start/`). A damaged one is set aside with a warning and the one before it is used;
-the folder of another configuration is set aside as a whole.
+the folder of another configuration is set aside as a whole. Only one process trains in a folder: it
+holds the lock of the file `lock` in it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +29,20 @@ from torch import Tensor, nn
 
 from latent_reasoning.config import UserError
 from latent_reasoning.config import digest as digest_of
-from latent_reasoning.runtime.files import atomic_directory, sha256_of, write_json
+from latent_reasoning.runtime.files import (
+    atomic_directory,
+    first_line,
+    sha256_of,
+    try_lock,
+    write_json,
+)
 from latent_reasoning.training.divergence import GuardState
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 OWNER = "digest.json"
+LOCK = "lock"
 START = "start"
 KEPT = 2
 
@@ -41,6 +51,10 @@ Log = Callable[[str], None]
 
 class DamagedCheckpointError(UserError, ValueError):
     """A checkpoint that is not what was written."""
+
+
+class FolderInUseError(UserError, RuntimeError):
+    """A folder of checkpoints in which another process trains."""
 
 
 @dataclass
@@ -67,29 +81,46 @@ class Progress:
             self.guard = GuardState(**self.guard)
 
 
-def open_checkpoint_folder(folder: Path, digest: str, log: Log) -> Path:
-    """Claim `folder` for the configuration `digest`; what another one left there is set aside."""
+def claim_checkpoint_folder(folder: Path, digest: str, log: Log) -> None:
+    """Take `folder` for the training of the configuration `digest`, for as long as this process
+    lives; what another configuration left there is set aside.
+
+    Raises `FolderInUseError` where another process trains there.
+    """
+    _lock(folder)
     owner = _read_owner(folder)
-    if folder.exists() and owner != digest:
+    if owner != digest and _holds_training(folder):
         aside = _free_name(folder, "stale")
         folder.rename(aside)
         log(
             f"warning: {folder} holds the training of another configuration (digest {owner}, now "
             f"{digest}); moved to {aside.name}, starting afresh"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
     if owner != digest:
         write_json(folder / OWNER, {"digest": digest})
-    return folder
+    for unfinished in folder.glob(".st*.tmp"):  # left by a kill
+        shutil.rmtree(unfinished)
+
+
+def _lock(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if try_lock(folder / LOCK, f"process {os.getpid()} on {socket.gethostname()}") is None:
+        raise FolderInUseError(
+            f"{folder} is being trained by {first_line((folder / LOCK).read_text())}: wait for it "
+            "or end it, then run again"
+        )
+
+
+def _holds_training(folder: Path) -> bool:
+    return any(entry.name != LOCK for entry in folder.iterdir())
 
 
 class CheckpointStore:
-    """The checkpoints of one training, in a folder opened by `open_checkpoint_folder`."""
+    """The checkpoints of one training, in a folder that `claim_checkpoint_folder` made its own."""
 
     def __init__(self, folder: Path, digest: str, log: Log) -> None:
-        self.folder = open_checkpoint_folder(folder, digest, log)
-        for unfinished in self.folder.glob(".st*.tmp"):  # left by a kill
-            shutil.rmtree(unfinished)
+        self.folder = folder
         self.digest = digest
         self.log = log
 
@@ -147,7 +178,7 @@ class CheckpointStore:
         _assign(model, self._read(step, WEIGHTS))
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints at hand, ascending; 0 is the start."""
+        """Steps of the available checkpoints, ascending; 0 is the start."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         start = [0] if (self.folder / START).exists() else []
         return start + sorted(int(name) for name in names if name.isdigit())

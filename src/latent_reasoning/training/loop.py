@@ -7,94 +7,34 @@ progress lines.
 
 Everything random in step `s` is a function of (seed, s, rollbacks): a task draws its data that way,
 and torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed
-and goes on from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one
+and resumes from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one
 never killed. Rollbacks are what a diverging training gets (`divergence.py`): from its last good
-checkpoint it goes on with other random numbers.
+checkpoint it continues with other random numbers.
 
-Under `accelerate launch` every process runs this loop over its share of each step's micro-batches
+Of several processes each runs this loop over its share of every step's micro-batches
 (`parallel.py`); the first one alone writes checkpoints and metrics.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import autocast, resolve_precision
-from latent_reasoning.runtime.files import atomic_file, write_json_lines
 from latent_reasoning.runtime.memory import OutOfMemoryError, memory_shortage, release
-from latent_reasoning.runtime.parallel import current
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
-from latent_reasoning.runtime.tracking import Tracker
-from latent_reasoning.training.checkpoints import CheckpointStore, Log, Progress, parameter_names
+from latent_reasoning.runtime.tracking import NullTracker, Tracker
+from latent_reasoning.training.checkpoints import CheckpointStore, Progress, parameter_names
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, Trouble, describe
-
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-PROGRESS_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """Loss of one micro-batch.
-
-    `loss` is a mean and `weight` what it counts for in the step, whose loss is the weighted mean
-    over its micro-batches; `metrics` (numbers or scalar tensors) are averaged in the same way.
-    """
-
-    loss: Tensor
-    weight: float
-    metrics: dict[str, float | Tensor] = field(default_factory=dict)
-
-
-class Plan(Protocol):
-    """Which data each step of a task reads, in which pieces."""
-
-    micro_batch_size: int
-    """Examples a micro-batch; the loop lowers it where memory does not suffice."""
-
-    def reorder(self, rollbacks: int) -> None:
-        """From now on read what belongs to a training after so many rollbacks."""
-
-
-class Task(Protocol):
-    """What a stage trains: its data, loss and validation."""
-
-    name: str
-
-    iterations: int
-    """Consecutive steps on the same samples, between which no checkpoint may fall."""
-
-    plan: Plan
-
-    def micro_batches(self, step: int) -> Sequence[Any]:
-        """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
-
-        Of all processes' micro-batches, `current().share` gives each its own.
-        """
-
-    def loss(self, micro_batch: Any) -> LossOutput:
-        """Loss of one micro-batch, with its graph."""
-
-    def validate(self) -> dict[str, float]:
-        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all.
-
-        `validation_rows`, how many rows these are means of, is not logged.
-
-        All processes call it, and get the same values.
-        """
+from latent_reasoning.training.metrics import MetricsLog, ProgressLines
+from latent_reasoning.training.optimiser import build_optimizer, learning_rate
+from latent_reasoning.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -110,187 +50,216 @@ class TrainResult:
     rollbacks: list[dict[str, Any]]
 
 
-def train(
-    model: nn.Module,
-    task: Task,
-    training: Training,
-    *,
-    runtime: Runtime,
-    checkpoint_folder: Path,
-    digest: str,
-    seed: int,
-    tracker: Tracker,
-    log_every: int = 10,
-    log: Log | None = None,
-    stop: StopRequest | None = None,
-) -> TrainResult:
-    """Train `model` in place, or go on where a killed training of the same `digest` stopped.
+@dataclass
+class Trainer:
+    """One training: what is trained, how, and where its checkpoints are.
 
-    Returns with the selected weights in the model. Raises `DivergenceError` where it diverges and
-    rollbacks do not help, and after a checkpoint `TrainingInterruptedError` where `stop` says so.
+    `seed` is that of everything random in its steps; metrics go to `tracker`, too, each the mean of
+    `log_every` steps; `stop` says when to end early.
     """
-    log, stop = log or print_to_stderr, stop or StopRequest()
-    processes = current()
-    optimizer = build_optimizer(model, training)
-    with processes.main_first():
-        store = CheckpointStore(checkpoint_folder, digest, log)
-        progress = store.resume(model, optimizer) or Progress()
-    processes.broadcast(parameter_names(model))
-    if progress.step:
-        log(f"{task.name}: goes on after step {progress.step}")
-    if progress.micro_batch_size is not None:
-        task.plan.micro_batch_size = min(task.plan.micro_batch_size, progress.micro_batch_size)
-    metrics = MetricsLog(store.folder / "metrics.jsonl", progress, tracker)
-    lines = ProgressLines(task.name, training.steps, progress.step, log)
-    rate = learning_rate(training)
-    precision = resolve_precision(runtime.precision, _device(model))
-    guard = DivergenceGuard(runtime.guard, training.max_grad_norm)
-    progress.finished = progress.finished or training.steps == 0
-    if runtime.guard.enabled and not store.steps() and not progress.finished and processes.is_main:
-        store.save(model, optimizer, progress)
-    processes.wait()
 
-    def go_back(trouble: Trouble) -> Progress:
-        guard.check_patience(task.name, progress.guard, trouble)
-        earlier = _roll_back(model, optimizer, store, guard, trouble, progress)
-        metrics.rewind(earlier)
-        metrics.write({"rollbacks": len(earlier.guard.rollbacks)})
-        log(f"warning: {task.name}: diverged: {describe(earlier.guard.rollbacks[-1])}")
-        return earlier
+    task: Task
+    training: Training
+    runtime: Runtime
+    store: CheckpointStore
+    seed: int
+    tracker: Tracker = field(default_factory=NullTracker)
+    log_every: int = 10
+    stop: StopRequest = field(default_factory=StopRequest)
 
-    while not progress.finished:
-        rollbacks = len(progress.guard.rollbacks)
-        task.plan.reorder(rollbacks)
-        purpose = processes.purpose(seeds.STEP.format(model=task.name, step=progress.step))
-        step_seed = seeds.seed_for(seed, purpose, rollbacks)
-        current_rate = rate(progress.step) * guard.rate_factor(progress.guard)
-        for group in optimizer.param_groups:
-            group["lr"] = current_rate
-        model.train()
-        values = _gradients_within_memory(model, task, progress, precision, step_seed, log)
-        values["gradient_norm"] = _clip(model, training.max_grad_norm)
-        trouble = guard.judge_step(progress.guard, progress.step, values)
+    def __post_init__(self) -> None:
+        self.name, self.model = self.task.name, self.task.model
+        self.processes, self.log = self.task.processes, self.store.log
+        self.precision = resolve_precision(self.runtime.precision, _device(self.model))
+        self.optimizer = build_optimizer(self.model, self.training)
+        self.rate = learning_rate(self.training)
+        self.guard = DivergenceGuard(self.runtime.guard, self.training.max_grad_norm)
+
+    def run(self) -> TrainResult:
+        """Train the task's model in place, or resume where a killed training stopped.
+
+        Returns with the selected weights in the model. Raises `DivergenceError` where it diverges
+        and rollbacks do not help, and after a checkpoint `TrainingInterruptedError` where `stop`
+        says so.
+        """
+        self._resume()
+        while not self.progress.finished:
+            trouble, improved = self._step(), False
+            if trouble is None and self._is_due(self.training.validate_every):
+                trouble, improved = self._validate()
+            if trouble is None:
+                self._save(improved)
+            else:
+                self._go_back(trouble)
+        self.metrics.close()
+        self.processes.wait()
+        return self._select()
+
+    def _resume(self) -> None:
+        """Load the last checkpoint; where there is none, save what the guard may go back to."""
+        with self.processes.main_first():
+            self.progress = self.store.resume(self.model, self.optimizer) or Progress()
+        self.processes.broadcast(parameter_names(self.model))
+        progress, is_main = self.progress, self.processes.is_main
+        if progress.step:
+            self.log(f"{self.name}: goes on after step {progress.step}")
+        if progress.micro_batch_size is not None:
+            self.task.plan.limit_micro_batches(progress.micro_batch_size)
+        path = self.store.folder / "metrics.jsonl"
+        self.metrics = MetricsLog(path, progress, self.tracker, writes=is_main)
+        self.lines = ProgressLines(self.name, self.training.steps, progress.step, self.log)
+        progress.finished = progress.finished or self.training.steps == 0
+        start_needed = self.runtime.guard.enabled and not progress.finished
+        if start_needed and not self.store.steps() and is_main:
+            self.store.save(self.model, self.optimizer, progress)
+        self.processes.wait()
+
+    def _step(self) -> Trouble | None:
+        """Take one optimiser step, unless its loss or gradient is trouble."""
+        progress = self.progress
+        self.task.plan.reorder(len(progress.guard.rollbacks))
+        rate = self.rate(progress.step) * self.guard.rate_factor(progress.guard)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        values = self._gradients_within_memory()
+        values["gradient_norm"] = _clip(self.model, self.training.max_grad_norm)
+        trouble = self.guard.judge_step(progress.guard, progress.step, values)
         if trouble is not None:
-            progress = go_back(trouble)
-            continue
-        optimizer.step()
-        values["learning_rate"] = current_rate
+            return trouble
+        self.optimizer.step()
+        values["learning_rate"] = rate
         progress.step += 1
-        metrics.add(values)
-        if progress.step % log_every == 0 or progress.step == training.steps:
-            lines.loss(progress.step, metrics.flush())
-        improved = False
-        if progress.step % training.validate_every == 0 or progress.step == training.steps:
-            measured = _validate(model, task, precision)
-            rows = measured.pop("validation_rows", None)
-            metrics.write(measured)
-            lines.validation(progress.step, measured)
-            accuracy = measured.get("validation_accuracy")
-            trouble = guard.judge_validation(progress.guard, progress.step, accuracy, rows)
-            if trouble is not None:
-                progress = go_back(trouble)
-                continue
-            improved = _note_accuracy(training, progress, measured)
-        due = improved or progress.finished or progress.step % runtime.checkpoint_every == 0
-        interrupted = _interruption(task, progress, stop)
-        if (due or interrupted) and processes.is_main:
-            store.save(model, optimizer, progress)
-        if interrupted:
-            metrics.close()
-            processes.wait()
-            raise TrainingInterruptedError(_farewell(task.name, interrupted, progress, training))
-    metrics.close()
-    processes.wait()
-    return _select(model, store, training, progress, metrics.path)
+        self.metrics.add(values)
+        if self._is_due(self.log_every):
+            self.lines.loss(progress.step, self.metrics.flush())
+        return None
 
+    def _is_due(self, every: int) -> bool:
+        """Whether it is time for what happens every `every` steps and after the last one."""
+        return self.progress.step % every == 0 or self.progress.step == self.training.steps
 
-def _roll_back(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    store: CheckpointStore,
-    guard: DivergenceGuard,
-    trouble: Trouble,
-    progress: Progress,
-) -> Progress:
-    """Load the last checkpoint from before the trouble, and note the rollback in it."""
-    processes = current()
-    with processes.main_first():
-        earlier = store.resume(model, optimizer, until=trouble.good_until)
-    if earlier is None:
-        raise DivergenceError(
-            f"{trouble.reason}: the training diverged, and no checkpoint from before is left in "
-            f"{store.folder}; remove the folder to train afresh"
+    def _gradients_within_memory(self) -> dict[str, float]:
+        """`accumulate_gradients`, with half the micro-batch as often as memory does not suffice.
+
+        The step's result is that of the smaller micro-batch from the start. The size is kept for
+        all later steps, also after a kill: `Progress` has it.
+        """
+        progress, plan = self.progress, self.task.plan
+        rollbacks = len(progress.guard.rollbacks)
+        purpose = self.processes.purpose(seeds.STEP.format(model=self.name, step=progress.step))
+        step_seed = seeds.seed_for(self.seed, purpose, rollbacks)
+        while True:
+            torch.manual_seed(step_seed)
+            self.model.zero_grad()
+            try:
+                with autocast(_device(self.model), self.precision):
+                    return accumulate_gradients(self.model, self.task, progress.step)
+            except OutOfMemoryError as error:
+                reason = str(error)
+            size = plan.micro_batch_size
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"{self.name}: out of memory with a single example ({reason}): give the job "
+                    "more memory, set runtime.precision to bfloat16 (on a GPU), train an adapter "
+                    "(lora), or lower data.max_tokens or (RL) group_size"
+                )
+            plan.limit_micro_batches(size // 2)
+            progress.micro_batch_size = size // 2
+            self.model.zero_grad()
+            release()
+            self.log(
+                f"warning: {self.name}: out of memory at step {progress.step + 1} with "
+                f"micro-batches of {size}, goes on with {size // 2}; the batch stays the same "
+                f"({reason})"
+            )
+
+    def _validate(self) -> tuple[Trouble | None, bool]:
+        """Validate; returns trouble, if that is what it shows, and whether these are the best
+        weights so far, to be kept."""
+        progress = self.progress
+        self.model.eval()
+        with torch.no_grad(), autocast(_device(self.model), self.precision):
+            measured = dict(self.task.validate())
+        rows = measured.pop("validation_rows", None)
+        self.metrics.write(measured)
+        self.lines.validation(progress.step, measured)
+        accuracy = measured.get("validation_accuracy")
+        trouble = self.guard.judge_validation(progress.guard, progress.step, accuracy, rows)
+        if trouble is not None:
+            return trouble, False
+        return None, _note_accuracy(self.training, progress, measured)
+
+    def _save(self, improved: bool) -> None:
+        """Write a checkpoint where one is due; end after it where the training is asked to."""
+        progress = self.progress
+        due = improved or progress.finished or progress.step % self.runtime.checkpoint_every == 0
+        reason = self._interruption()
+        if (due or reason) and self.processes.is_main:
+            self.store.save(self.model, self.optimizer, progress)
+        if reason:
+            self.metrics.close()
+            self.processes.wait()
+            raise TrainingInterruptedError(
+                f"{self.name}: {reason}: ended with a checkpoint; goes on from step "
+                f"{progress.step} of {self.training.steps} when run again"
+            )
+
+    def _interruption(self) -> str | None:
+        """Why the training is to end after this step; all processes agree on it."""
+        if self.progress.finished or self.progress.step % self.task.iterations:
+            return None
+        reason = self.stop.reason
+        if not self.processes.any_rank(reason is not None):
+            return None
+        return reason or "another process was asked to end"
+
+    def _go_back(self, trouble: Trouble) -> None:
+        """Load the last checkpoint from before the trouble, and note the rollback in it."""
+        progress = self.progress
+        self.guard.check_patience(self.name, progress.guard, trouble)
+        with self.processes.main_first():
+            earlier = self.store.resume(self.model, self.optimizer, until=trouble.good_until)
+        if earlier is None:
+            raise DivergenceError(
+                f"{trouble.reason}: the training diverged, and no checkpoint from before is left "
+                f"in {self.store.folder}; remove the folder to train afresh"
+            )
+        rollbacks = self.guard.record(progress.guard, trouble, progress.step, earlier.step)
+        earlier.guard.rollbacks = rollbacks
+        earlier.micro_batch_size = progress.micro_batch_size
+        self.processes.wait()
+        if self.processes.is_main:
+            self.store.restart_from(earlier)
+        self.progress = earlier
+        self.metrics.rewind(earlier)
+        self.metrics.write({"rollbacks": len(rollbacks)})
+        self.log(f"warning: {self.name}: diverged: {describe(rollbacks[-1])}")
+
+    def _select(self) -> TrainResult:
+        """Put the selected weights into the model."""
+        progress = self.progress
+        if self.training.select == "last" or progress.best_step is None:
+            selection = f"the last step ({progress.step})"
+        else:
+            self.store.load_weights(progress.best_step, self.model)
+            selection = (
+                f"step {progress.best_step} of {progress.step}: highest greedy accuracy on the "
+                "validation rows; among equals the shortest reasoning, then the earliest step"
+            )
+        self.model.eval()
+        return TrainResult(
+            step=progress.best_step if progress.best_step is not None else progress.step,
+            steps_run=progress.step,
+            validation_accuracy=progress.best_accuracy,
+            validation_reasoning_tokens=progress.best_length,
+            metrics=self.metrics.path,
+            selection=selection,
+            rollbacks=progress.guard.rollbacks,
         )
-    history = guard.record(progress.guard, trouble, progress.step, earlier.step)
-    earlier.guard.rollbacks = history
-    earlier.micro_batch_size = progress.micro_batch_size
-    processes.wait()
-    if processes.is_main:
-        store.restart_from(earlier)
-    return earlier
-
-
-def _interruption(task: Task, progress: Progress, stop: StopRequest) -> str | None:
-    """Why the training is to end after this step; all processes agree on it."""
-    if progress.finished or progress.step % task.iterations:
-        return None
-    reason = stop.reason
-    if not current().any_rank(reason is not None):
-        return None
-    return reason or "another process was asked to end"
-
-
-def _farewell(name: str, reason: str, progress: Progress, training: Training) -> str:
-    return (
-        f"{name}: {reason}: ended with a checkpoint; goes on from step {progress.step} of "
-        f"{training.steps} when run again"
-    )
-
-
-def print_to_stderr(line: str) -> None:
-    """Print a line where logs go, at once; of several processes the first one does."""
-    if current().is_main:
-        print(line, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------ one step's parts
-
-
-def _gradients_within_memory(
-    model: nn.Module,
-    task: Task,
-    progress: Progress,
-    precision: torch.dtype,
-    seed: int,
-    log: Log,
-) -> dict[str, float]:
-    """`accumulate_gradients`, with half the micro-batch as often as memory does not suffice.
-
-    What a step gives is what it gives with the smaller micro-batch from the start. The size is
-    kept for the steps to come, also after a kill: `Progress` has it.
-    """
-    while True:
-        torch.manual_seed(seed)
-        model.zero_grad()
-        try:
-            with autocast(_device(model), precision):
-                return accumulate_gradients(model, task, progress.step)
-        except OutOfMemoryError as error:
-            reason = str(error)
-        size = task.plan.micro_batch_size
-        if size == 1:
-            raise OutOfMemoryError(
-                f"{task.name}: out of memory with a single example ({reason}): give the job more "
-                "memory, set runtime.precision to bfloat16 (on a GPU), train an adapter (lora), or "
-                "lower data.max_tokens or (RL) group_size"
-            )
-        task.plan.micro_batch_size = progress.micro_batch_size = size // 2
-        model.zero_grad()
-        release()
-        log(
-            f"warning: {task.name}: out of memory at step {progress.step + 1} with micro-batches "
-            f"of {size}, goes on with {size // 2}; the batch stays the same ({reason})"
-        )
 
 
 def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
@@ -299,9 +268,9 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
     Both are those of all processes' micro-batches. Raises `OutOfMemoryError` on all processes where
     memory does not suffice on one.
     """
-    processes = current()
+    processes = task.processes
     outputs = []
-    with memory_shortage():
+    with memory_shortage(processes):
         micro_batches = task.micro_batches(step)
         whole = processes.count == 1 and len(micro_batches) == 1
         for micro_batch in micro_batches:
@@ -323,51 +292,6 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
     }
 
 
-def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, with weight decay on those of `decay_groups` alone."""
-    names = {name: parameter for parameter, name in parameter_names(model).items()}
-    decayed, undecayed = decay_groups(model)
-    groups = [
-        {"params": [names[name] for name in decayed], "weight_decay": training.weight_decay},
-        {"params": [names[name] for name in undecayed], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.learning_rate,
-        betas=training.betas,
-        eps=training.eps,
-        fused=True,
-    )
-
-
-def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the trained parameters with and without weight decay.
-
-    Matrices are decayed, embeddings among them; biases and norms, which are vectors, are not, nor
-    are the special tokens' own modules (conformance note 15).
-    """
-    decayed, undecayed = [], []
-    for parameter, name in parameter_names(model).items():
-        exempt = parameter.ndim < 2 or "special_rows." in name
-        (undecayed if exempt else decayed).append(name)
-    return decayed, undecayed
-
-
-def learning_rate(training: Training) -> Callable[[int], float]:
-    """The learning rate of update `step` (from 0): transformers' schedules, as a function."""
-    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
-    floor = training.learning_rate_floor
-    schedule = get_scheduler(
-        "cosine_with_min_lr" if floor else SCHEDULES[training.schedule],
-        unused,
-        num_warmup_steps=training.warmup_steps,
-        num_training_steps=training.steps,
-        scheduler_specific_kwargs={"min_lr_rate": floor} if floor else None,
-    )
-    factor = schedule.lr_lambdas[0]
-    return lambda step: training.learning_rate * factor(step)
-
-
 def _clip(model: nn.Module, max_norm: float) -> float:
     """Clip the gradient to a global norm; returns the norm before."""
     return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
@@ -387,13 +311,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-# -------------------------------------------------------------------------- validation, selection
-
-
-def _validate(model: nn.Module, task: Task, precision: torch.dtype) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad(), autocast(_device(model), precision):
-        return dict(task.validate())
+# ------------------------------------------------------------------------------------- selection
 
 
 def _note_accuracy(training: Training, progress: Progress, values: dict[str, float]) -> bool:
@@ -417,142 +335,3 @@ def _note_accuracy(training: Training, progress: Progress, values: dict[str, flo
 def _rank(accuracy: float, length: float | None) -> tuple[float, float]:
     """Higher accuracy first; among equals the shorter reasoning, then the earlier step."""
     return accuracy, -(length or 0.0)
-
-
-def _select(
-    model: nn.Module, store: CheckpointStore, training: Training, progress: Progress, metrics: Path
-) -> TrainResult:
-    """Put the selected weights into the model."""
-    if training.select == "last" or progress.best_step is None:
-        selection = f"the last step ({progress.step})"
-    else:
-        store.load_weights(progress.best_step, model)
-        selection = (
-            f"step {progress.best_step} of {progress.step}: highest greedy accuracy on the "
-            "validation rows; among equals the shortest reasoning, then the earliest step"
-        )
-    model.eval()
-    return TrainResult(
-        step=progress.best_step if progress.best_step is not None else progress.step,
-        steps_run=progress.step,
-        validation_accuracy=progress.best_accuracy,
-        validation_reasoning_tokens=progress.best_length,
-        metrics=metrics,
-        selection=selection,
-        rollbacks=progress.guard.rollbacks,
-    )
-
-
-# ------------------------------------------------------------------------------ metrics, progress
-
-
-class MetricsLog:
-    """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
-
-    On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
-    left out: equal trainings give equal files. Of several processes the first one writes.
-    """
-
-    def __init__(self, path: Path, progress: Progress, tracker: Tracker) -> None:
-        self.path = path
-        self.tracker = tracker
-        self.stream: TextIO | None = None
-        self.rewind(progress)
-
-    def rewind(self, progress: Progress) -> None:
-        """Go on from `progress`; what was logged after it is cut off."""
-        self.close()
-        self.progress = progress
-        if current().is_main:
-            kept = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
-            write_json_lines(self.path, kept)
-            self.stream = self.path.open("a", encoding="utf-8")
-
-    def add(self, values: dict[str, float]) -> None:
-        """Count one step's values for the next mean."""
-        window = self.progress.window
-        for name, value in values.items():
-            window[name] = window.get(name, 0.0) + value
-        self.progress.window_steps += 1
-
-    def flush(self) -> dict[str, float]:
-        """Log the means over the steps since the last time; returns them."""
-        count = self.progress.window_steps
-        means = {name: total / count for name, total in self.progress.window.items()}
-        self.progress.window, self.progress.window_steps = {}, 0
-        self.write(means)
-        return means
-
-    def write(self, values: dict[str, float]) -> None:
-        """Log values of the current step."""
-        if values and self.stream is not None:
-            self.stream.write(json.dumps({"step": self.progress.step, **values}) + "\n")
-            self.stream.flush()
-            self.tracker.log_metrics(values, self.progress.step)
-
-    def close(self) -> None:
-        if self.stream is not None:
-            self.stream.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a line that is unfinished or damaged ends it."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                rows.append({"step": int(row["step"]), **row})
-            except (ValueError, TypeError, KeyError):
-                break
-    return rows
-
-
-def write_training_csv(metrics: Path, path: Path) -> None:
-    """`metrics.jsonl` as a table: a row a step, a column a metric, empty where not measured."""
-    by_step: dict[float, dict[str, float]] = {}
-    for row in read_metrics(metrics):
-        by_step.setdefault(row["step"], {}).update(row)
-    columns = dict.fromkeys(["step", *(name for row in by_step.values() for name in row)])
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(by_step.values())
-
-
-class ProgressLines:
-    """Plain lines on how a training goes, readable in a terminal and in a log file."""
-
-    def __init__(self, name: str, steps: int, first_step: int, log: Log) -> None:
-        self.name, self.steps, self.first_step, self.log = name, steps, first_step, log
-        self.started = time.monotonic()
-        self.printed = -math.inf
-        self.means: dict[str, float] = {}
-
-    def loss(self, step: int, means: dict[str, float]) -> None:
-        """A line with the loss and its parts, unless the last one was printed just now."""
-        self.means = means
-        if time.monotonic() - self.printed >= PROGRESS_SECONDS:
-            self._print(step, means)
-
-    def validation(self, step: int, values: dict[str, float]) -> None:
-        """A line with loss, accuracy and length, always."""
-        self._print(step, {"loss": self.means.get("loss", math.nan), **values})
-
-    def _print(self, step: int, values: dict[str, float]) -> None:
-        self.printed = time.monotonic()
-        elapsed = self.printed - self.started
-        left = elapsed / max(1, step - self.first_step) * (self.steps - step)
-        text = "  ".join(_readable(name, value) for name, value in values.items())
-        self.log(f"{self.name}  step {step}/{self.steps}  {text}  {_clock(left)} left")
-
-
-def _readable(name: str, value: float) -> str:
-    name = name.removeprefix("validation_").replace("_", " ")
-    return f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:.4g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,7 +1,7 @@
 """One training as a stage runs it: its inputs, its place on disk, its run in MLflow, its model.
 
 `TrainingRun` holds what the stages that train have in common between reading the command line and
-calling `training.train`; what they train is theirs.
+the training loop; what they train is theirs.
 """
 
 from __future__ import annotations
@@ -15,45 +15,40 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import Experiment, Training, digest
+from latent_reasoning.config import Experiment, LatentSftModel, SftModel, Training, digest
 from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.evaluation.validation import greedy_validation
-from latent_reasoning.model.card import card_text, model_card
+from latent_reasoning.model.card import Origin, card_text
 from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime import seeds
-from latent_reasoning.runtime.device import resolve_device, set_threads
 from latent_reasoning.runtime.files import (
     atomic_directory,
     sha256_of,
     write_json,
     write_text_atomically,
 )
-from latent_reasoning.runtime.gpus import take_gpus
-from latent_reasoning.runtime.parallel import current, start
+from latent_reasoning.runtime.machine import Machine
+from latent_reasoning.runtime.parallel import OneProcess
 from latent_reasoning.runtime.signals import TrainingInterruptedError, stop_request
 from latent_reasoning.runtime.tracking import NullTracker, Tracker, open_tracker
-from latent_reasoning.training.checkpoints import open_checkpoint_folder
+from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder
 from latent_reasoning.training.divergence import describe
-from latent_reasoning.training.loop import (
-    Task,
-    TrainResult,
-    print_to_stderr,
-    train,
-    write_training_csv,
-)
+from latent_reasoning.training.loop import Trainer, TrainResult
+from latent_reasoning.training.metrics import write_training_csv
+from latent_reasoning.training.task import Task
 
 
 @dataclass
 class TrainingRun:
     """A model of the configuration, or the base model, being trained with one seed.
 
-    `parents` are the folders of the models it starts from and learns from, by name, the first
-    first; `splits` the files of rows it learns from, `data_digests` the SHA-256 of each it reads.
+    `parents` are the folders of the models it starts from and learns from, by name, in that order;
+    `splits` the files of rows it learns from, `data_digests` the SHA-256 of each it reads.
     """
 
     experiment: Experiment
@@ -63,30 +58,33 @@ class TrainingRun:
     config_digest: str
     layout: Layout
     device: torch.device
+    processes: OneProcess
     parents: dict[str, Path]
     splits: tuple[str, ...]
     data_digests: dict[str, str]
 
     @classmethod
     def of(
-        cls, experiment: Experiment, name: str, seed: int, config_digest: str, *, split: str
+        cls,
+        experiment: Experiment,
+        name: str,
+        seed: int,
+        config_digest: str,
+        *,
+        split: str,
+        machine: Machine,
     ) -> TrainingRun:
         """The run of the model `name`, which learns from `split`, or all rows where it says so.
 
-        Takes a GPU, joins the processes of this launch, sets torch's threads and seeds the initial
-        weights.
-        Raises `ConfigError` or `DataError` where the rows or a parent are missing.
+        Raises `DataError` where the rows are missing.
         """
         layout = Layout.of(experiment)
         entry = None if name == "base" else experiment.models[name]
-        teacher = getattr(getattr(entry, "distillation", None), "teacher", "self")
-        names = [] if entry is None else [entry.start, *([teacher] if teacher != "self" else [])]
-        splits = ("sft", "rl") if getattr(entry, "rows", None) == "all" else (split,)
-        take_gpus(experiment.runtime.device)
-        device = resolve_device(experiment.runtime.device)
-        start(device)
-        set_threads(experiment.runtime.threads)
-        seeds.seed_everything(seed, seeds.INITIAL_WEIGHTS.format(model=name))
+        parents = [] if entry is None else [entry.start]
+        if isinstance(entry, LatentSftModel) and entry.distillation.teacher != "self":
+            parents.append(entry.distillation.teacher)
+        all_rows = isinstance(entry, SftModel | LatentSftModel) and entry.rows == "all"
+        splits = ("sft", "rl") if all_rows else (split,)
         return cls(
             experiment=experiment,
             name=name,
@@ -94,13 +92,21 @@ class TrainingRun:
             seed=seed,
             config_digest=config_digest,
             layout=layout,
-            device=device,
-            parents={parent: layout.model(parent, seed) for parent in names},
+            device=machine.device,
+            processes=machine.processes,
+            parents={parent: layout.model(parent, seed) for parent in parents},
             splits=splits,
             data_digests={
                 used: _digest_of_rows(layout.data(used)) for used in (*splits, "validation")
             },
         )
+
+    def seed_weights(self) -> None:
+        """Seed the random initial weights: of a base from scratch, adapters, special rows.
+
+        Python's, NumPy's and torch's generators are seeded, before the model is built.
+        """
+        seeds.seed_everything(self.seed, seeds.INITIAL_WEIGHTS.format(model=self.name))
 
     def training_rows(self, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Rows of all splits that the model learns from."""
@@ -112,7 +118,7 @@ class TrainingRun:
         policy = self.experiment.data.special_token_text
         kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
         if skipped:
-            print_to_stderr(f"{split}: {skipped} rows with special-token text are skipped")
+            self.processes.print(f"{split}: {skipped} rows with special-token text are skipped")
         return kept
 
     @cached_property
@@ -123,12 +129,17 @@ class TrainingRun:
         }
         return digest([self.config_digest, self.data_digests, parents])
 
-    @cached_property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints; one of other inputs is set aside."""
+    def claim_checkpoint_folder(self) -> Path:
+        """Take the folder of checkpoints for this process; one of other inputs is set aside.
+
+        All processes call it, and the first one takes it for all. Raises `FolderInUseError` where
+        another training runs there.
+        """
         folder, digest = self.layout.checkpoints(self.name, self.seed), self.digest
-        with current().main_first():
-            return open_checkpoint_folder(folder, digest, print_to_stderr)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                claim_checkpoint_folder(folder, digest, self.processes.print)
+        return folder
 
     def validation(
         self,
@@ -154,42 +165,43 @@ class TrainingRun:
             max_new_tokens=limit,
             batch_size=self.experiment.runtime.evaluation_batch_size,
             forced_steps=forced_steps,
+            processes=self.processes,
         )
 
-    def train(self, model: LatentReasoner, task: Task, training: Training) -> TrainResult:
-        """Train, or go on where a killed run stopped, and report to MLflow.
+    def train(self, task: Task, training: Training) -> TrainResult:
+        """Train, or resume where a killed run stopped, and report to MLflow.
 
         A signal or the time budget ends it with `TrainingInterruptedError`.
         """
-        tracker = self._tracker()
+        folder = self.claim_checkpoint_folder()
+        store = CheckpointStore(folder, self.digest, self.processes.print)
+        tracker = self._tracker(folder)
+        runtime = self.experiment.runtime
         status = "FAILED"
         try:
-            with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
-                result = train(
-                    model,
+            with stop_request(runtime.time_budget_minutes) as stop:
+                result = Trainer(
                     task,
                     training,
-                    runtime=self.experiment.runtime,
-                    checkpoint_folder=self.checkpoints,
-                    digest=self.digest,
-                    seed=self.seed,
+                    runtime,
+                    store,
+                    self.seed,
                     tracker=tracker,
                     log_every=self.experiment.tracking.log_every,
                     stop=stop,
-                )
+                ).run()
             status = "FINISHED"
             return result
         except TrainingInterruptedError:
             tracker.close("KILLED")
-            current().wait()  # a launcher ends all its processes as soon as one has ended
+            self.processes.wait()  # a launcher ends all its processes as soon as one has ended
             raise
         finally:
             tracker.close(status)
 
-    def _tracker(self) -> Tracker:
+    def _tracker(self, checkpoints: Path) -> Tracker:
         """The run in MLflow; of several processes the first one reports."""
-        checkpoints = self.checkpoints
-        if not current().is_main:
+        if not self.processes.is_main:
             return NullTracker()
         parent = next(iter(self.parents), None)
         return open_tracker(
@@ -215,9 +227,9 @@ class TrainingRun:
         Of several processes the first one writes and the others wait: this is a training's end.
         """
         folder = self.layout.model(self.name, self.seed)
-        if current().is_main:
+        if self.processes.is_main:
             self._write(folder, model, tokenizer, result, keep_adapter)
-        current().finish()
+        self.processes.finish()
         return folder
 
     def _write(
@@ -228,10 +240,11 @@ class TrainingRun:
         result: TrainResult,
         keep_adapter: bool,
     ) -> None:
-        card = self.card(result)
+        parent = next(iter(self.parents), None)
+        card = self._card(parent, result)
         with atomic_directory(folder) as temporary:
             if keep_adapter and model.adapter is not None:
-                save_adapter(model, temporary / "adapter", card["parent"])
+                save_adapter(model, temporary / "adapter", parent)
             merge_lora(model)
             write_model(model, tokenizer, temporary)
             write_json(temporary / "card.json", card)
@@ -239,27 +252,19 @@ class TrainingRun:
             write_training_csv(result.metrics, temporary / "training.csv")
         write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
 
-    def card(self, result: TrainResult) -> dict[str, Any]:
-        """Where the model comes from, for `card.json`."""
-        metrics = {
-            "validation_accuracy": result.validation_accuracy,
-            "validation_reasoning_tokens": result.validation_reasoning_tokens,
-            "step": result.step,
-            "steps_run": result.steps_run,
-        }
-        return model_card(
-            experiment=self.experiment.experiment,
-            model=self.name,
-            stage=self.stage,
-            seed=self.seed,
-            parent=next(iter(self.parents), None),
-            config_digest=self.config_digest,
+    def _card(self, parent: str | None, result: TrainResult) -> dict[str, Any]:
+        origin = Origin(
+            self.experiment, self.name, self.stage, self.seed, parent, self.config_digest
+        )
+        return origin.card_of_trained(
             data_digests=self.data_digests,
             selection=result.selection,
-            metrics=metrics,
-            weights_licence=self.experiment.base.licence,
-            data_licence=self.experiment.data.licence,
-            prompt_prefix=self.experiment.data.prompt.evaluation,
+            metrics={
+                "validation_accuracy": result.validation_accuracy,
+                "validation_reasoning_tokens": result.validation_reasoning_tokens,
+                "step": result.step,
+                "steps_run": result.steps_run,
+            },
             rollbacks=[describe(rollback) for rollback in result.rollbacks],
         )
 

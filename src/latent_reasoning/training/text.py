@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latent_reasoning.config import ConfigError, Runtime, Training
-from latent_reasoning.data.collation import StepSampler, bucket_by_length, collate_plain
+from latent_reasoning.config import Runtime, Training
+from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.sequences import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import target_log_probabilities
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
-from latent_reasoning.runtime import seeds
-from latent_reasoning.runtime.parallel import current
-from latent_reasoning.training.loop import LossOutput
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
+from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.task import LossOutput
 
 
 def cross_entropy(
@@ -63,59 +63,8 @@ def count_labels(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORED_LABEL).sum())
 
 
-class BatchPlan:
-    """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
-
-    A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
-    hold examples of like length where `by_length`, so that little is padded. Where each micro-batch
-    counts by its examples that would favour the words of short ones: there they stay as drawn.
-    Without a micro-batch size a step has one for each process. Raises `ConfigError` where a process
-    would get none.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        training: Training,
-        runtime: Runtime,
-        seed: int,
-        name: str,
-        *,
-        by_length: bool = True,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_size = training.batch_size
-        self.seed = seed
-        self.name = name
-        self.by_length = by_length
-        share = current().share_size(training.batch_size)
-        self.micro_batch_size = min(runtime.micro_batch_size or share, training.batch_size)
-        if -(-training.batch_size // self.micro_batch_size) < current().count:
-            raise ConfigError(
-                f"runtime.processes: {current().count} processes have no work for each in a batch "
-                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
-                "runtime.micro_batch_size, or it"
-            )
-        self.reorder(rollbacks=0)
-
-    def reorder(self, rollbacks: int) -> None:
-        """Draw in the order that belongs to a training after so many rollbacks."""
-        self.rollbacks = rollbacks
-        order = seeds.seed_for(self.seed, seeds.DATA_ORDER.format(model=self.name), rollbacks)
-        self.sampler = StepSampler(len(self.lengths), self.batch_size, order)
-
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """Positions of the examples of each micro-batch of `step`, of all processes."""
-        indices = self.sampler.indices(step)
-        if not self.by_length:
-            size = self.micro_batch_size
-            return [indices[first : first + size] for first in range(0, len(indices), size)]
-        buckets = bucket_by_length([self.lengths[i] for i in indices], self.micro_batch_size)
-        return [[indices[position] for position in bucket] for bucket in buckets]
-
-
 SPEED_MICRO_BATCH = 16
-"""On a CPU, passes of 16 rows of like length take 0.6 times as long as one of 64 that is padded to
+"""On a CPU, passes of 16 rows of similar length take 0.6 times as long as one of 64 rows padded to
 the longest (laptop's base model)."""
 
 
@@ -143,6 +92,7 @@ class TextTask:
         seed: int,
         pad_id: int,
         validate: Callable[[], dict[str, float]],
+        processes: OneProcess = ALONE,
     ) -> None:
         self.name = name
         self.model = model
@@ -150,17 +100,25 @@ class TextTask:
         # A whole batch may be cut for speed; weighted by labels its loss remains the batch's mean.
         whole = runtime.micro_batch_size is None
         if whole and model.device.type == "cpu":
-            size = min(SPEED_MICRO_BATCH, current().share_size(training.batch_size))
+            size = min(SPEED_MICRO_BATCH, processes.share_size(training.batch_size))
             runtime = runtime.model_copy(update={"micro_batch_size": size})
         self.by_tokens = whole or training.accumulation == "tokens"
         self.pad_id = pad_id
         self.validate = validate
-        lengths = [len(example) for example in examples]
-        self.plan = BatchPlan(lengths, training, runtime, seed, name, by_length=self.by_tokens)
+        self.processes = processes
+        self.plan = BatchPlan(
+            [len(example) for example in examples],
+            training,
+            runtime,
+            seed,
+            name,
+            by_length=self.by_tokens,
+            processes=processes,
+        )
 
     def micro_batches(self, step: int) -> list[TextBatch]:
         """This process's share of the step's examples, collated."""
-        own = current().share(self.plan.micro_batches(step))
+        own = self.processes.share(self.plan.micro_batches(step))
         return [self._collate(indices) for indices in own]
 
     def loss(self, micro_batch: TextBatch) -> LossOutput:

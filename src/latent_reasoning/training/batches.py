@@ -1,0 +1,66 @@
+"""Which examples a training reads in which step, and in which pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latent_reasoning.config import ConfigError, Runtime, Training
+from latent_reasoning.data.collation import StepSampler, bucket_by_length
+from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.parallel import ALONE, OneProcess
+
+
+class BatchPlan:
+    """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
+
+    A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
+    hold examples of similar length where `by_length`, so that little is padded. Where micro-batches
+    are weighted by examples, that would over-weight the tokens of short rows: there the drawn order
+    is kept. Without a micro-batch size a step has one micro-batch for each of `processes`. Raises
+    `ConfigError` where a process would get none.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        training: Training,
+        runtime: Runtime,
+        seed: int,
+        name: str,
+        *,
+        by_length: bool = True,
+        processes: OneProcess = ALONE,
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = training.batch_size
+        self.seed = seed
+        self.name = name
+        self.by_length = by_length
+        share = processes.share_size(training.batch_size)
+        self.micro_batch_size = min(runtime.micro_batch_size or share, training.batch_size)
+        if -(-training.batch_size // self.micro_batch_size) < processes.count:
+            raise ConfigError(
+                f"runtime.processes: {processes.count} processes have no work for each in a batch "
+                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
+                "runtime.micro_batch_size, or it"
+            )
+        self.reorder(rollbacks=0)
+
+    def reorder(self, rollbacks: int) -> None:
+        """Switch to the data order used after `rollbacks` rollbacks."""
+        self.rollbacks = rollbacks
+        order = seeds.seed_for(self.seed, seeds.DATA_ORDER.format(model=self.name), rollbacks)
+        self.sampler = StepSampler(len(self.lengths), self.batch_size, order)
+
+    def limit_micro_batches(self, size: int) -> None:
+        """Cut micro-batches to at most `size` examples from the next one on."""
+        self.micro_batch_size = min(self.micro_batch_size, size)
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Positions of the examples of each micro-batch of `step`, of all processes."""
+        indices = self.sampler.indices(step)
+        if not self.by_length:
+            size = self.micro_batch_size
+            return [indices[first : first + size] for first in range(0, len(indices), size)]
+        buckets = bucket_by_length([self.lengths[i] for i in indices], self.micro_batch_size)
+        return [[indices[position] for position in bucket] for bucket in buckets]

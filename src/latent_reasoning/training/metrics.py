@@ -1,0 +1,129 @@
+"""What a training reports: `metrics.jsonl`, its table, and lines for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from pathlib import Path
+from typing import TextIO
+
+from latent_reasoning.runtime.files import atomic_file, write_json_lines
+from latent_reasoning.runtime.tracking import Tracker
+from latent_reasoning.training.checkpoints import Log, Progress
+
+PROGRESS_SECONDS = 10.0
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
+
+    On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
+    left out: equal trainings give equal files. Only the process that `writes` does.
+    """
+
+    def __init__(self, path: Path, progress: Progress, tracker: Tracker, *, writes: bool) -> None:
+        self.path = path
+        self.tracker = tracker
+        self.writes = writes
+        self.stream: TextIO | None = None
+        self.rewind(progress)
+
+    def rewind(self, progress: Progress) -> None:
+        """Continue from `progress`; what was logged after it is cut off."""
+        self.close()
+        self.progress = progress
+        if self.writes:
+            kept = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
+            write_json_lines(self.path, kept)
+            self.stream = self.path.open("a", encoding="utf-8")
+
+    def add(self, values: dict[str, float]) -> None:
+        """Count one step's values for the next mean."""
+        window = self.progress.window
+        for name, value in values.items():
+            window[name] = window.get(name, 0.0) + value
+        self.progress.window_steps += 1
+
+    def flush(self) -> dict[str, float]:
+        """Log the means over the steps since the last time; returns them."""
+        count = self.progress.window_steps
+        means = {name: total / count for name, total in self.progress.window.items()}
+        self.progress.window, self.progress.window_steps = {}, 0
+        self.write(means)
+        return means
+
+    def write(self, values: dict[str, float]) -> None:
+        """Log values of the current step."""
+        if values and self.stream is not None:
+            self.stream.write(json.dumps({"step": self.progress.step, **values}) + "\n")
+            self.stream.flush()
+            self.tracker.log_metrics(values, self.progress.step)
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; a line that is unfinished or damaged ends it."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                rows.append({"step": int(row["step"]), **row})
+            except (ValueError, TypeError, KeyError):
+                break
+    return rows
+
+
+def write_training_csv(metrics: Path, path: Path) -> None:
+    """`metrics.jsonl` as a table: a row a step, a column a metric, empty where not measured."""
+    by_step: dict[float, dict[str, float]] = {}
+    for row in read_metrics(metrics):
+        by_step.setdefault(row["step"], {}).update(row)
+    columns = dict.fromkeys(["step", *(name for row in by_step.values() for name in row)])
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(by_step.values())
+
+
+class ProgressLines:
+    """Plain lines on how a training goes, readable in a terminal and in a log file."""
+
+    def __init__(self, name: str, steps: int, first_step: int, log: Log) -> None:
+        self.name, self.steps, self.first_step, self.log = name, steps, first_step, log
+        self.started = time.monotonic()
+        self.printed = -math.inf
+        self.means: dict[str, float] = {}
+
+    def loss(self, step: int, means: dict[str, float]) -> None:
+        """A line with the loss and its parts, unless the last one was printed just now."""
+        self.means = means
+        if time.monotonic() - self.printed >= PROGRESS_SECONDS:
+            self._print(step, means)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """A line with loss, accuracy and length, always."""
+        self._print(step, {"loss": self.means.get("loss", math.nan), **values})
+
+    def _print(self, step: int, values: dict[str, float]) -> None:
+        self.printed = time.monotonic()
+        elapsed = self.printed - self.started
+        left = elapsed / max(1, step - self.first_step) * (self.steps - step)
+        text = "  ".join(_readable(name, value) for name, value in values.items())
+        self.log(f"{self.name}  step {step}/{self.steps}  {text}  {_clock(left)} left")
+
+
+def _readable(name: str, value: float) -> str:
+    name = name.removeprefix("validation_").replace("_", " ")
+    return f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,59 @@
+"""AdamW with decay groups, and the learning rate's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from latent_reasoning.config import Training
+from latent_reasoning.training.checkpoints import parameter_names
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, with weight decay on those of `decay_groups` alone."""
+    names = {name: parameter for parameter, name in parameter_names(model).items()}
+    decayed, undecayed = decay_groups(model)
+    groups = [
+        {"params": [names[name] for name in decayed], "weight_decay": training.weight_decay},
+        {"params": [names[name] for name in undecayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
+        fused=True,
+    )
+
+
+def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the trained parameters with and without weight decay.
+
+    Matrices are decayed, embeddings among them; biases and norms, which are vectors, are not, nor
+    are the special tokens' own modules (conformance note 15).
+    """
+    decayed, undecayed = [], []
+    for parameter, name in parameter_names(model).items():
+        exempt = parameter.ndim < 2 or "special_rows." in name
+        (undecayed if exempt else decayed).append(name)
+    return decayed, undecayed
+
+
+def learning_rate(training: Training) -> Callable[[int], float]:
+    """The learning rate of update `step` (from 0): transformers' schedules, as a function."""
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    floor = training.learning_rate_floor
+    schedule = get_scheduler(
+        "cosine_with_min_lr" if floor else SCHEDULES[training.schedule],
+        unused,
+        num_warmup_steps=training.warmup_steps,
+        num_training_steps=training.steps,
+        scheduler_specific_kwargs={"min_lr_rate": floor} if floor else None,
+    )
+    factor = schedule.lr_lambdas[0]
+    return lambda step: training.learning_rate * factor(step)
