@@ -18,18 +18,16 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latent_reasoning.config import (
+    ENTRIES,
     PROJECT_ROOT,
     ConfigError,
     Experiment,
-    ImportModel,
-    LatentSftModel,
-    RlModel,
-    SftModel,
     load,
     schema_of_experiment,
 )
+from latent_reasoning.config.fields import section_in
 from latent_reasoning.dag.cost import scale_tables
-from latent_reasoning.dag.digests import defaults_text, section_in
+from latent_reasoning.dag.digests import defaults_text
 
 SCHEMA = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
 DEFAULTS = PROJECT_ROOT / "workflow" / "schemas" / "defaults.json"
@@ -38,7 +36,6 @@ SCALE = PROJECT_ROOT / "docs" / "paper-scale.md"
 PAPER = PROJECT_ROOT / "config" / "paper.yaml"
 BEGIN = "<!-- tables: written by `make docs`, do not edit below -->"
 END = "<!-- end of the tables -->"
-MODEL_STAGES = (SftModel, LatentSftModel, RlModel, ImportModel)
 
 
 def schema_text() -> str:
@@ -66,8 +63,7 @@ def tables() -> str:
     titles: dict[type[BaseModel], list[str]] = {Experiment: ["Top level"]}
     for name, section in _sections(Experiment, ""):
         titles.setdefault(section, []).append(f"`{name}`")
-    for entry in MODEL_STAGES:
-        stage = entry.model_fields["stage"].default
+    for stage, entry in ENTRIES.items():
         titles[entry] = [f"`models.NAME` with `stage: {stage}`"]
         for name, section in _sections(entry, "models.NAME."):
             if f"`{name}`" not in titles.setdefault(section, []):
