@@ -13,7 +13,7 @@ from latent_reasoning.base import scratch
 from latent_reasoning.base.sources import obtain_base, obtain_import
 from latent_reasoning.config import Experiment
 from latent_reasoning.config import load as load_experiment
-from latent_reasoning.dag.digests import check_digest
+from latent_reasoning.dag.digests import check_digest, model_science
 from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import model_card
@@ -61,6 +61,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
         weights_licence=base.licence,
         data_licence=None,
         prompt_prefix=experiment.data.prompt.evaluation,
+        science=model_science(experiment, "base"),
     )
     save(model, tokenizer, layout.base(seed), card)
     write_model_digest(layout.base(seed), layout.model_digest("base", seed))
@@ -87,6 +88,7 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
         weights_licence=experiment.base.licence if entry.start == "base" else entry.licence,
         data_licence=None,
         prompt_prefix=experiment.data.prompt.evaluation,
+        science=model_science(experiment, name),
     )
     save(model, tokenizer, layout.model(name, seed), card)
     write_model_digest(layout.model(name, seed), layout.model_digest(name, seed))

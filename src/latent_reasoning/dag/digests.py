@@ -94,6 +94,11 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
     raise ValueError(f"unknown stage {stage!r}")
 
 
+def model_science(experiment: Experiment, name: str) -> dict[str, Any]:
+    """`science` of a model, or of the base model by the name `base`: what its card records."""
+    return science(experiment, "base" if name == "base" else "model", name)
+
+
 def science_digest(experiment: Experiment, stage: str, model: str | None = None) -> str:
     """Digest of `science`; a stage refuses to run where it differs from the planned one."""
     return digest(science(experiment, stage, model))

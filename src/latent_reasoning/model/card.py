@@ -45,13 +45,14 @@ def model_card(
     data_licence: str | None,
     prompt_prefix: str | None = None,
     rollbacks: Sequence[str] = (),
+    science: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `card.json` holds.
 
     `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the rule
     that chose the checkpoint, in words; `parent` the model it starts from; `prompt_prefix` what
     stands before a question in its prompts; `rollbacks` when and why its training, which diverged,
-    went back to an earlier checkpoint.
+    went back to an earlier checkpoint; `science` the keys that `config_digest` is the digest of.
     """
     return {
         "experiment": experiment,
@@ -60,6 +61,7 @@ def model_card(
         "seed": seed,
         "parent": parent,
         "config_digest": config_digest,
+        "science": dict(science or {}),
         "data_digests": dict(data_digests),
         "selection": selection,
         "prompt_prefix": prompt_prefix,

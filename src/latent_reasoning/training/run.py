@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Experiment, Training, digest
+from latent_reasoning.dag.digests import model_science
 from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, Row, read_rows
@@ -261,6 +262,7 @@ class TrainingRun:
             data_licence=self.experiment.data.licence,
             prompt_prefix=self.experiment.data.prompt.evaluation,
             rollbacks=[describe(rollback) for rollback in result.rollbacks],
+            science=model_science(self.experiment, self.name),
         )
 
 
