@@ -19,7 +19,6 @@ from latent_reasoning.config import (
     SftModel,
     dump,
     load,
-    merge,
     resolve,
 )
 from latent_reasoning.config.fields import section_in
@@ -93,13 +92,13 @@ FROM_HUB: dict[str, set[str]] = {
     "base.architecture": NOTHING,
 }
 
+GGUF = {"base.source": "gguf", "base.path": "base.gguf"}
 # Values that have to agree with others: what is set beside the key, or instead of it.
 WITH: dict[str, dict[str, Any]] = {
-    "data.source": {"data": {"source": "local", "path": "rows"}, "base": {"source": "gguf"}}
-    | {"base.path": "base.gguf"},
+    "data.source": {"data.source": "local", "data.path": "rows", **GGUF},
     "data.generated.max_steps": {"data.generated": {"max_steps": 2, "step_weights": [1, 1]}},
     "data.augmentation.method": {"data.augmentation.method": "none"},
-    "base.source": {"base.source": "gguf", "base.path": "base.gguf"},
+    "base.source": GGUF,
     "base.texts": {"base.texts": {"full": 1.0}},
     "models.sft.from": {"models.sft.from": "import"},
     "models.latent_sft.from": {"models.latent.from": "other"},
@@ -213,7 +212,7 @@ def with_values(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         node = out
         for section in sections:
             node = node.setdefault(section, {})
-        node[last] = {**node.get(last, {}), **value} if last in ("data", "base") else value
+        node[last] = value
     return out
 
 
@@ -265,23 +264,6 @@ def test_models_of_two_stages_with_the_same_keys_differ():
     experiment = resolve({"experiment": "x", "models": entries}, "x.yaml")
     chains = [digests.science(experiment, "model", name)["models"] for name in ("a", "b")]
     assert chains[0]["a"] != chains[1]["b"]
-
-
-def test_science_ignores_how_it_runs_and_where_files_lie():
-    experiment = load(PROJECT_ROOT / "config" / "test.yaml")
-    other = resolve(
-        merge(
-            dump(experiment),
-            {
-                "runtime": {"device": "auto", "threads": 4, "micro_batch_size": 2},
-                "tracking": {"enabled": False},
-                "report": {"title": "Another"},
-                "base": {"path": "elsewhere", "licence": "MIT-0"},
-            },
-        ),
-        "other.yaml",
-    )
-    assert digests_of(other) == digests_of(experiment)
 
 
 def test_an_imported_folder_counts_by_its_content_and_a_hub_id_by_its_name(tmp_path):

@@ -11,10 +11,9 @@ From bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `mo
 from latent_reasoning.config.data import (
     Augmentation,
     Data,
-    ExpectedRows,
     GeneratedData,
     Prompt,
-    RowLimits,
+    SplitRows,
 )
 from latent_reasoning.config.experiment import (
     Evaluation,

@@ -26,17 +26,20 @@ WHERE_PERTURBED = only_when("method", "numeric_perturbation")
 class GeneratedData(Section):
     """Word problems made by the project, in GSM8K-Aug form (`data/dial/problems.py`)."""
 
-    train: PositiveInt = Field(24000, description="Rows of the training split.")
-    validation: PositiveInt = Field(500, description="Rows of the validation split.")
-    test: PositiveInt = Field(2000, description="Rows of the test split.")
-    max_steps: PositiveInt = Field(5, description="Longest chain of operations.")
-    step_weights: list[Positive] = Field(
-        [2, 3, 3, 2, 1], description="Relative frequency of 1, 2, .. `max_steps` operations."
-    )
-    modulus: Annotated[int, Field(ge=3, le=12)] = Field(
-        7, description="Positions of the dial: values are 0 .. modulus - 1."
-    )
-    seed: Count = Field(0, description="Seed of the generator.")
+    train: PositiveInt = 24000
+    """Rows of the training split."""
+    validation: PositiveInt = 500
+    """Rows of the validation split."""
+    test: PositiveInt = 2000
+    """Rows of the test split."""
+    max_steps: PositiveInt = 5
+    """Longest chain of operations."""
+    step_weights: list[Positive] = Field([2, 3, 3, 2, 1])
+    """Relative frequency of 1, 2, .. `max_steps` operations."""
+    modulus: Annotated[int, Field(ge=3, le=12)] = 7
+    """Positions of the dial: values are 0 .. modulus - 1."""
+    seed: Count = 0
+    """Seed of the generator."""
 
     @model_validator(mode="after")
     def _weights_match(self) -> GeneratedData:
@@ -51,115 +54,87 @@ class GeneratedData(Section):
 class Augmentation(Section):
     """Extra training rows made from the others; validation and test are never augmented."""
 
-    method: Literal["none", "numeric_perturbation"] = Field(
-        "none",
-        description="`numeric_perturbation` replaces the numbers that occur in both question and "
-        "steps, recomputes the chain and keeps clean results.",
-    )
-    copies: Annotated[PositiveInt, WHERE_PERTURBED] = Field(
-        1, description="Perturbed copies tried for each training row."
-    )
-    seed: Annotated[Count, WHERE_PERTURBED] = Field(0, description="Seed of the perturbation.")
+    method: Literal["none", "numeric_perturbation"] = "none"
+    """`numeric_perturbation` replaces the numbers that occur in both question and steps, recomputes
+    the chain and keeps clean results."""
+    copies: Annotated[PositiveInt, WHERE_PERTURBED] = 1
+    """Perturbed copies tried for each training row."""
+    seed: Annotated[Count, WHERE_PERTURBED] = 0
+    """Seed of the perturbation."""
 
 
 class Prompt(Section):
     """What stands before the question."""
 
-    training: Annotated[str, science_for("base", "sft", "latent_sft")] = Field(
-        "Question: ", description="Prefix of the question in training text."
-    )
+    training: Annotated[str, science_for("base", "sft", "latent_sft")] = "Question: "
+    """Prefix of the question in training text."""
     evaluation: Annotated[
         str, science_for("base", "sft", "latent_sft", "rl", "import", "evaluation")
-    ] = Field(
-        "Question: ",
-        description="Prefix in evaluation and RL prompts; the public code uses none. It is "
-        "written on every model's card.",
-    )
+    ] = "Question: "
+    """Prefix in evaluation and RL prompts; the public code uses none. It is written on every
+    model's card."""
 
 
-class RowLimits(Section):
-    """Take only the first rows of a split; null takes all."""
+class SplitRows(Section):
+    """Numbers of rows of the source's splits, before train is cut into SFT's and RL's part."""
 
-    train: PositiveInt | None = Field(None, description="First rows of train, before the split.")
-    validation: PositiveInt | None = Field(None, description="First rows of validation.")
-    test: PositiveInt | None = Field(None, description="First rows of test.")
-
-
-class ExpectedRows(Section):
-    """Rows that each split of the source must have; null: any number."""
-
-    train: PositiveInt | None = Field(None, description="Rows of train.")
-    validation: PositiveInt | None = Field(None, description="Rows of validation.")
-    test: PositiveInt | None = Field(None, description="Rows of test.")
+    train: PositiveInt | None = None
+    """Rows of train; null: all, or any number."""
+    validation: PositiveInt | None = None
+    """Rows of validation."""
+    test: PositiveInt | None = None
+    """Rows of test."""
 
 
 class Data(Section):
     """Raw rows, their filter, split and form."""
 
-    source: Annotated[Literal["generated", "local", "hub"], IMPORTANT] = Field(
-        "generated",
-        description="`generated` makes rows; `local` reads a folder with train, validation and "
-        "test as .jsonl or .parquet; `hub` reads a Hugging Face dataset.",
-    )
-    path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = Field(
-        None,
-        description="Folder of the `local` source. May hold ${LATENT_REASONING_DATA}; a relative "
-        "path starts at the project root.",
-    )
-    hub_id: Annotated[str | None, FROM_HUB] = Field(
-        None, description="Dataset id of the `hub` source."
-    )
-    revision: Annotated[str | None, FROM_HUB] = Field(
-        None,
-        description="Pinned commit of the `hub` source (`python -m tools.pin_revisions` asks for "
-        "the current one).",
-    )
-    expected_rows: Annotated[ExpectedRows, NOT_SCIENCE] = Field(
-        default_factory=ExpectedRows,
-        description="Rows that the source must have; another number stops the stage. Not checked "
-        "where `limits` takes only the first rows.",
-    )
-    licence: Annotated[str | None, NOT_SCIENCE] = Field(
-        None, description="Licence of the rows, for the models' cards."
-    )
+    source: Annotated[Literal["generated", "local", "hub"], IMPORTANT] = "generated"
+    """`generated` makes rows; `local` reads a folder with train, validation and test as .jsonl or
+    .parquet; `hub` reads a Hugging Face dataset."""
+    path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = None
+    """Folder of the `local` source. May hold ${LATENT_REASONING_DATA}; a relative path starts at
+    the project root."""
+    hub_id: Annotated[str | None, FROM_HUB] = None
+    """Dataset id of the `hub` source."""
+    revision: Annotated[str | None, FROM_HUB] = None
+    """Pinned commit of the `hub` source (`tools.pin_revisions` asks for it)."""
+    expected_rows: Annotated[SplitRows, NOT_SCIENCE] = Field(default_factory=SplitRows)
+    """Rows that the source must have; another number stops the stage. Not checked where `limits`
+    takes only the first ones."""
+    licence: Annotated[str | None, NOT_SCIENCE] = None
+    """Licence of the rows, for the models' cards."""
     generated: Annotated[GeneratedData, only_when("source", "generated")] = Field(
-        default_factory=GeneratedData, description="Settings of the `generated` source."
+        default_factory=GeneratedData
     )
-    natural_language: Annotated[bool, science_for("sft", "latent_sft")] = Field(
-        False, description="Steps are sentences: a space goes before each (GSM8K-Aug-NL)."
-    )
-    prompt: Prompt = Field(default_factory=Prompt, description="Prefixes of the question.")
-    sft_share: Annotated[Share, Field(gt=0), IMPORTANT] = Field(
-        0.85, description="Share of the shuffled train rows given to SFT; the rest is RL's."
-    )
-    split_seed: Count = Field(42, description="Seed of that shuffle.")
-    drop_negative_for_sft: Annotated[bool, science_for("latent_sft")] = Field(
-        True, description="Latent SFT drops rows with a negative answer."
-    )
-    max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = Field(
-        512,
-        description="SFT drops rows of more tokens than this, less four separators (512: 508).",
-    )
-    on_bad_row: Annotated[Literal["error", "skip"], science_for("data", "test_set")] = Field(
-        "error", description="A malformed row stops the stage, or is skipped and counted."
-    )
+    """Settings of the `generated` source."""
+    natural_language: Annotated[bool, science_for("sft", "latent_sft")] = False
+    """Steps are sentences: a space goes before each (GSM8K-Aug-NL)."""
+    prompt: Prompt = Field(default_factory=Prompt)
+    """Prefixes of the question."""
+    sft_share: Annotated[Share, Field(gt=0), IMPORTANT] = 0.85
+    """Share of the shuffled train rows given to SFT; the rest is RL's."""
+    split_seed: Count = 42
+    """Seed of that shuffle."""
+    drop_negative_for_sft: Annotated[bool, science_for("latent_sft")] = True
+    """Latent SFT drops rows with a negative answer."""
+    max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = 512
+    """SFT drops rows of more tokens than this, less four separators (512 means 508)."""
+    on_bad_row: Annotated[Literal["error", "skip"], science_for("data", "test_set")] = "error"
+    """A malformed row stops the stage, or is skipped and counted."""
     special_token_text: Annotated[
         Literal["error", "skip", "escape", "keep"],
         science_for("base", "sft", "latent_sft", "rl", "evaluation"),
-    ] = Field(
-        "error",
-        description="Literal special-token text in a question: refuse, skip the row, break it up "
-        "with a space, or read it as the token, as the public code does.",
-    )
-    augmentation: Augmentation = Field(
-        default_factory=Augmentation, description="Extra training rows."
-    )
-    limits: RowLimits = Field(default_factory=RowLimits, description="Take only the first rows.")
-    extra_tests: Annotated[dict[DatasetName, str], NOT_SCIENCE] = Field(
-        default_factory=dict,
-        description="More test sets: name -> file of JSON lines with question and answer "
-        "(`${LATENT_REASONING_DATA}` allowed).",
-    )
+    ] = "error"
+    """Literal special-token text in a question: refuse, skip the row, break it up with a space, or
+    read it as the token, as the public code does."""
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    """Extra training rows."""
+    limits: SplitRows = Field(default_factory=SplitRows)
+    """Take only this many first rows."""
+    extra_tests: Annotated[dict[DatasetName, str], NOT_SCIENCE] = Field(default_factory=dict)
+    """More test sets: name -> file of JSON lines with question and answer
+    (`${LATENT_REASONING_DATA}` allowed)."""
 
     @field_validator("extra_tests")
     @classmethod

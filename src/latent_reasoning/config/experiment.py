@@ -26,16 +26,14 @@ from latent_reasoning.config.models import ENTRIES, Base, LatentSftModel, Model,
 class Evaluation(Section):
     """Greedy evaluation of whole splits."""
 
-    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(
-        ["test"], description="`test`, `validation` and names of `data.extra_tests`."
-    )
-    max_new_tokens: PositiveInt = Field(512, description="Longest completion.")
-    max_forced_steps: Count = Field(
-        8, description="Accuracy is measured at every forced n from 0 to this."
-    )
-    forced_rows: PositiveInt | None = Field(
-        None, description="First rows of the split used for forced n; null: all."
-    )
+    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(["test"])
+    """`test`, `validation` and names of `data.extra_tests`."""
+    max_new_tokens: PositiveInt = 512
+    """Longest completion."""
+    max_forced_steps: Count = 8
+    """Accuracy is measured at every forced n from 0 to this."""
+    forced_rows: PositiveInt | None = None
+    """First rows of the split used for forced n; null: all."""
 
 
 class Guard(Section):
@@ -50,113 +48,93 @@ class Guard(Section):
         "src/latent_reasoning/training/divergence.py)",
     )
 
-    enabled: bool = Field(
-        True,
-        description="false: a loss or gradient that is not finite ends the training, and nothing "
-        "else is looked at.",
-    )
-    rollbacks: Count = Field(
-        2,
-        description="Rollbacks with nothing but another data order. Two more follow, each of which "
-        "halves the learning rate; then the training fails.",
-    )
+    enabled: bool = True
+    """false: a loss or gradient that is not finite ends the training, and nothing else is looked
+    at."""
+    rollbacks: Count = 2
+    """Rollbacks with nothing but another data order. Two more follow, each of which halves the
+    learning rate; then the training fails."""
 
 
 class Runtime(Section):
     """How, not what: none of these keys retrains anything."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], IMPORTANT] = Field(
-        "auto", description="Where tensors live."
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Autocast on cuda; auto: bfloat16 where the GPU has it."
-    )
-    threads: Annotated[PositiveInt, IMPORTANT] = Field(
-        1, description="Torch threads of one process."
-    )
-    processes: PositiveInt = Field(
-        1, description="Processes of one training, a GPU each, which share every step's batch."
-    )
-    micro_batch_size: Annotated[PositiveInt | None, IMPORTANT] = Field(
-        None, description="Examples (RL: prompts) a forward; null: a process's share of the batch."
-    )
-    evaluation_batch_size: Annotated[PositiveInt, IMPORTANT] = Field(
-        64, description="Prompts a generation batch."
-    )
-    checkpoint_every: PositiveInt = Field(200, description="Steps between resumable checkpoints.")
-    gpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = Field(
-        None,
-        description="The type of GPU to ask a cluster for, as it names it; one with `h100` in its "
-        "name is planned for as such, any other and null (no type asked for) as an A100.",
-    )
-    memory_mb: PositiveInt | None = Field(
-        4000,
-        description="Memory asked of the scheduler, a process; null: as "
-        "`latent_reasoning.dag.cost` plans.",
-    )
-    runtime_minutes: PositiveInt | None = Field(
-        60,
-        description="Time asked of the scheduler, a job; null: twice what "
-        "`latent_reasoning.dag.cost` estimates, in whole hours.",
-    )
-    time_budget_minutes: Positive | None = Field(
-        None,
-        description="After this time a training ends with a checkpoint and exit code 75, and the "
-        "workflow starts it again to resume. Choose it well below `runtime_minutes`.",
-    )
-    guard: Guard = Field(default_factory=Guard, description="What to do about divergence.")
+    device: Annotated[Literal["auto", "cpu", "cuda"], IMPORTANT] = "auto"
+    """Where tensors live."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast on cuda; auto: bfloat16 where the GPU has it."""
+    threads: Annotated[PositiveInt, IMPORTANT] = 1
+    """Torch threads of one process."""
+    processes: PositiveInt = 1
+    """Processes of one training, a GPU each, which share every step's batch."""
+    micro_batch_size: Annotated[PositiveInt | None, IMPORTANT] = None
+    """Examples (RL: prompts) a forward; null: a process's share of the batch."""
+    evaluation_batch_size: Annotated[PositiveInt, IMPORTANT] = 64
+    """Prompts a generation batch."""
+    checkpoint_every: PositiveInt = 200
+    """Steps between resumable checkpoints."""
+    gpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = None
+    """The type of GPU to ask a cluster for, as it names it; one with `h100` in its name is planned
+    for as such, any other and null (no type asked for) as an A100."""
+    memory_mb: PositiveInt | None = 4000
+    """Memory asked of the scheduler, a process; null: as `latent_reasoning.dag.cost` plans."""
+    runtime_minutes: PositiveInt | None = 60
+    """Time asked of the scheduler, a job; null: twice what `latent_reasoning.dag.cost` estimates,
+    in whole hours."""
+    time_budget_minutes: Positive | None = None
+    """After this time a training ends with a checkpoint and exit code 75, and the workflow starts
+    it again to resume. Choose it well below `runtime_minutes`."""
+    guard: Guard = Field(default_factory=Guard)
+    """What to do about divergence."""
 
 
 class Tracking(Section):
     """MLflow."""
 
-    enabled: bool = Field(True, description="Log runs to MLflow.")
-    uri: str = Field(
-        "sqlite:///results/mlflow.db",
-        description="Store; the environment's MLFLOW_TRACKING_URI takes precedence.",
-    )
-    log_every: PositiveInt = Field(10, description="Steps between logged metrics.")
+    enabled: bool = True
+    """Log runs to MLflow."""
+    uri: str = "sqlite:///results/mlflow.db"
+    """Store; the environment's MLFLOW_TRACKING_URI takes precedence."""
+    log_every: PositiveInt = 10
+    """Steps between logged metrics."""
 
 
 class Published(Section):
     """A published figure that stands beside ours."""
 
-    accuracy: Share | None = Field(None, description="Share of correct answers.")
-    tokens: NonNegative | None = Field(None, description="Mean reasoning tokens.")
+    accuracy: Share | None = None
+    """Share of correct answers."""
+    tokens: NonNegative | None = None
+    """Mean reasoning tokens."""
 
 
 class Report(Section):
     """What the page says; none of these keys retrains or re-evaluates anything."""
 
-    title: str = Field("Adaptive latent reasoning", description="Title of the page.")
-    notes: list[str] = Field(
-        default_factory=list, description="Departures from the paper, a line each."
-    )
-    main: list[Name] | None = Field(
-        None, description="Models of the main table, in order; null: all but the appendix."
-    )
-    appendix: list[Name] = Field(
-        default_factory=list, description="Models trained by the target `appendix` only."
-    )
-    rl_from: dict[Name, Name] = Field(
-        default_factory=dict,
-        description="For imported models: the RL model and the one that its RL started from, so "
-        "that they are compared as if trained here.",
-    )
-    published: dict[Name, Published] = Field(
-        default_factory=dict,
-        description="Published `accuracy` (a share) and `tokens` by model name.",
-    )
+    title: str = "Adaptive latent reasoning"
+    """Title of the page."""
+    notes: list[str] = Field(default_factory=list)
+    """Departures from the paper, a line each."""
+    main: list[Name] | None = None
+    """Models of the main table, in order; null: all but the appendix."""
+    appendix: list[Name] = Field(default_factory=list)
+    """Models trained by the target `appendix` only."""
+    rl_from: dict[Name, Name] = Field(default_factory=dict)
+    """For imported models: the RL model and the one that its RL started from, so that they are
+    compared as if trained here."""
+    published: dict[Name, Published] = Field(default_factory=dict)
+    """Published `accuracy` (a share) and `tokens` by model name."""
 
 
 class Stages(Section):
     """Defaults of the entries of `models`, by stage; an entry's own keys take precedence."""
 
-    sft: dict[str, Any] = Field(default_factory=dict, description="Defaults of `sft` models.")
-    latent_sft: dict[str, Any] = Field(
-        default_factory=dict, description="Defaults of `latent_sft` models."
-    )
-    rl: dict[str, Any] = Field(default_factory=dict, description="Defaults of `rl` models.")
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `sft` models."""
+    latent_sft: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `latent_sft` models."""
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `rl` models."""
 
     @model_validator(mode="after")
     def _known_keys(self) -> Stages:
@@ -173,21 +151,28 @@ class Stages(Section):
 class Experiment(Section):
     """One experiment: a YAML file of `config/`, with every default filled in."""
 
-    experiment: Name = Field(..., description="Its folder under results/.")
-    seeds: Annotated[list[Count], IMPORTANT] = Field(
-        [0], min_length=1, description="Every training runs once a seed."
-    )
-    data: Data = Field(default_factory=Data, description="Rows.")
-    base: Base = Field(default_factory=Base, description="The model everything starts from.")
-    model: Model = Field(default_factory=Model, description="The latent reasoner.")
-    stages: Stages = Field(default_factory=Stages, description="Defaults of `models` by stage.")
-    models: dict[Name, ModelEntry] = Field(
-        ..., min_length=1, description="The only list of what is trained."
-    )
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="Evaluation.")
-    runtime: Runtime = Field(default_factory=Runtime, description="How it runs.")
-    tracking: Tracking = Field(default_factory=Tracking, description="MLflow.")
-    report: Report = Field(default_factory=Report, description="Tables, figures and page.")
+    experiment: Name
+    """Its folder under results/."""
+    seeds: Annotated[list[Count], IMPORTANT] = Field([0], min_length=1)
+    """Every training runs once a seed."""
+    data: Data = Field(default_factory=Data)
+    """Rows."""
+    base: Base = Field(default_factory=Base)
+    """The model everything starts from."""
+    model: Model = Field(default_factory=Model)
+    """The latent reasoner."""
+    stages: Stages = Field(default_factory=Stages)
+    """Defaults of `models` by stage."""
+    models: dict[Name, ModelEntry] = Field(..., min_length=1)
+    """The only list of what is trained."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """Evaluation."""
+    runtime: Runtime = Field(default_factory=Runtime)
+    """How it runs."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """MLflow."""
+    report: Report = Field(default_factory=Report)
+    """Tables, figures and page."""
 
     @field_validator("seeds")
     @classmethod

@@ -27,10 +27,17 @@ class ConfigError(UserError, ValueError):
 
 
 class Section(BaseModel):
-    """A mapping of the configuration: unknown keys are refused, and no value changes its type."""
+    """A mapping of the configuration: unknown keys are refused, and no value changes its type.
+
+    The text below a key is its description, in the schema and in `config/README.md`.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
     REMOVED: ClassVar[Mapping[str, str]] = {}
