@@ -8,28 +8,30 @@ python -m tools.config_docs --check    fail where a file on disk is not current
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latent_reasoning.config import (
+    ENTRIES,
     PROJECT_ROOT,
     ConfigError,
     Experiment,
-    ImportModel,
-    LatentSftModel,
-    RlModel,
-    SftModel,
+    Section,
     load,
     schema_of_experiment,
 )
+from latent_reasoning.config.fields import fields_of, is_important, section_in
 from latent_reasoning.dag.cost import scale_tables
-from latent_reasoning.dag.digests import defaults_text, section_in
+from latent_reasoning.dag.digests import defaults_text
 
 SCHEMA = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
 DEFAULTS = PROJECT_ROOT / "workflow" / "schemas" / "defaults.json"
@@ -38,7 +40,7 @@ SCALE = PROJECT_ROOT / "docs" / "paper-scale.md"
 PAPER = PROJECT_ROOT / "config" / "paper.yaml"
 BEGIN = "<!-- tables: written by `make docs`, do not edit below -->"
 END = "<!-- end of the tables -->"
-MODEL_STAGES = (SftModel, LatentSftModel, RlModel, ImportModel)
+TAGS = ("paper", "code", "trl", "ours")
 
 
 def schema_text() -> str:
@@ -61,18 +63,42 @@ def with_tables(path: Path, made: str) -> str:
 def tables() -> str:
     """A heading and a table for each section, in the order of the configuration.
 
-    A section that stands in several places has one table, headed by all their names.
+    A section that stands in several places has one table, headed by all their names. A star marks
+    the keys to look at first; `source` tells whose the value in `config/paper.yaml` is.
     """
+    sources = sources_of_values(_read(PAPER))
     titles: dict[type[BaseModel], list[str]] = {Experiment: ["Top level"]}
     for name, section in _sections(Experiment, ""):
         titles.setdefault(section, []).append(f"`{name}`")
-    for entry in MODEL_STAGES:
-        stage = entry.model_fields["stage"].default
+    for stage, entry in ENTRIES.items():
         titles[entry] = [f"`models.NAME` with `stage: {stage}`"]
         for name, section in _sections(entry, "models.NAME."):
             if f"`{name}`" not in titles.setdefault(section, []):
                 titles[section].append(f"`{name}`")
-    return "\n".join(_table(", ".join(names), section) for section, names in titles.items())
+    return "\n".join(_table(names, section, sources) for section, names in titles.items())
+
+
+def sources_of_values(text: str) -> dict[str, set[str]]:
+    """The tags of `paper.yaml`'s values (`paper`, `code`, `trl`, `ours`), by key.
+
+    Keys go by the section's name in the tables: a model's by `models.NAME`, whatever its stage. A
+    tag beside a section is that of the keys that stand on its line.
+    """
+    lines = text.splitlines()
+    found: dict[str, set[str]] = {}
+
+    def visit(node: yaml.Node, path: tuple[str, ...]) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            below = (*path, key.value)
+            if below[0] in ("stages", "models") and len(below) == 3:
+                below = ("models", "NAME", below[2])
+            tag = re.search(r"# \[(\w+)\]", lines[key.start_mark.line])
+            if tag and key.value != "<<":
+                found.setdefault(".".join(below), set()).add(tag[1])
+            visit(value, below)
+
+    visit(yaml.compose(text, yaml.SafeLoader), ())
+    return found
 
 
 def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -88,16 +114,21 @@ def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
             yield from _sections(inner, f"{name}.")
 
 
-def _table(title: str, section: type[BaseModel]) -> str:
+def _table(titles: list[str], section: type[Section], sources: dict[str, set[str]]) -> str:
     schema = section.model_json_schema(by_alias=True)
     properties = schema["properties"]
-    lines = [f"### {title}", "", (section.__doc__ or "").strip(), ""]
-    lines += ["| key | allowed | default | meaning |", "|---|---|---|---|"]
-    for name, field in section.model_fields.items():
-        key = field.alias or name
+    lines = [f"### {', '.join(titles)}", "", inspect.cleandoc(section.__doc__ or ""), ""]
+    lines += ["| key | allowed | default | source | meaning |", "|---|---|---|---|---|"]
+    prefixes = ["", *(title.split("`")[1] + "." for title in titles if title.startswith("`"))]
+    for key, _, field in fields_of(section):
         allowed = _allowed(properties[key], schema.get("$defs", {}))
         default = _default(field.default, field.default_factory, field.is_required())
-        cells = [f"`{key}`", allowed, default, field.description or ""]
+        tags = set().union(*(sources.get(prefix + key, set()) for prefix in prefixes))
+        untold = "" if section_in(field.annotation) else TAGS[-1]
+        source = ", ".join(tag for tag in TAGS if tag in tags) or untold
+        meaning = " ".join((field.description or "").split())
+        star = " ★" if is_important(field) else ""
+        cells = [f"`{key}`{star}", allowed, default, source, meaning]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 

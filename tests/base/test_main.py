@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from latent_reasoning.base.__main__ import main
-from latent_reasoning.config import ConfigError, load
+from latent_reasoning.config import ConfigError, digest, load
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.model import folder as checkpoints
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -41,7 +41,7 @@ def test_the_base_model_gets_a_folder_and_a_card(experiment):
     card = json.loads((folder / "card.json").read_text())
     assert card["licence"]["weights"] == "mit"
     assert card["prompt_prefix"] == "Q: "
-    assert card["config_digest"] == science_digest(load(file), "base")
+    assert card["config_digest"] == science_digest(load(file), "base") == digest(card["science"])
     state = checkpoints.load(experiment / "base", "cpu").state_dict()
     own = checkpoints.load(folder, "cpu").state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
@@ -54,7 +54,8 @@ def test_imported_models_get_folders(experiment):
         main(["--config", file, "--model", name, "--seed", "2"])
         folder = experiment / "results" / "tiny" / "models" / name / "seed-2"
         assert (checkpoints.load(folder, "cpu").settings is not None) == thinks
-        assert json.loads((folder / "card.json").read_text())["seed"] == 2
+        card = json.loads((folder / "card.json").read_text())
+        assert (card["seed"], card["config_digest"]) == (2, digest(card["science"]))
 
 
 def test_a_configuration_that_changed_since_it_was_planned_is_refused(experiment):

@@ -5,31 +5,25 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import yaml
 
 from latent_reasoning.config import (
+    ENTRIES,
     PROJECT_ROOT,
     ConfigError,
     Experiment,
-    ImportModel,
-    LatentSftModel,
-    Report,
-    RlModel,
-    Runtime,
     SftModel,
-    Tracking,
     dump,
     load,
-    merge,
     resolve,
-    schema_of_experiment,
 )
+from latent_reasoning.config.fields import section_in
 from latent_reasoning.dag import digests
-from latent_reasoning.dag.digests import check_digest, departures, keys_of, science_digest
+from latent_reasoning.dag.digests import Key, check_digest, departures, keys_of, science_digest
 from tools import config_docs
 
 SCRATCH = {
@@ -51,7 +45,7 @@ HUB = {
     "base": {"source": "hub", "hub_id": "someone/a-base", "training": {"steps": 3}},
 }
 
-SCHEMA = schema_of_experiment()
+NAMES = {"sft": "sft", "latent_sft": "latent", "rl": "rl"}
 
 # ------------------------------------------------------------------------- what each key changes
 
@@ -60,200 +54,115 @@ BASE = {"base", "sft", "latent", "rl", "other"}
 TRAINED = BASE - {"base"}
 LATENT = {"latent", "rl", "other"}
 NOTHING: set[str] = set()
-OWN = {
-    "models.sft": {"sft"},
-    "models.latent_sft": {"latent", "rl"},
-    "models.rl": {"rl"},
-    "models.import": {"import"},
-}
 
-
-def keys(section: str, names: str, effect: set[str]) -> dict[str, set[str]]:
-    return {f"{section}.{name}": effect for name in names.split()}
-
-
-TRAINING = (
-    "steps batch_size learning_rate schedule learning_rate_floor warmup_steps weight_decay betas "
-    "eps max_grad_norm accumulation validate_every validation_rows select stop_at_accuracy"
-)
-LORA = "r alpha dropout target_modules"
-TEXTS = (
-    "full results_only drop_last truncated results_only_drop_last results_only_truncated "
-    "results_only_waiting"
-)
-
-
-def trained(stage: str, names: str) -> dict[str, set[str]]:
-    """Keys of an entry that is trained: the model, and those that start from it."""
-    section, effect = f"models.{stage}", OWN[f"models.{stage}"]
-    return {
-        **keys(section, f"training lora rows from save {names}", effect),
-        **keys(f"{section}.training", TRAINING, effect),
-        **keys(f"{section}.lora", LORA, effect),
-    }
-
-
-# Every key of the schema, and the results whose digest follows it: rows (`data`), the base model,
-# the models of `SCRATCH` by name. Evaluations follow their models, and Snakemake all the rest.
+# What follows a key: rows (`data`), the base model, the models of `SCRATCH` by name. Evaluations
+# follow their models, and Snakemake all the rest. A section stands for its keys, unless they stand
+# here themselves: what is new in the schema is science of its section until this table says more.
 EFFECTS: dict[str, set[str]] = {
-    **keys("data", "sft_share split_seed on_bad_row", ROWS),
-    **keys("data.generated", "train validation test modulus seed", ROWS),
-    **keys("data.generated", "max_steps step_weights", ROWS),
-    **keys("data.augmentation", "method copies seed", ROWS),
-    **keys("data.limits", "train validation test", ROWS),
-    **keys("data", "path licence extra_tests hub_id revision", NOTHING),
-    **keys("data", "natural_language", TRAINED),
+    "data": ROWS,
+    **dict.fromkeys(["data.path", "data.licence", "data.extra_tests"], NOTHING),
+    **dict.fromkeys(["data.expected_rows", "data.hub_id", "data.revision"], NOTHING),
+    "data.source": ROWS | BASE,
+    "data.natural_language": TRAINED,
+    "data.drop_negative_for_sft": LATENT,
     "data.max_tokens": BASE,
     "data.special_token_text": BASE | {"evaluation of import"},
-    **keys("data", "drop_negative_for_sft", LATENT),
     "data.prompt.training": BASE,
     "data.prompt.evaluation": BASE | {"import"},
-    "data.source": ROWS | BASE,
-    **keys("base", "path licence hub_id revision", NOTHING),
-    **keys("base", "source texts training", BASE),
-    **keys("base.architecture", "hidden_size intermediate_size num_hidden_layers", BASE),
-    **keys("base.architecture", "num_attention_heads num_key_value_heads", BASE),
-    **keys("base.architecture", "max_position_embeddings tie_word_embeddings", BASE),
-    **keys("base.architecture", "rope_theta initializer_range", BASE),
-    **keys("base.texts", TEXTS, BASE),
-    **keys("base.training", TRAINING, BASE),
-    **trained("sft", "form"),
-    **trained("latent_sft", "drop_last_step shift_target mask_latent_labels learn_start"),
-    **trained("latent_sft", "stop_label_smoothing random_readout"),
-    **keys("models.latent_sft.model", "recurrent_filter stop_head_temperature", LATENT - {"other"}),
-    **keys("models.latent_sft.model", "detach_stop_head allow_rethinking", LATENT - {"other"}),
-    **keys("models.latent_sft.model", "start_token_from end_token_from", LATENT - {"other"}),
-    **keys("models.latent_sft.latent_steps", "factor bias min max", OWN["models.latent_sft"]),
-    **keys("models.latent_sft.distillation", "codi_weight meaned_weight", OWN["models.latent_sft"]),
-    **keys("models.latent_sft.distillation", "block_range distance", OWN["models.latent_sft"]),
-    **keys("models.latent_sft.distillation", "normalise teacher traces", OWN["models.latent_sft"]),
-    **keys("models.latent_sft.teacher_texts", TEXTS, OWN["models.latent_sft"]),
-    **{
-        key: {"rl"}
-        for key in trained(
-            "rl",
-            "estimator group_size temperature max_new_tokens max_latent_steps max_prompt_tokens "
-            "loss epsilon iterations kl_weight",
-        )
-        if key != "models.rl.rows"
-    },
-    **keys("models.rl.reward", "penalty bonus accuracy_requirement", {"rl"}),
-    **keys("models.import", "path revision from", {"import"}),
-    **keys("models.import", "licence", NOTHING),
-    **keys("evaluation", "max_new_tokens max_forced_steps forced_rows", {"evaluation"}),
-    **keys("evaluation", "datasets", NOTHING),
+    "base": BASE,
+    **dict.fromkeys(["base.path", "base.licence", "base.hub_id", "base.revision"], NOTHING),
+    "models.sft": {"sft"},
+    "models.latent_sft": {"latent", "rl"},
     "models.latent_sft.forced_steps": {"evaluation of latent"},
+    "models.rl": {"rl"},
+    "models.import": {"import"},
+    "models.import.licence": NOTHING,
     "models.import.forced_steps": {"evaluation of import"},
+    "evaluation": {"evaluation"},
+    "evaluation.datasets": NOTHING,
+    **dict.fromkeys(["runtime", "tracking", "report"], NOTHING),
 }
 # Where rows and the base come from the hub, these differ.
 FROM_HUB: dict[str, set[str]] = {
-    "data.hub_id": ROWS,
-    "data.revision": ROWS,
-    "base.hub_id": BASE,
-    "base.revision": BASE,
-    "data.prompt.training": TRAINED,
-    "data.max_tokens": TRAINED,
+    **dict.fromkeys(["data.hub_id", "data.revision"], ROWS),
+    **dict.fromkeys(["base.hub_id", "base.revision"], BASE),
+    **dict.fromkeys(["data.prompt.training", "data.max_tokens"], TRAINED),
     "data.special_token_text": TRAINED | {"evaluation of import"},
-    **{key: NOTHING for key in EFFECTS if key.startswith("data.generated.")},
-    **{key: NOTHING for key in EFFECTS if key.startswith(("base.texts", "base.training"))},
-    **{key: NOTHING for key in EFFECTS if key.startswith("base.architecture.")},
+    **dict.fromkeys(["data.generated", "base.texts", "base.training"], NOTHING),
+    "base.architecture": NOTHING,
 }
-# Sections of which no key is science, whatever comes to stand there.
-NEVER = {"runtime": Runtime, "tracking": Tracking, "report": Report}
-CONSTANT = {f"{section}.stage" for section in OWN}
 
-# Values that have to agree with others: what is set beside the key.
+GGUF = {"base.source": "gguf", "base.path": "base.gguf"}
+# Values that have to agree with others: what is set beside the key, or instead of it.
 WITH: dict[str, dict[str, Any]] = {
-    "data.source": {"data.source": "local", "data.path": "rows", "base.source": "gguf"}
-    | {"base.path": "base.gguf"},
+    "data.source": {"data.source": "local", "data.path": "rows", **GGUF},
     "data.generated.max_steps": {"data.generated": {"max_steps": 2, "step_weights": [1, 1]}},
-    "data.generated.step_weights": {"data.generated.step_weights": [1, 1, 1, 1, 1]},
     "data.augmentation.method": {"data.augmentation.method": "none"},
-    "data.extra_tests": {"data.extra_tests": {"svamp": "svamp.jsonl"}},
-    "base.source": {"base.source": "gguf", "base.path": "base.gguf"},
+    "base.source": GGUF,
     "base.texts": {"base.texts": {"full": 1.0}},
-    "base.training": {"base.training": {"steps": 7}},
-    "base.architecture.hidden_size": {"base.architecture.hidden_size": 128},
-    "base.architecture.num_attention_heads": {"base.architecture.num_attention_heads": 8},
-    "base.architecture.num_key_value_heads": {"base.architecture.num_key_value_heads": 2},
     "models.sft.from": {"models.sft.from": "import"},
-    "models.latent_sft.from": {"models.latent_sft.from": "other"},
+    "models.latent_sft.from": {"models.latent.from": "other"},
     "models.rl.from": {"models.rl.from": "other"},
     "models.import.from": {"models.import": {"stage": "import", "from": "base"}},
-    "models.latent_sft.distillation.teacher": {"models.latent_sft.distillation.teacher": "sft"},
-    "models.latent_sft.distillation.block_range": {
-        "models.latent_sft.distillation.block_range": [0, 1]
-    },
-    "models.latent_sft.latent_steps.min": {"models.latent_sft.latent_steps.min": 5},
-    "models.rl.max_latent_steps": {"models.rl.max_latent_steps": 12},
-    "evaluation.datasets": {"evaluation.datasets": ["validation"]},
-    "report.rl_from": {"report.rl_from": {"import": "sft"}},
-    **{f"models.{s}.lora": {f"models.{s}.lora": None} for s in ("sft", "latent_sft", "rl")},
-    **{
-        f"models.{s}.training": {f"models.{s}.training": {"steps": 7}}
-        for s in ("sft", "latent_sft", "rl")
-    },
-    # Teacher's traces need a teacher, and so do not stand alone.
+    "models.latent_sft.distillation.teacher": {"models.latent.distillation.teacher": "sft"},
     "models.latent_sft.distillation.traces": {
-        "models.latent_sft.distillation": {"teacher": "sft", "traces": "teacher"}
+        "models.latent.distillation": {"teacher": "sft", "traces": "teacher"}
     },
-    **{
-        f"{training}.learning_rate_floor": {f"{training}.learning_rate_floor": 0.5}
-        for training in ("base.training", *(f"{model}.training" for model in OWN))
-    },
+    "report.rl_from": {"report.rl_from": {"import": "sft"}},
+    **{f"models.{stage}.lora": {f"models.{name}.lora": None} for stage, name in NAMES.items()},
 }
+# Values that are tried, in this order, until the configuration takes one.
+VALUES = (
+    *(4, 128, 8, 2, 0.25, 0.75, True, False, "another", ["o_proj"], [0.5, 0.75], [1, 1], [1] * 5),
+    *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
+    *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
+    *("grpo", "skip", "cpu", "float32"),
+)
 
 
-def schema_keys() -> Iterator[str]:
-    """Every key below the experiment's own."""
-    entries = {
-        "sft": SftModel,
-        "latent_sft": LatentSftModel,
-        "rl": RlModel,
-        "import": ImportModel,
-    }
-    for name, section in entries.items():
-        yield from (key.name for key in keys_of(section, f"models.{name}"))
+def schema_keys() -> list[Key]:
+    """Every key below the experiment's own, those of an entry of `models` by its stage."""
+    sections = {f"models.{stage}": entry for stage, entry in ENTRIES.items()}
     for name, field in Experiment.model_fields.items():
-        if name not in ("models", "model", "stages"):  # the last two are defaults of models
-            section = digests.section_in(field.annotation)
-            if section is not None:
-                yield from (key.name for key in keys_of(section, name))
+        section = section_in(field.annotation)
+        if section is not None and name not in ("model", "stages"):  # they are defaults of models
+            sections[name] = section
+    keys = [key for name in sections for key in keys_of(sections[name], name, frozenset())]
+    return [key for key in keys if not key.name.endswith(".stage")]
 
 
-KEYS = [key for key in schema_keys() if key.split(".")[0] not in NEVER and key not in CONSTANT]
+KEYS = {key.name: key for key in schema_keys()}
 
 
-def test_every_key_of_the_schema_says_what_it_changes():
-    undeclared = [key for key in KEYS if key not in EFFECTS]
-    assert not undeclared, (
-        f"{', '.join(undeclared)}: new in the schema. Say in EFFECTS of tests/dag/test_digests.py "
-        "which results follow the key; where none does, leave it out of the digests by "
-        "NOT_SCIENCE in src/latent_reasoning/dag/digests.py. Then run make docs to record it"
-    )
-    gone = sorted(set(EFFECTS) - set(KEYS))
-    assert not gone, f"{', '.join(gone)}: no longer in the schema; take out of EFFECTS"
+def effect_of(key: str, hub: bool = False) -> set[str]:
+    """What follows a key: the entry of the table that names it, or the section around it."""
+    effects = EFFECTS | FROM_HUB if hub else EFFECTS
+    while key not in effects:
+        key = key.rpartition(".")[0]
+    return effects[key]
+
+
+def test_the_table_of_effects_names_keys_of_the_schema():
+    names = {*KEYS, *(name.rpartition(".")[0] for name in KEYS)}
+    names |= {name.rpartition(".")[0] for name in names} - {""}
+    assert not sorted({*EFFECTS, *FROM_HUB, *WITH} - names)
+    assert len(KEYS) > 180
 
 
 @pytest.mark.parametrize("raw", [SCRATCH, HUB], ids=["scratch", "hub"])
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_changes_the_results_that_depend_on_it_and_no_other(key, raw):
-    own = FROM_HUB if raw is HUB else {}
-    expected = own.get(key, EFFECTS[key])
-    before, after = (
-        digests_of(resolve(raw, "a.yaml")),
-        digests_of(resolve(changed(raw, key), "b.yaml")),
+    after = digests_of(changed(raw, key))
+    found = {name for name, digest in unchanged(raw["experiment"]).items() if digest != after[name]}
+    assert found == with_evaluations(effect_of(key, hub=raw is HUB)), (
+        f"{key}: if this is meant, say so in EFFECTS of tests/dag/test_digests.py; if not, mark "
+        "the key where it is defined (science_for, NOT_SCIENCE). Then run make docs to record it"
     )
-    assert {name for name in before if before[name] != after[name]} == with_evaluations(expected)
 
 
-@pytest.mark.parametrize("section", NEVER)
-def test_no_key_of_how_it_runs_or_looks_is_science(section):
-    before = digests_of(resolve(SCRATCH, "a.yaml"))
-    names = [key.name for key in keys_of(NEVER[section], section)]
-    assert len(names) >= 3
-    for name in names:
-        assert digests_of(resolve(changed(SCRATCH, name), "b.yaml")) == before, name
+@cache
+def unchanged(name: str) -> dict[str, str]:
+    return digests_of(resolve(HUB if name == "hub" else SCRATCH, "a.yaml"))
 
 
 def digests_of(experiment: Experiment) -> dict[str, str]:
@@ -274,64 +183,37 @@ def with_evaluations(results: set[str]) -> set[str]:
     return results - {"evaluation"} | {f"evaluation of {model}" for model in evaluated}
 
 
-def changed(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    """The configuration with another, allowed value of one dotted key."""
-    changes = WITH.get(key) or {key: another(key)}
+def changed(raw: dict[str, Any], key: str) -> Experiment:
+    """The experiment with another, allowed value of one key of the schema."""
+    if key in WITH:
+        return resolve(with_values(raw, WITH[key]), "b.yaml")
+    attribute = key.split(".")
+    # The schema's keys go by the stage of an entry, the file's by its name.
+    if attribute[0] == "models":
+        attribute[1] = NAMES.get(attribute[1], attribute[1])
+    name, before = ".".join(attribute), dump(resolve(raw, "a.yaml"))
+    for value in VALUES:
+        try:
+            experiment = resolve(with_values(raw, {name: value}), "b.yaml")
+        except ConfigError:
+            continue
+        if dump(experiment) != before:
+            return experiment
+    raise AssertionError(
+        f"{key}: no value of VALUES fits; add one, or say in WITH what goes with it"
+    )
+
+
+def with_values(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the values of dotted keys set."""
     out: dict[str, Any] = copy.deepcopy(raw)
-    for name, value in changes.items():
-        # The schema's keys go by the stage of an entry, the file's by its name.
-        *sections, last = name.replace("models.latent_sft", "models.latent").split(".")
+    for name, value in values.items():
+        *sections, last = name.split(".")
         node = out
         for section in sections:
             node = node.setdefault(section, {})
         node[last] = value
     return out
-
-
-def another(key: str) -> Any:
-    """A value of a key that is not its default, made from its JSON schema."""
-    schema = SCHEMA
-    node: dict[str, Any] = schema
-    section, *rest = key.split(".")
-    if section == "models":
-        stage, *rest = rest
-        (entry,) = schema["properties"]["models"]["patternProperties"].values()
-        node = _resolved({"$ref": entry["discriminator"]["mapping"][stage]}, schema)
-    else:
-        node = _resolved(schema["properties"][section], schema)
-    for part in rest[:-1]:
-        node = _resolved(node["properties"][part], schema)
-    wanted = node["properties"][rest[-1]]
-    return _value(_resolved(wanted, schema), wanted.get("default"))
-
-
-def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Without references; of several options, the first that is not null."""
-    while "$ref" in node or "anyOf" in node:
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-        else:
-            node = next(option for option in node["anyOf"] if option.get("type") != "null")
-    return node
-
-
-def _value(schema: dict[str, Any], default: Any) -> Any:
-    kind = schema.get("type")
-    if "enum" in schema:
-        return next(value for value in schema["enum"] if value != default)
-    if kind == "boolean":
-        return not default
-    if kind == "integer":
-        return 1 + (3 if default is None else default)
-    if kind == "number":
-        return default + 1 if (default or 0) >= 1 else 0.25 if default == 0.5 else 0.5
-    if kind == "string":
-        return "another"
-    if kind == "array" and "prefixItems" in schema:
-        return [0.5, 0.75]
-    if kind == "array":
-        return ["o_proj"] if "modules" in schema.get("description", "") or default else []
-    return {"sft": {"accuracy": 0.5}}  # the one mapping: report.published
 
 
 # --------------------------------------------------------------------------------------- digests
@@ -384,23 +266,6 @@ def test_models_of_two_stages_with_the_same_keys_differ():
     assert chains[0]["a"] != chains[1]["b"]
 
 
-def test_science_ignores_how_it_runs_and_where_files_lie():
-    experiment = load(PROJECT_ROOT / "config" / "test.yaml")
-    other = resolve(
-        merge(
-            dump(experiment),
-            {
-                "runtime": {"device": "auto", "threads": 4, "micro_batch_size": 2},
-                "tracking": {"enabled": False},
-                "report": {"title": "Another"},
-                "base": {"path": "elsewhere", "licence": "MIT-0"},
-            },
-        ),
-        "other.yaml",
-    )
-    assert digests_of(other) == digests_of(experiment)
-
-
 def test_an_imported_folder_counts_by_its_content_and_a_hub_id_by_its_name(tmp_path):
     def of(path: str) -> str:
         entries = {"theirs": {"stage": "import", "path": path}}
@@ -421,8 +286,8 @@ def test_science_of_a_model_holds_its_ancestors_and_no_other_model():
 
 
 def test_science_of_a_student_holds_its_frozen_teacher():
-    raw = changed(SCRATCH, "models.latent_sft.distillation.teacher")
-    chain = digests.science(resolve(raw, "small.yaml"), "model", "rl")["models"]
+    experiment = changed(SCRATCH, "models.latent_sft.distillation.teacher")
+    chain = digests.science(experiment, "model", "rl")["models"]
     assert set(chain) == {"latent", "rl", "sft"}
 
 
@@ -481,11 +346,12 @@ def test_the_recorded_defaults_are_those_of_the_schema():
 
 
 def test_every_scientific_key_is_recorded_and_no_other():
-    scientific = {key for key in KEYS if EFFECTS[key] or FROM_HUB.get(key)} | CONSTANT
-    assert set(recorded()["defaults"]) == scientific
+    scientific = {key for key in KEYS if effect_of(key) or effect_of(key, hub=True)}
+    stages = {f"models.{stage}.stage" for stage in ENTRIES}
+    assert set(recorded()["defaults"]) == scientific | stages
 
 
-def test_a_changed_default_is_refused_until_the_recipe_is_raised(monkeypatch, capsys):
+def test_a_changed_default_is_refused_until_the_recipe_is_raised():
     older = recorded()
     older["defaults"]["models.rl.epsilon"] = 0.1
     with pytest.raises(ConfigError) as caught:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from latent_reasoning.config import ConfigError, Data, load
-from latent_reasoning.dag.digests import science_digest
+from latent_reasoning.dag.digests import science, science_digest
 from latent_reasoning.data.__main__ import main
 from latent_reasoning.data.prepare import prepare
 from latent_reasoning.data.rows import DataError, normalise_question, read_rows
@@ -184,6 +184,7 @@ def test_the_stage_writes_rows_digests_and_summary(config_file, tmp_path, capsys
     assert {path.name for path in folder.iterdir()} == expected | {"summary.json"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["source"] == "local"
+    assert summary["science"] == science(load(config_file), "data")
     for name in names:
         digest = hashlib.sha256((folder / f"{name}.jsonl").read_bytes()).hexdigest()
         assert (folder / f"{name}.sha256").read_text() == digest + "\n"

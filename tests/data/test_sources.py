@@ -53,6 +53,23 @@ def test_a_folder_of_json_lines(folder) -> None:
     assert (row.id, row.question, row.steps) == ("validation-3", "103 plus 1?", ("<<103+1=104>>",))
 
 
+def test_another_number_of_rows_than_expected_is_refused(folder) -> None:
+    read(local(folder, expected_rows={"train": 5, "test": 5}))
+    other = {"expected_rows": {"train": 5, "test": 1319}}
+    with pytest.raises(
+        DataError, match=r"expected_rows.test: the source has 5 rows instead of 1,3"
+    ):
+        read(local(folder, **other))
+    assert len(read(local(folder, **other, limits={"test": 2}))["test"]) == 2
+
+
+def test_bad_rows_that_are_skipped_count_among_the_expected_ones(folder) -> None:
+    with (folder / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.write("no row\n")
+    options = {"on_bad_row": "skip", "expected_rows": {"test": 6}}
+    assert len(read(local(folder, **options))["test"]) == 5
+
+
 def test_a_folder_of_parquet_is_the_same(folder, tmp_path_factory) -> None:
     other = tmp_path_factory.mktemp("parquet")
     for split in ("train", "validation", "test"):

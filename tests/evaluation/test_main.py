@@ -7,6 +7,7 @@ import pandas
 import pytest
 
 from latent_reasoning.config import ConfigError, resolve
+from latent_reasoning.config import digest as digest_of
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, row_lines
@@ -78,6 +79,7 @@ def test_a_model_of_an_experiment_is_evaluated_where_the_workflow_expects_it(exp
     digest = science_digest(resolve(CONFIG, "config.yaml"), "evaluation", "latent-2")
     main(["--config", str(experiment), "--model", "latent-2", "--digest", digest])
     summary = json.loads((evaluated("latent-2") / "summary.json").read_text())
+    assert digest_of(summary["science"]) == digest
     assert summary["n"] == 6
     predictions = pandas.read_parquet(evaluated("latent-2") / "predictions.parquet")
     assert list(predictions["id"]) == [f"test-{i}" for i in range(6)]

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from latent_reasoning.base.__main__ import main as make_base
-from latent_reasoning.config import ConfigError
+from latent_reasoning.config import ConfigError, digest
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.model import load
@@ -103,6 +103,7 @@ def test_the_base_is_a_plain_model_with_a_card_and_its_training_curve(world):
 def test_the_card_states_parent_selection_and_digests(world):
     card = json.loads((world.results / "models/latent-6/seed-0/card.json").read_text())
     assert (card["parent"], card["stage"], card["seed"]) == ("base", "latent_sft", 0)
+    assert card["config_digest"] == digest(card["science"])
     assert card["selection"].startswith(f"step {card['metrics']['step']} of 4: highest greedy")
 
 

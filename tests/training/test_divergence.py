@@ -1,4 +1,4 @@
-"""Trainings that diverge: they go back, go on with other data, get slower, and give up."""
+"""Trainings that diverge: they go back, resume with other data, get slower, and give up."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import torch
 
 from latent_reasoning.config import Guard
 from latent_reasoning.model.card import card_text
-from latent_reasoning.runtime.signals import TrainingInterruptedError
+from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, GuardState
 from latent_reasoning.training.metrics import read_metrics
 from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
     nan_at,
-    out_of_time,
     run,
     settings,
     tiny_model,
@@ -54,19 +53,14 @@ def log() -> list[str]:
 # ---------------------------------------------------------------------------- back, and on again
 
 
-def test_a_nan_goes_back_to_the_last_good_checkpoint_and_on_with_other_data(tmp_path, log):
-    tracker, model = RecordingTracker(), tiny_model()
+def test_a_nan_goes_back_to_the_last_good_checkpoint_and_resumes_with_other_data(tmp_path, log):
+    tracker, model, untouched = RecordingTracker(), tiny_model(), tiny_model()
     task = TinyTask(model, fault=nan_until(1, at=7))
-    result = run(tmp_path / "c", task, guard=GUARD, log=log, tracker=tracker)
-    assert result.rollbacks == [
-        {
-            "from_step": 7,
-            "to_step": 6,
-            "reason": "loss is nan at step 8",
-            "learning_rate_factor": 1.0,
-        }
-    ]
-    assert "warning: tiny: diverged: step 7 back to 6: loss is nan at step 8" in log
+    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log, tracker=tracker)
+    reason = "loss is nan at step 8"
+    back = {"from_step": 7, "to_step": 6, "reason": reason, "learning_rate_factor": 1.0}
+    assert result.rollbacks == [back]
+    assert f"warning: tiny: diverged: step 7 back to 6: {reason}" in log
     assert result.steps_run == 8
     assert all(torch.isfinite(tensor).all() for tensor in weights(model).values())
     rows = read_metrics(result.metrics)
@@ -74,8 +68,7 @@ def test_a_nan_goes_back_to_the_last_good_checkpoint_and_on_with_other_data(tmp_
     assert [row["step"] for row in rows] == [2, 4, 6, 6, 8]
     assert (6, {"rollbacks": 1}) in tracker.values
     # The same steps with the same order up to step 6 and another one after it.
-    untouched = tiny_model()
-    run(tmp_path / "d", TinyTask(untouched), guard=GUARD, log=log)
+    run(tmp_path / "d", TinyTask(untouched), settings(), guard=GUARD, log=log)
     assert not torch.equal(untouched[3].weight, model[3].weight)
     losses = [losses_of(tmp_path / name / "metrics.jsonl") for name in "cd"]
     assert losses[0][6] == losses[1][6]
@@ -92,41 +85,37 @@ def test_the_guard_changes_nothing_in_a_healthy_training(tmp_path, log):
     assert not any("diverged" in line for line in log)
 
 
-def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path):
-    model = tiny_model()
-    task = TinyTask(model, fault=nan_until(1, at=0))
-    result = run(tmp_path / "c", task, guard=GUARD)
+def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path, log):
+    task, order = TinyTask(tiny_model(), fault=nan_until(1, at=0)), TinyTask(tiny_model())
+    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
     assert [entry["to_step"] for entry in result.rollbacks] == [0]
-    other = tiny_model()
-    order = TinyTask(other)
     order.plan.reorder = lambda rollbacks: None
     order.plan.rollbacks = 1
-    run(tmp_path / "d", order)
+    run(tmp_path / "d", order, settings(), log=log)
     steps = [losses_of(tmp_path / name / "metrics.jsonl")[2] for name in "cd"]
     assert steps[0] == pytest.approx(steps[1], rel=0.2)
     assert steps[0] != steps[1]  # dropout differs, too
     assert result.steps_run == 8
 
 
-def test_the_start_is_kept_until_a_later_checkpoint_was_validated(tmp_path):
+def test_the_start_is_kept_until_a_later_checkpoint_was_validated(tmp_path, log):
     task = TinyTask(tiny_model(), accuracies=[0.5, 0.5])
-    stop = out_of_time()
-    training = settings(validate_every=4)
+    stop, training = StopRequest(budget_minutes=1e-9), settings(validate_every=4)
     for _ in range(3):
         with pytest.raises(TrainingInterruptedError):
-            run(tmp_path / "c", task, training, guard=GUARD, stop=stop)
+            run(tmp_path / "c", task, training, guard=GUARD, log=log, stop=stop)
     assert (tmp_path / "c" / "start" / "state.json").is_file()
-    run(tmp_path / "c", task, training, guard=GUARD)
+    run(tmp_path / "c", task, training, guard=GUARD, log=log)
     assert not (tmp_path / "c" / "start").exists()
 
 
 # ------------------------------------------------------------------------- slower, and giving up
 
 
-def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp_path):
+def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp_path, log):
     task = TinyTask(tiny_model(), fault=nan_at(6))
     with pytest.raises(DivergenceError) as caught:
-        run(tmp_path / "c", task, guard=GUARD)
+        run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
     told = "loss is nan at step 7"
     assert str(caught.value) == (
         f"tiny: {told}: the training diverged again after 4 rollbacks "
@@ -137,87 +126,73 @@ def test_further_rollbacks_halve_the_learning_rate_each_and_then_it_gives_up(tmp
     )
 
 
-def test_a_rollback_at_a_lower_learning_rate_trains_with_it(tmp_path):
+def test_a_rollback_at_a_lower_learning_rate_trains_with_it(tmp_path, log):
     training = settings(schedule="constant", warmup_steps=0)
-    guard = Guard(rollbacks=1, slower_rollbacks=1)
     task = TinyTask(tiny_model(), fault=nan_until(2, at=6))
-    result = run(tmp_path / "c", task, training, guard=guard, checkpoint_every=2)
+    guard = Guard(rollbacks=1)
+    result = run(tmp_path / "c", task, training, guard=guard, log=log, checkpoint_every=2)
     assert [entry["learning_rate_factor"] for entry in result.rollbacks] == [1.0, 0.5]
     rates = losses_of(result.metrics, "learning_rate")
     assert rates == pytest.approx({2: 0.01, 4: 0.01, 6: 0.005, 8: 0.005})
 
 
-def test_switched_off_it_only_refuses_what_is_not_finite(tmp_path):
+def test_switched_off_it_only_refuses_what_is_not_finite(tmp_path, log):
     off = Guard(enabled=False)
     with pytest.raises(DivergenceError, match=r"nan at step 7: the training diverged\. Lower"):
-        run(tmp_path / "c", TinyTask(tiny_model(), fault=nan_at(6)), guard=off)
+        run(tmp_path / "c", TinyTask(tiny_model(), fault=nan_at(6)), settings(), guard=off, log=log)
     assert not (tmp_path / "c" / "start").exists()
     task = TinyTask(tiny_model(), fault=spike_at(60), accuracies=[0.9, 0.0], validation_rows=200)
     training = settings(steps=100, validate_every=50)
-    assert run(tmp_path / "d", task, training, guard=off).steps_run == 100
+    assert run(tmp_path / "d", task, training, guard=off, log=log).steps_run == 100
 
 
 # --------------------------------------------------------------------------------- what is trouble
 
 
-def spike_at(first: int, length: int = 100, factor: float = 1000.0, rollbacks_needed: int = 99):
-    """A fault: the loss is `factor` times what it should be for some steps."""
-
-    def fault(step: int, rollbacks: int) -> float:
-        hit = first <= step < first + length and rollbacks < rollbacks_needed
-        return factor if hit else 1.0
-
-    return fault
+def spike_at(first: int, length: int = 100, rollbacks_needed: int = 99):
+    """A fault: the loss is 1000 times what it should be for some steps."""
+    return lambda step, rollbacks: (
+        1000.0 if first <= step < first + length and rollbacks < rollbacks_needed else 1.0
+    )
 
 
-def test_many_steps_far_above_the_usual_go_back_to_before_they_began(tmp_path):
-    task = TinyTask(tiny_model(), fault=spike_at(64, rollbacks_needed=1))
-    result = run(tmp_path / "c", task, settings(steps=100), guard=GUARD, checkpoint_every=1)
+def test_many_steps_far_above_the_usual_go_back_to_before_they_began(tmp_path, log):
+    task, training = TinyTask(tiny_model(), fault=spike_at(64, 100, 1)), settings(steps=100)
+    result = run(tmp_path / "c", task, training, guard=GUARD, log=log, checkpoint_every=1)
     (rollback,) = result.rollbacks
     assert (rollback["from_step"], rollback["to_step"]) == (73, 63)
     assert rollback["reason"].startswith("loss is ")
     assert rollback["reason"].endswith(" is usual at step 74, after 10 such steps")
 
 
-def test_a_spike_that_passes_is_no_trouble(tmp_path):
-    task = TinyTask(tiny_model(), fault=spike_at(64, length=9))
-    result = run(tmp_path / "c", task, settings(steps=100), guard=GUARD)
-    assert result.rollbacks == []
+NOISE = [0.01 if step % 2 else -0.01 for step in range(100)]
+CALM = [0.5] * 200
 
 
-def judged(guard: DivergenceGuard, losses: list[float], norms: list[float]) -> list[int]:
-    """The steps (from 0) at which the guard sees trouble."""
-    state = GuardState()
+@pytest.mark.parametrize(
+    ("losses", "norms", "first"),
+    [
+        pytest.param([1.0] * 64 + [1e3] * 9 + [1.0] * 127, CALM, None, id="a spike passes"),
+        pytest.param([1.0] * 64 + [1e3] * 136, CALM, 73, id="ten bad steps in a row"),
+        pytest.param([1.0] * 200, [1e-6] * 100 + [0.9] * 100, None, id="gradient not clipped"),
+        pytest.param([1.0] * 200, [1e-6] * 100 + [3.1] * 100, 109, id="gradient clipped"),
+        pytest.param([*NOISE, *([5.0] * 100)], CALM, None, id="a loss that has been negative"),
+        pytest.param([0.01] * 100 + [5.0] * 100, CALM, 109, id="a loss that never was negative"),
+        pytest.param([1.0] * 40 + [50.0] * 60, CALM[:100], None, id="too few to compare with"),
+    ],
+)
+def test_ten_steps_in_a_row_far_above_the_usual_are_trouble(losses, norms, first):
+    guard, state = DivergenceGuard(GUARD, max_grad_norm=1.0), GuardState()
     values = [
         {"loss": loss, "gradient_norm": norm} for loss, norm in zip(losses, norms, strict=True)
     ]
-    return [s for s, v in enumerate(values) if guard.judge_step(state, s, v) is not None]
+    found = [s for s, v in enumerate(values) if guard.judge_step(state, s, v) is not None]
+    assert (found[0] if found else None) == first
 
 
-def test_only_gradients_that_are_clipped_can_be_trouble():
-    guard = DivergenceGuard(GUARD, max_grad_norm=1.0)
-    plateau = [1e-6] * 100
-    assert judged(guard, [1.0] * 200, plateau + [0.9] * 100) == []
-    assert judged(guard, [1.0] * 200, plateau + [3.1] * 100)[0] == 109
-
-
-def test_a_loss_that_has_been_negative_measures_no_error():
-    guard = DivergenceGuard(GUARD, max_grad_norm=1.0)
-    noise = [0.01 if step % 2 else -0.01 for step in range(100)]
-    assert judged(guard, [*noise, *([5.0] * 100)], [0.5] * 200) == []
-    assert judged(guard, [0.01] * 100 + [5.0] * 100, [0.5] * 200)[0] == 109
-
-
-def test_nothing_is_judged_before_there_is_enough_to_compare_with():
-    guard = DivergenceGuard(GUARD, max_grad_norm=1.0)
-    losses = [1.0] * 40 + [50.0] * 60
-    assert judged(guard, losses, [0.5] * 100) == []
-
-
-def test_a_collapse_of_validation_accuracy_goes_back_to_the_last_healthy_one(tmp_path):
-    accuracies = [0.5, 0.8, 0.1, 0.85, 0.9]
-    task = TinyTask(tiny_model(), accuracies=accuracies, validation_rows=200)
-    result = run(tmp_path / "c", task, guard=GUARD)
+def test_a_collapse_of_validation_accuracy_goes_back_to_the_last_healthy_one(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.5, 0.8, 0.1, 0.85, 0.9], validation_rows=200)
+    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
     assert [(entry["from_step"], entry["to_step"]) for entry in result.rollbacks] == [(6, 4)]
     assert result.rollbacks[0]["reason"] == "validation accuracy fell from 0.8 to 0.1 at step 6"
     assert (result.step, result.validation_accuracy) == (8, 0.9)
@@ -248,18 +223,15 @@ def test_a_collapse_needs_rows_enough_to_tell_it_from_chance(best, accuracy, row
 # ------------------------------------------------------------------------- kills, cards, the order
 
 
-def test_rollbacks_survive_a_kill(tmp_path):
+def test_rollbacks_survive_a_kill(tmp_path, log):
     """Interrupted after the rollback and again before the end: the same bits, the same history."""
 
-    def task(model):
-        return TinyTask(model, fault=nan_until(3, at=6))
-
-    whole, pieces = tiny_model(), tiny_model()
-    expected = run(tmp_path / "a", task(whole), guard=GUARD)
+    whole, pieces = (TinyTask(tiny_model(), fault=nan_until(3, at=6)) for _ in range(2))
+    expected = run(tmp_path / "a", whole, settings(), guard=GUARD, log=log)
     for _ in range(20):
         try:
-            stop = out_of_time()
-            result = run(tmp_path / "b", task(pieces), guard=GUARD, stop=stop)
+            stop = StopRequest(budget_minutes=1e-9)
+            result = run(tmp_path / "b", pieces, settings(), guard=GUARD, log=log, stop=stop)
             break
         except TrainingInterruptedError:
             pass
@@ -282,15 +254,15 @@ class StopAfter:
         return "it is time" if self.task.last_step == self.step else None
 
 
-def test_a_training_interrupted_among_bad_steps_still_goes_back_to_before_them(tmp_path):
+def test_a_training_interrupted_among_bad_steps_still_goes_back_to_before_them(tmp_path, log):
     fault, training = spike_at(64, rollbacks_needed=1), settings(steps=100)
     for step in (66, 69):
         task = TinyTask(tiny_model(), fault=fault)
         stop = StopAfter(task, step)
         with pytest.raises(TrainingInterruptedError, match=f"from step {step + 1} of 100"):
-            run(tmp_path / "c", task, training, guard=GUARD, checkpoint_every=1, stop=stop)
+            run(tmp_path / "c", task, training, guard=GUARD, log=log, checkpoint_every=1, stop=stop)
     task = TinyTask(tiny_model(), fault=fault)
-    result = run(tmp_path / "c", task, training, guard=GUARD, checkpoint_every=1)
+    result = run(tmp_path / "c", task, training, guard=GUARD, log=log, checkpoint_every=1)
     (rollback,) = result.rollbacks
     assert (rollback["from_step"], rollback["to_step"]) == (73, 63)
 
@@ -304,7 +276,7 @@ def test_a_rollback_whose_checkpoint_is_damaged_takes_the_one_before(tmp_path, l
             return super().micro_batches(step)
 
     task = Damaging(tiny_model(), fault=nan_until(1, at=7))
-    result = run(tmp_path / "c", task, guard=GUARD, log=log)
+    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log)
     assert [entry["to_step"] for entry in result.rollbacks] == [3]
     assert any(line.startswith("warning: checkpoint 6 is set aside") for line in log)
 

@@ -13,25 +13,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from latent_reasoning.config import (
+    ENTRIES,
     Base,
     ConfigError,
     Data,
     Evaluation,
     Experiment,
-    ImportModel,
-    LatentSftModel,
     ModelEntry,
-    RlModel,
     Section,
-    SftModel,
     digest,
     is_local,
 )
+from latent_reasoning.config.fields import counts_in, fields_of, section_in, stages_of
 
 RECIPE = {
     "data": 1,
@@ -51,53 +49,16 @@ rows are prepared and how every stage reads them.
 SCIENTIFIC: dict[str, type[Section]] = {
     "data": Data,
     "base": Base,
-    "models.sft": SftModel,
-    "models.latent_sft": LatentSftModel,
-    "models.rl": RlModel,
-    "models.import": ImportModel,
+    **{f"models.{stage}": entry for stage, entry in ENTRIES.items()},
     "evaluation": Evaluation,
 }
-"""The sections whose keys are science, by the stage of `RECIPE` that ends their name."""
+"""The sections whose keys are science, by the stage of `RECIPE` that ends their name.
 
-NOT_SCIENCE = {
-    "data": {"path", "licence", "extra_tests"},
-    "base": {"path", "licence"},
-    "import": {"licence"},
-    "evaluation": {"datasets"},
-}
-"""Keys of those sections that change no result: files count by their content (`planning.py`)."""
-
-READ_BY = {
-    "base": ("prompt.training", "prompt.evaluation", "max_tokens", "special_token_text"),
-    "sft": (
-        "prompt.training",
-        "prompt.evaluation",
-        "max_tokens",
-        "special_token_text",
-        "natural_language",
-    ),
-    "latent_sft": (
-        "prompt.training",
-        "prompt.evaluation",
-        "max_tokens",
-        "special_token_text",
-        "natural_language",
-        "drop_negative_for_sft",
-    ),
-    "rl": ("prompt.evaluation", "special_token_text"),
-    "import": ("prompt.evaluation",),
-    "evaluation": ("prompt.evaluation", "special_token_text"),
-}
-"""Keys of `data` that say how a stage reads prepared rows; the rows count by their own digest.
-
-Every stage writes the evaluation prompt on its model's card.
+A key counts for that stage, unless it is marked otherwise where it is defined (`config.fields`).
 """
 
 BASE_FROM_ELSEWHERE = "import"
 """A base model that is not trained here reads no rows, as an imported one."""
-
-SOURCE_KEYS = {"generated": {"generated"}, "local": set(), "hub": {"hub_id", "revision"}}
-"""Keys of `data` that belong to one source."""
 
 
 # -------------------------------------------------------------------------------------- digests
@@ -111,11 +72,9 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
     nor are paths: files count by their content, which the DAG compares. Values that are defaults
     are left out.
     """
-    if stage == "data":
-        return {"recipe": _recipes("data"), "data": _data(experiment.data)}
-    if stage == "test_set":
-        bad_rows = _picked(departures(experiment.data), ("on_bad_row",))
-        return {"recipe": _recipes("data"), "data": bad_rows}
+    if stage in ("data", "test_set"):
+        keys = departures(experiment.data, stage, section_stage="data")
+        return {"recipe": _recipes("data"), "data": keys}
     if stage == "base":
         return _with_base(experiment, {})
     if model not in experiment.models:
@@ -129,10 +88,15 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
         entry = experiment.models[model]
         keys["recipe"] |= _recipes("evaluation")
         keys["data"] |= _reading(experiment, "evaluation")
-        keys["evaluation"] = _without(departures(experiment.evaluation), "evaluation")
+        keys["evaluation"] = departures(experiment.evaluation, "evaluation")
         keys["forced_steps"] = getattr(entry, "forced_steps", None)
         return keys
     raise ValueError(f"unknown stage {stage!r}")
+
+
+def model_science(experiment: Experiment, name: str) -> dict[str, Any]:
+    """`science` of a model, or of the base model by the name `base`: what its card records."""
+    return science(experiment, "base" if name == "base" else "model", name)
 
 
 def science_digest(experiment: Experiment, stage: str, model: str | None = None) -> str:
@@ -153,22 +117,33 @@ def check_digest(
     return actual
 
 
-def departures(section: Section) -> dict[str, Any]:
+def departures(
+    section: Section, stage: str | None = None, section_stage: str | None = None
+) -> dict[str, Any]:
     """What a section sets otherwise than its own class does, as plain values by the file's keys.
 
-    A section inside counts by its own departures, and is left out where there are none, unless its
-    default is to be absent (`lora`): then being there says something.
+    Where `stage` is given, only what its result depends on; `section_stage` is the stage that the
+    section's unmarked keys are science for (default: the same). A section inside counts by its own
+    departures, and is left out where there are none, unless its default is to be absent (`lora`):
+    then being there says something.
     """
+    return _departures(section, stage, frozenset([section_stage or stage or ""]))
+
+
+def _departures(section: Section, stage: str | None, stages: frozenset[str]) -> dict[str, Any]:
     plain = section.model_dump(mode="json", by_alias=True)
     out: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        key, value = field.alias or name, getattr(section, name)
-        default = field.get_default(call_default_factory=True)
+    for key, name, field in fields_of(type(section)):
+        if stage is not None and not counts_in(field, section):
+            continue
+        value, default = getattr(section, name), field.get_default(call_default_factory=True)
+        key_stages = stages_of(field, stages)
+        counts = stage is None or stage in key_stages
         if isinstance(value, Section):
-            inner = departures(value)
-            if inner or not isinstance(default, Section):
+            inner = _departures(value, stage, key_stages)
+            if inner or (counts and not isinstance(default, Section)):
                 out[key] = inner
-        elif value != default:
+        elif counts and value != default:
             out[key] = plain[key]
     return out
 
@@ -177,48 +152,29 @@ def _recipes(*stages: str) -> dict[str, int]:
     return {stage: RECIPE[stage] for stage in stages}
 
 
-def _without(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    left_out = NOT_SCIENCE.get(stage, set())
-    return {key: value for key, value in values.items() if key not in left_out}
-
-
-def _data(data: Data) -> dict[str, Any]:
-    """Keys that the prepared rows depend on: neither how they are read nor another source's."""
-    other_sources = set().union(*SOURCE_KEYS.values()) - SOURCE_KEYS[data.source]
-    read_later = {key.split(".")[0] for keys in READ_BY.values() for key in keys}
-    own = _without(departures(data), "data")
-    if data.augmentation.method == "none":
-        own.pop("augmentation", None)
-    return {key: own[key] for key in own if key not in other_sources | read_later}
-
-
 def _reading(experiment: Experiment, stage: str) -> dict[str, Any]:
-    return _picked(departures(experiment.data), READ_BY[stage])
+    """Keys of `data`, dotted, that say how a stage reads prepared rows.
+
+    The rows themselves count by their own digest.
+    """
+    return dict(_dotted(departures(experiment.data, stage, section_stage="data")))
 
 
-def _picked(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """The values at dotted keys, by these keys; those that are not there are left out."""
-    out = {}
-    for key in keys:
-        node: Any = values
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if node is not None:
-            out[key] = node
-    return out
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _with_base(experiment: Experiment, keys: dict[str, Any]) -> dict[str, Any]:
     """`keys` and those of the base model."""
-    base = experiment.base
-    scratch = base.source == "scratch"
-    unused = {"hub_id", "revision"} if scratch else {"architecture", "texts", "training"}
-    own = _without(departures(base), "base")
+    reader = "base" if experiment.base.source == "scratch" else BASE_FROM_ELSEWHERE
     return {
         "recipe": _recipes("data", "base") | keys.get("recipe", {}),
-        "data": _reading(experiment, "base" if scratch else BASE_FROM_ELSEWHERE)
-        | keys.get("data", {}),
-        "base": {key: value for key, value in own.items() if key not in unused},
+        "data": _reading(experiment, reader) | keys.get("data", {}),
+        "base": departures(experiment.base, "base"),
         "models": keys.get("models", {}),
     }
 
@@ -249,9 +205,8 @@ def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any
 
 
 def _entry(entry: ModelEntry) -> dict[str, Any]:
-    """An entry's own keys; how many latent steps evaluation forces is evaluation's."""
-    own = _without(departures(entry), entry.stage)
-    own.pop("forced_steps", None)
+    """An entry's own keys; an imported folder counts by its content."""
+    own = departures(entry, entry.stage)
     if entry.stage == "import" and entry.path and is_local(entry.path):
         own.pop("path")
     return own
@@ -262,52 +217,49 @@ def _entry(entry: ModelEntry) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the schema: its dotted name, and its default as a plain value."""
+    """A key of the schema: its dotted name, its default as a plain value, and the stages that it
+    is science for."""
 
     name: str
     default: Any
+    stages: frozenset[str]
 
 
 REQUIRED = "(required)"
 
 
-def keys_of(section: type[Section], prefix: str) -> Iterator[Key]:
-    """Every key below a section, depth first.
+def keys_of(section: type[Section], prefix: str, stages: frozenset[str]) -> Iterator[Key]:
+    """Every key below a section, depth first; `stages` are those of the section.
 
     A section inside is a key of its own where it departs from what its keys say: one that is
     absent by default, or whose default sets other values than its class.
     """
-    for name, field in section.model_fields.items():
-        key = f"{prefix}.{field.alias or name}"
+    for key, _, field in fields_of(section):
+        name, key_stages = f"{prefix}.{key}", stages_of(field, stages)
         default = field.get_default(call_default_factory=True)
         inner = section_in(field.annotation)
         if isinstance(default, Section):
             default = departures(default)
         if inner is None or default != {}:
             plain = REQUIRED if default is PydanticUndefined else to_jsonable_python(default)
-            yield Key(key, plain)
+            yield Key(name, plain, key_stages)
         if inner is not None:
-            yield from keys_of(inner, key)
+            yield from keys_of(inner, name, key_stages)
 
 
-def section_in(annotation: Any) -> type[Section] | None:
-    """The section that an annotation names, perhaps optionally; None for anything else."""
-    if get_origin(annotation) is dict:
-        return None
-    options = get_args(annotation) or (annotation,)
-    sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
-    return sections[0] if len(sections) == 1 else None
+def scientific_keys() -> list[Key]:
+    """Every key that some result depends on."""
+    keys = [
+        key
+        for prefix, section in SCIENTIFIC.items()
+        for key in keys_of(section, prefix, frozenset([stage_of(prefix)]))
+    ]
+    return [key for key in keys if key.stages]
 
 
 def recorded_defaults() -> dict[str, Any]:
     """`RECIPE` and the default of every scientific key: what `defaults.json` holds."""
-    keys = [
-        key
-        for prefix, section in SCIENTIFIC.items()
-        for key in keys_of(section, prefix)
-        if not _is_left_out(key.name, prefix)
-    ]
-    return {"recipe": RECIPE, "defaults": {key.name: key.default for key in keys}}
+    return {"recipe": RECIPE, "defaults": {key.name: key.default for key in scientific_keys()}}
 
 
 def defaults_text(recorded: Mapping[str, Any]) -> str:
@@ -333,10 +285,5 @@ def defaults_text(recorded: Mapping[str, Any]) -> str:
 
 def stage_of(key: str) -> str:
     """The stage of `RECIPE` that a key of `SCIENTIFIC` belongs to."""
-    first, second, *_ = key.split(".")
-    return second if first == "models" else first
-
-
-def _is_left_out(key: str, prefix: str) -> bool:
-    own = key.removeprefix(f"{prefix}.").split(".")[0]
-    return own in NOT_SCIENCE.get(stage_of(f"{prefix}.{own}"), set())
+    first, *rest = key.split(".")
+    return rest[0] if first == "models" else first

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from latent_reasoning import config
-from latent_reasoning.dag.digests import check_digest
+from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.prepare import Prepared, prepare, prepare_test_set, write
 from latent_reasoning.data.rows import read_rows
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         summary = layout.test_set_summary(options.dataset)
     else:
         prepared = prepare(experiment.data, log=_log)
+        prepared.summary["science"] = science(experiment, "data")
         summary = layout.data_summary
     write(prepared, layout, summary)
     for name, split in prepared.summary["splits"].items():

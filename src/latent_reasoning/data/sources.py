@@ -46,7 +46,8 @@ def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
     """Train, validation and test of the configured source.
 
     Raises:
-        DataError: a source that cannot be read, a malformed row, or a split without rows.
+        DataError: a source that cannot be read, a malformed row, a split without rows, or with
+            another number of rows than expected.
         ConfigError: a path with a variable that is not set.
     """
     if data.source == "generated":
@@ -56,10 +57,20 @@ def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
     else:
         sources = _hub(data)
     limits = data.limits.model_dump()
-    return {
+    splits = {
         split: read_split(split, islice(records, limits[split]), data, log)
         for split, records in sources.items()
     }
+    for split, raw in splits.items():
+        expected = getattr(data.expected_rows, split)
+        found = len(raw.rows) + raw.bad_rows
+        if expected not in (None, found) and limits[split] is None:
+            raise DataError(
+                f"data.expected_rows.{split}: the source has {found:,} rows instead of "
+                f"{expected:,}; it is another release, or a part of the data: pin data.revision, "
+                "complete data.path, or change the key"
+            )
+    return splits
 
 
 def read_test_set(data: Data, name: str, log: Log) -> RawSplit:

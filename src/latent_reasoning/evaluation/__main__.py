@@ -19,7 +19,7 @@ from pathlib import Path
 
 from latent_reasoning.config import Evaluation as EvaluationSection
 from latent_reasoning.config import Runtime, load
-from latent_reasoning.dag.digests import check_digest
+from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.answers import find_number
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row, read_rows
@@ -69,7 +69,9 @@ def evaluate_model(options: argparse.Namespace) -> None:
     )
     evaluation = evaluate(load_model(folder, device.type), tokenizer, rows, settings)
     summary = write_evaluation(
-        layout.evaluation(options.model, options.seed, options.dataset), evaluation
+        layout.evaluation(options.model, options.seed, options.dataset),
+        evaluation,
+        science(experiment, "evaluation", options.model),
     )
     print(summary_text(f"{options.model}, seed {options.seed}, on {options.dataset}", summary))
     tracker = open_tracker(

@@ -8,8 +8,10 @@ every forced number of latent steps), `by_steps.csv` (accuracy and length by dif
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -89,14 +91,19 @@ class Evaluation:
         return pandas.DataFrame(rows, columns=["latent_steps", "n", "correct", "accuracy"])
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> dict:
-    """Write the four files of an evaluation as one folder, atomically; returns the summary."""
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, science: Mapping[str, Any] | None = None
+) -> dict:
+    """Write the four files of an evaluation as one folder, atomically; returns the summary.
+
+    `summary.json` also records `science`, the keys of the configuration that it depends on.
+    """
     predictions = evaluation.frame()
     summary = metrics.summarise(predictions, evaluation.seconds)
     with atomic_directory(folder) as temporary:
         predictions.to_parquet(temporary / "predictions.parquet", index=False)
         evaluation.forced_frame().to_csv(temporary / "forced.csv", index=False)
         metrics.by_steps(predictions).to_csv(temporary / "by_steps.csv", index=False)
-        write_json(temporary / "summary.json", summary)
+        write_json(temporary / "summary.json", summary | ({"science": science} if science else {}))
         write_sums(temporary)
     return summary

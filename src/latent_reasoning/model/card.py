@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from latent_reasoning.config import Experiment, Prompt
+from latent_reasoning.dag.digests import model_science
 from latent_reasoning.model.published import is_published
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
@@ -38,7 +39,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 class Origin:
     """Which model of an experiment a card is of, and from what it was made.
 
-    `parent` is the model it starts from: another one of the experiment, or an id, file or folder.
+    `parent` is the model it starts from: another one of the experiment, or an id, file or folder;
+    `config_digest` the digest of the keys that the card holds as `science`.
     """
 
     experiment: Experiment
@@ -86,6 +88,7 @@ class Origin:
             "seed": self.seed,
             "parent": self.parent,
             "config_digest": self.config_digest,
+            "science": model_science(self.experiment, self.model),
             "data_digests": dict(data_digests),
             "selection": selection,
             "prompt_prefix": self.experiment.data.prompt.evaluation,

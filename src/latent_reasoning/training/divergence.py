@@ -9,9 +9,9 @@ Trouble is
 - a validation accuracy that collapsed, as far as its rows can tell.
 
 On trouble the training loop goes back to the last good checkpoint, one from before the trouble
-began, and on with another data order; after `runtime.guard.rollbacks` times also at half the
-learning rate; after `slower_rollbacks` more it gives up. The paper's authors restart diverged runs
-from the last good checkpoint by hand (docs/method.md).
+began, and resumes with another data order. After `runtime.guard.rollbacks` of these rollbacks each
+further one also halves the learning rate; after `SLOWER_ROLLBACKS` such ones the training fails.
+The paper's authors restart diverged runs from the last good checkpoint by hand (docs/method.md).
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ from typing import Any
 
 from latent_reasoning.config import Guard, UserError
 
-QUANTILE = 0.95
+WINDOW = 200
+"""Recent healthy steps; the reference is the quantile of their losses and gradient norms."""
 LEAST_SHARE = 0.25
-"""Of the window, before a quantile is trusted."""
+"""Nothing is judged until this share of the window is filled."""
+QUANTILE = 0.95
+FACTOR = 3.0
+"""A step above this multiple of the reference is bad."""
+PATIENCE = 10
+"""Consecutive bad steps that are a divergence."""
+COLLAPSE = 0.5
+"""A validation accuracy below this share of the best one is a collapse, if it is significant."""
 SIGNIFICANT = 4.0
 """Standard errors between two accuracies that cannot be chance."""
+SLOWER_ROLLBACKS = 2
 RATE_FACTOR = 0.5
 
 
@@ -78,15 +87,14 @@ class DivergenceGuard:
         far = self._far_above(state, values)
         if far is None:
             state.bad_since = None
-            state.losses = [*state.losses, values["loss"]][-self.settings.window :]
-            norms = [*state.gradient_norms, values["gradient_norm"]]
-            state.gradient_norms = norms[-self.settings.window :]
+            state.losses = [*state.losses, values["loss"]][-WINDOW:]
+            state.gradient_norms = [*state.gradient_norms, values["gradient_norm"]][-WINDOW:]
             return None
         if state.bad_since is None:
             state.bad_since = step
-        if step - state.bad_since + 1 < self.settings.patience:
+        if step - state.bad_since + 1 < PATIENCE:
             return None
-        reason = f"{far} at step {step + 1}, after {self.settings.patience} such steps"
+        reason = f"{far} at step {step + 1}, after {PATIENCE} such steps"
         return Trouble(reason, max(state.bad_since - 1, 0))
 
     def judge_validation(
@@ -96,7 +104,7 @@ class DivergenceGuard:
         if accuracy is None or not self.settings.enabled:
             return None
         best = state.best_accuracy
-        if best is not None and rows and accuracy < self.settings.collapse * best:
+        if best is not None and rows and accuracy < COLLAPSE * best:
             error = math.sqrt((best * (1 - best) + accuracy * (1 - accuracy)) / rows)
             if best - accuracy > SIGNIFICANT * error:
                 reason = f"validation accuracy fell from {best:.4g} to {accuracy:.4g}"
@@ -121,7 +129,7 @@ class DivergenceGuard:
 
     def check_patience(self, name: str, state: GuardState, trouble: Trouble) -> None:
         """Raise `DivergenceError`, with the history, where there is no rollback left."""
-        allowed = self.settings.rollbacks + self.settings.slower_rollbacks
+        allowed = self.settings.rollbacks + SLOWER_ROLLBACKS
         if self.settings.enabled and len(state.rollbacks) < allowed:
             return
         tried = "; ".join(describe(entry) for entry in state.rollbacks)
@@ -133,12 +141,12 @@ class DivergenceGuard:
 
     def _far_above(self, state: GuardState, values: dict[str, float]) -> str | None:
         """Which of the two is far above its quantile, in words."""
-        if len(state.losses) < LEAST_SHARE * self.settings.window:
+        if len(state.losses) < LEAST_SHARE * WINDOW:
             return None
         usual_loss = _quantile(state.losses) if min(state.losses) > 0 else math.inf
         usual_norm = max(_quantile(state.gradient_norms), self.max_grad_norm)
         for name, usual in (("loss", usual_loss), ("gradient_norm", usual_norm)):
-            if values[name] > self.settings.factor * usual:
+            if values[name] > FACTOR * usual:
                 return f"{name} is {values[name]:.4g} where {usual:.4g} is usual"
         return None
 

@@ -1,0 +1,153 @@
+"""The section `data`: where raw rows come from, their filter, split and form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from latent_reasoning.config.fields import (
+    IMPORTANT,
+    NOT_SCIENCE,
+    Count,
+    DatasetName,
+    Positive,
+    PositiveInt,
+    Section,
+    Share,
+    only_when,
+    science_for,
+)
+
+FROM_HUB = only_when("source", "hub")
+WHERE_PERTURBED = only_when("method", "numeric_perturbation")
+
+
+class GeneratedData(Section):
+    """Word problems made by the project, in GSM8K-Aug form (`data/dial/problems.py`)."""
+
+    train: PositiveInt = 24000
+    """Rows of the training split."""
+    validation: PositiveInt = 500
+    """Rows of the validation split."""
+    test: PositiveInt = 2000
+    """Rows of the test split."""
+    max_steps: PositiveInt = 5
+    """Longest chain of operations."""
+    step_weights: list[Positive] = Field([2, 3, 3, 2, 1])
+    """Relative frequency of 1, 2, .. `max_steps` operations."""
+    modulus: Annotated[int, Field(ge=3, le=12)] = 7
+    """Positions of the dial: values are 0 .. modulus - 1."""
+    seed: Count = 0
+    """Seed of the generator."""
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> GeneratedData:
+        if len(self.step_weights) != self.max_steps:
+            raise ValueError(
+                f"step_weights has {len(self.step_weights)} values for max_steps = "
+                f"{self.max_steps}: give one weight for each number of steps"
+            )
+        return self
+
+
+class Augmentation(Section):
+    """Extra training rows made from the others; validation and test are never augmented."""
+
+    method: Literal["none", "numeric_perturbation"] = "none"
+    """`numeric_perturbation` replaces the numbers that occur in both question and steps, recomputes
+    the chain and keeps clean results."""
+    copies: Annotated[PositiveInt, WHERE_PERTURBED] = 1
+    """Perturbed copies tried for each training row."""
+    seed: Annotated[Count, WHERE_PERTURBED] = 0
+    """Seed of the perturbation."""
+
+
+class Prompt(Section):
+    """What stands before the question."""
+
+    training: Annotated[str, science_for("base", "sft", "latent_sft")] = "Question: "
+    """Prefix of the question in training text."""
+    evaluation: Annotated[
+        str, science_for("base", "sft", "latent_sft", "rl", "import", "evaluation")
+    ] = "Question: "
+    """Prefix in evaluation and RL prompts; the public code uses none. It is written on every
+    model's card."""
+
+
+class SplitRows(Section):
+    """Numbers of rows of the source's splits, before train is cut into SFT's and RL's part."""
+
+    train: PositiveInt | None = None
+    """Rows of train; null: all, or any number."""
+    validation: PositiveInt | None = None
+    """Rows of validation."""
+    test: PositiveInt | None = None
+    """Rows of test."""
+
+
+class Data(Section):
+    """Raw rows, their filter, split and form."""
+
+    source: Annotated[Literal["generated", "local", "hub"], IMPORTANT] = "generated"
+    """`generated` makes rows; `local` reads a folder with train, validation and test as .jsonl or
+    .parquet; `hub` reads a Hugging Face dataset."""
+    path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = None
+    """Folder of the `local` source. May hold ${LATENT_REASONING_DATA}; a relative path starts at
+    the project root."""
+    hub_id: Annotated[str | None, FROM_HUB] = None
+    """Dataset id of the `hub` source."""
+    revision: Annotated[str | None, FROM_HUB] = None
+    """Pinned commit of the `hub` source (`tools.pin_revisions` asks for it)."""
+    expected_rows: Annotated[SplitRows, NOT_SCIENCE] = Field(default_factory=SplitRows)
+    """Rows that the source must have; another number stops the stage. Not checked where `limits`
+    takes only the first ones."""
+    licence: Annotated[str | None, NOT_SCIENCE] = None
+    """Licence of the rows, for the models' cards."""
+    generated: Annotated[GeneratedData, only_when("source", "generated")] = Field(
+        default_factory=GeneratedData
+    )
+    """Settings of the `generated` source."""
+    natural_language: Annotated[bool, science_for("sft", "latent_sft")] = False
+    """Steps are sentences: a space goes before each (GSM8K-Aug-NL)."""
+    prompt: Prompt = Field(default_factory=Prompt)
+    """Prefixes of the question."""
+    sft_share: Annotated[Share, Field(gt=0), IMPORTANT] = 0.85
+    """Share of the shuffled train rows given to SFT; the rest is RL's."""
+    split_seed: Count = 42
+    """Seed of that shuffle."""
+    drop_negative_for_sft: Annotated[bool, science_for("latent_sft")] = True
+    """Latent SFT drops rows with a negative answer."""
+    max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = 512
+    """SFT drops rows of more tokens than this, less four separators (512 means 508)."""
+    on_bad_row: Annotated[Literal["error", "skip"], science_for("data", "test_set")] = "error"
+    """A malformed row stops the stage, or is skipped and counted."""
+    special_token_text: Annotated[
+        Literal["error", "skip", "escape", "keep"],
+        science_for("base", "sft", "latent_sft", "rl", "evaluation"),
+    ] = "error"
+    """Literal special-token text in a question: refuse, skip the row, break it up with a space, or
+    read it as the token, as the public code does."""
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    """Extra training rows."""
+    limits: SplitRows = Field(default_factory=SplitRows)
+    """Take only this many first rows."""
+    extra_tests: Annotated[dict[DatasetName, str], NOT_SCIENCE] = Field(default_factory=dict)
+    """More test sets: name -> file of JSON lines with question and answer
+    (`${LATENT_REASONING_DATA}` allowed)."""
+
+    @field_validator("extra_tests")
+    @classmethod
+    def _reserved(cls, value: dict[str, str]) -> dict[str, str]:
+        taken = sorted(set(value) & {"sft", "rl", "train", "validation", "test", "summary"})
+        if taken:
+            raise ValueError(f"names of splits cannot name another test set: {', '.join(taken)}")
+        return value
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Data:
+        if self.source == "local" and not self.path:
+            raise ValueError("source: local needs path (a folder with train, validation, test)")
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("source: hub needs hub_id (or source: local with path)")
+        return self

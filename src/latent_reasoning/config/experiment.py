@@ -1,0 +1,281 @@
+"""The root of the configuration, how it is run, evaluated and reported, and what has to agree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from latent_reasoning.config.data import Data
+from latent_reasoning.config.fields import (
+    IMPORTANT,
+    NOT_SCIENCE,
+    Count,
+    DatasetName,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    Share,
+    fields_of,
+)
+from latent_reasoning.config.models import ENTRIES, Base, LatentSftModel, Model, ModelEntry, RlModel
+
+
+class Evaluation(Section):
+    """Greedy evaluation of whole splits."""
+
+    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(["test"])
+    """`test`, `validation` and names of `data.extra_tests`."""
+    max_new_tokens: PositiveInt = 512
+    """Longest completion."""
+    max_forced_steps: Count = 8
+    """Accuracy is measured at every forced n from 0 to this."""
+    forced_rows: PositiveInt | None = None
+    """First rows of the split used for forced n; null: all."""
+
+
+class Guard(Section):
+    """A training that diverges resumes from its last good checkpoint, with another data order.
+
+    What counts as divergence: `training/divergence.py`.
+    """
+
+    REMOVED: ClassVar = dict.fromkeys(
+        ("window", "factor", "patience", "collapse", "slower_rollbacks"),
+        "no longer a setting: take the line out (its default holds, as a constant of "
+        "src/latent_reasoning/training/divergence.py)",
+    )
+
+    enabled: bool = True
+    """false: a loss or gradient that is not finite ends the training, and nothing else is looked
+    at."""
+    rollbacks: Count = 2
+    """Rollbacks with nothing but another data order. Two more follow, each of which halves the
+    learning rate; then the training fails."""
+
+
+class Runtime(Section):
+    """How, not what: none of these keys retrains anything."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], IMPORTANT] = "auto"
+    """Where tensors live."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast on cuda; auto: bfloat16 where the GPU has it."""
+    threads: Annotated[PositiveInt, IMPORTANT] = 1
+    """Torch threads of one process."""
+    processes: PositiveInt = 1
+    """Processes of one training, a GPU each, which share every step's batch."""
+    micro_batch_size: Annotated[PositiveInt | None, IMPORTANT] = None
+    """Examples (RL: prompts) a forward; null: a process's share of the batch."""
+    evaluation_batch_size: Annotated[PositiveInt, IMPORTANT] = 64
+    """Prompts a generation batch."""
+    checkpoint_every: PositiveInt = 200
+    """Steps between resumable checkpoints."""
+    gpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = None
+    """The type of GPU to ask a cluster for, as it names it; one with `h100` in its name is planned
+    for as such, any other and null (no type asked for) as an A100."""
+    memory_mb: PositiveInt | None = 4000
+    """Memory asked of the scheduler, a process; null: as `latent_reasoning.dag.cost` plans."""
+    runtime_minutes: PositiveInt | None = 60
+    """Time asked of the scheduler, a job; null: twice what `latent_reasoning.dag.cost` estimates,
+    in whole hours."""
+    time_budget_minutes: Positive | None = None
+    """After this time a training ends with a checkpoint and exit code 75, and the workflow starts
+    it again to resume. Choose it well below `runtime_minutes`."""
+    guard: Guard = Field(default_factory=Guard)
+    """What to do about divergence."""
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    """Log runs to MLflow."""
+    uri: str = "sqlite:///results/mlflow.db"
+    """Store; the environment's MLFLOW_TRACKING_URI takes precedence."""
+    log_every: PositiveInt = 10
+    """Steps between logged metrics."""
+
+
+class Published(Section):
+    """A published figure that stands beside ours."""
+
+    accuracy: Share | None = None
+    """Share of correct answers."""
+    tokens: NonNegative | None = None
+    """Mean reasoning tokens."""
+
+
+class Report(Section):
+    """What the page says; none of these keys retrains or re-evaluates anything."""
+
+    title: str = "Adaptive latent reasoning"
+    """Title of the page."""
+    notes: list[str] = Field(default_factory=list)
+    """Departures from the paper, a line each."""
+    main: list[Name] | None = None
+    """Models of the main table, in order; null: all but the appendix."""
+    appendix: list[Name] = Field(default_factory=list)
+    """Models trained by the target `appendix` only."""
+    rl_from: dict[Name, Name] = Field(default_factory=dict)
+    """For imported models: the RL model and the one that its RL started from, so that they are
+    compared as if trained here."""
+    published: dict[Name, Published] = Field(default_factory=dict)
+    """Published `accuracy` (a share) and `tokens` by model name."""
+
+
+class Stages(Section):
+    """Defaults of the entries of `models`, by stage; an entry's own keys take precedence."""
+
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `sft` models."""
+    latent_sft: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `latent_sft` models."""
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `rl` models."""
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> Stages:
+        for stage in type(self).model_fields:
+            allowed = {key for key, _, _ in fields_of(ENTRIES[stage])}
+            unknown = sorted(set(getattr(self, stage)) - allowed)
+            if unknown:
+                raise ValueError(
+                    f"{stage}.{unknown[0]}: unknown key; allowed here: {', '.join(sorted(allowed))}"
+                )
+        return self
+
+
+class Experiment(Section):
+    """One experiment: a YAML file of `config/`, with every default filled in."""
+
+    experiment: Name
+    """Its folder under results/."""
+    seeds: Annotated[list[Count], IMPORTANT] = Field([0], min_length=1)
+    """Every training runs once a seed."""
+    data: Data = Field(default_factory=Data)
+    """Rows."""
+    base: Base = Field(default_factory=Base)
+    """The model everything starts from."""
+    model: Model = Field(default_factory=Model)
+    """The latent reasoner."""
+    stages: Stages = Field(default_factory=Stages)
+    """Defaults of `models` by stage."""
+    models: dict[Name, ModelEntry] = Field(..., min_length=1)
+    """The only list of what is trained."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """Evaluation."""
+    runtime: Runtime = Field(default_factory=Runtime)
+    """How it runs."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """MLflow."""
+    report: Report = Field(default_factory=Report)
+    """Tables, figures and page."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a seed stands twice in {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        for name, entry in self.models.items():
+            self._check_entry(name, entry)
+        for dataset in self.evaluation.datasets:
+            known = ["test", "validation", *self.data.extra_tests]
+            if dataset not in known:
+                raise ValueError(
+                    f"evaluation.datasets: {dataset!r} is not among {', '.join(known)}"
+                )
+        for key in ("main", "appendix"):
+            for name in getattr(self.report, key) or []:
+                if name not in self.models:
+                    raise ValueError(f"report.{key}: {name!r} is not in models")
+        for name, start in self.report.rl_from.items():
+            self._check_comparison(name, start)
+        if self.base.source == "scratch" and self.data.source != "generated":
+            raise ValueError(
+                "base.source: scratch trains on generated text and needs data.source: generated"
+            )
+        return self
+
+    def _check_comparison(self, name: str, start: str) -> None:
+        for model in (name, start):
+            if model not in self.models:
+                raise ValueError(f"report.rl_from: {model!r} is not in models")
+        if self.models[name].stage != "import":
+            raise ValueError(
+                f"report.rl_from: {name!r} is of stage {self.models[name].stage}, and says itself "
+                "what it starts from; only imported models stand here"
+            )
+
+    def _check_entry(self, name: str, entry: Any) -> None:
+        if name == "base":
+            raise ValueError("models.base: the name is taken by the base model; choose another")
+        self._check_ancestors(name, entry)
+        parent = None if entry.start in (None, "base") else self.models[entry.start]
+        parent_stage = None if parent is None else parent.stage
+        if entry.stage == "sft" and parent_stage in ("latent_sft", "rl"):
+            raise ValueError(
+                f"models.{name}.from: token SFT starts from a plain language model, not from "
+                f"{entry.start!r}, which reasons in latent steps"
+            )
+        if entry.stage == "latent_sft":
+            self._check_latent_sft(name, entry)
+        if entry.stage == "rl":
+            self._check_rl(name, entry, parent_stage)
+
+    def _check_ancestors(self, name: str, entry: Any) -> None:
+        """What a model starts from has to exist, up to the base."""
+        seen = [name]
+        start = entry.start
+        while start not in (None, "base"):
+            if start not in self.models:
+                raise ValueError(
+                    f"models.{seen[-1]}.from: {start!r} is neither base nor one of "
+                    f"{', '.join(sorted(self.models))}"
+                )
+            if start in seen:
+                raise ValueError(f"models.{name}.from: goes in a circle: {' -> '.join(seen)}")
+            seen.append(start)
+            start = self.models[start].start
+
+    def _check_latent_sft(self, name: str, entry: LatentSftModel) -> None:
+        key, distillation = f"models.{name}.distillation", entry.distillation
+        compared, blocks = distillation.block_range, self.base.architecture.num_hidden_layers
+        if self.base.source == "scratch" and compared is not None and compared[1] >= blocks:
+            raise ValueError(
+                f"{key}.block_range: block {compared[1]} does not exist; the base has {blocks}, "
+                "counted from 0"
+            )
+        if distillation.teacher != "self":
+            teacher = self.models.get(distillation.teacher)
+            if getattr(teacher, "form", None) != "cot":
+                raise ValueError(
+                    f"{key}.teacher: {distillation.teacher!r} is neither self nor an sft model of "
+                    "form cot"
+                )
+        elif distillation.traces == "teacher":
+            raise ValueError(
+                f"{key}.traces: teacher needs distillation.teacher to name an sft model"
+            )
+
+    def _check_rl(self, name: str, entry: RlModel, parent_stage: str | None) -> None:
+        if (entry.max_latent_steps or 0) + 2 > entry.max_new_tokens:
+            raise ValueError(
+                f"models.{name}.max_latent_steps: {entry.max_latent_steps} steps and STOP leave no "
+                f"token of max_new_tokens: {entry.max_new_tokens} for the answer"
+            )
+        if parent_stage not in ("latent_sft", "rl", "import"):
+            raise ValueError(
+                f"models.{name}.from: RL starts from a latent_sft, rl or import model, not from "
+                f"{entry.start!r}"
+            )
+        if self.data.sft_share == 1.0:
+            raise ValueError(
+                f"data.sft_share: 1.0 leaves no rows for the RL model {name!r}; take less"
+            )

@@ -1,0 +1,174 @@
+"""What sections are made of: types of values, what a key is marked with, errors, paths, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+"""Relative paths of a configuration start here (the folder that holds the Snakefile)."""
+
+
+class UserError(Exception):
+    """What a user can mend: the message says in one line what, where and what to do."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be run; the message names file, key and what is allowed."""
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: unknown keys are refused, and no value changes its type.
+
+    The text below a key is its description, in the schema and in `config/README.md`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+    REMOVED: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what to do about a file that has one."""
+
+
+# -------------------------------------------------------------------------------------- types
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+def _with_exponent(value: Any) -> Any:
+    """Read `1e-4` as a number: YAML 1.1 takes it for text where the mantissa has no point."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_with_exponent)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_with_exponent)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
+NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
+
+
+# -------------------------------------------------------------------- what a key is marked with
+
+
+@dataclass(frozen=True)
+class ScienceFor:
+    """The stages whose results depend on a key, and on the keys below it.
+
+    A key without this mark is science for the stage that its section belongs to (dag/digests.py).
+    """
+
+    stages: frozenset[str]
+
+
+@dataclass(frozen=True)
+class OnlyWhen:
+    """A key counts only while another key of its section has one of these values."""
+
+    key: str
+    values: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Important:
+    """One of the keys to look at first; `config/README.md` marks it."""
+
+
+def science_for(*stages: str) -> ScienceFor:
+    """Mark of a key that other stages read than its section's own."""
+    return ScienceFor(frozenset(stages))
+
+
+def only_when(key: str, *values: str) -> OnlyWhen:
+    """Mark of a key that some values of another make meaningless."""
+    return OnlyWhen(key, frozenset(values))
+
+
+NOT_SCIENCE = science_for()
+"""Mark of a key that changes no result: files count by their content (dag/fingerprints.py)."""
+IMPORTANT = Important()
+
+
+def stages_of(field: FieldInfo, section_stages: frozenset[str]) -> frozenset[str]:
+    """The stages that a key is science for; `section_stages` are those of its section."""
+    marks = [mark for mark in field.metadata if isinstance(mark, ScienceFor)]
+    return marks[0].stages if marks else section_stages
+
+
+def counts_in(field: FieldInfo, section: Section) -> bool:
+    """Whether a key means anything beside the other values of its section."""
+    conditions = [mark for mark in field.metadata if isinstance(mark, OnlyWhen)]
+    return all(getattr(section, mark.key) in mark.values for mark in conditions)
+
+
+def is_important(field: FieldInfo) -> bool:
+    """Whether a key is marked as one to look at first."""
+    return IMPORTANT in field.metadata
+
+
+def fields_of(section: type[Section]) -> Iterator[tuple[str, str, FieldInfo]]:
+    """The keys of a section as a file writes them, their attributes, and how they are defined."""
+    for name, field in section.model_fields.items():
+        yield field.alias or name, name, field
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that an annotation names, perhaps optionally; None for anything else."""
+    if get_origin(annotation) is dict:
+        return None
+    options = get_args(annotation) or (annotation,)
+    sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
+    return sections[0] if len(sections) == 1 else None
+
+
+# -------------------------------------------------------------------------------------- paths
+
+
+def expand_path(text: str) -> Path:
+    """A path of the configuration: `${VARIABLE}` filled in, relative to the project root.
+
+    Raises `ConfigError` where a variable is not set.
+    """
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the path {text!r} needs the environment variable {missing[0]}, which is not set"
+        )
+    path = Path(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)).expanduser()
+    return path if path.is_absolute() else PROJECT_ROOT / path
+
+
+def is_local(path: str) -> bool:
+    """Whether an imported model's `path` is a folder, existing or not, and no hub id."""
+    written_as_a_path = path.startswith((".", "/", "~", "$")) or path.count("/") > 1
+    return written_as_a_path or expand_path(path).is_dir()
+
+
+# -------------------------------------------------------------------------------------- digests
+
+
+def canonical(value: Any) -> str:
+    """Sorted, compact JSON: equal content gives equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of `canonical(value)`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""From YAML files to a checked `Experiment` and back, and what is said where that fails."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from latent_reasoning.config.experiment import Experiment
+from latent_reasoning.config.fields import ConfigError, Section, fields_of, section_in
+from latent_reasoning.config.models import ENTRIES
+
+
+def load(files: str | Path | list[str | Path]) -> Experiment:
+    """Read one or more YAML files, later ones over earlier ones, into a checked `Experiment`.
+
+    Raises `ConfigError` naming the file, the key and what is allowed.
+    """
+    files = [files] if isinstance(files, str | Path) else files
+    return resolve(read(files), ", ".join(str(file) for file in files))
+
+
+def read(files: Sequence[str | Path]) -> dict[str, Any]:
+    """The content of YAML files, later ones merged over earlier ones, as it stands there."""
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged = merge(merged, _read(Path(file)))
+    return merged
+
+
+def resolve(raw: dict[str, Any], file: str) -> Experiment:
+    """Check a configuration given as a mapping; `file` names it in errors."""
+    raw = _with_stage_defaults(copy.deepcopy(raw), file)
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings deeply; `above` takes precedence, lists and scalars replace."""
+    out = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def dump(experiment: Experiment) -> dict[str, Any]:
+    """The full configuration, every default filled in, as plain values in the file's own keys."""
+    return experiment.model_dump(mode="json", by_alias=True)
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """`dump` as YAML text, loadable by `load`."""
+    return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!s:.80} is not text: write it in quotes",
+                    problem_mark=key_node.start_mark,
+                )
+            if isinstance(key, str) and key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        problem = f"holds the character {chr(error.character)!r}, which YAML does not allow"
+        raise ConfigError(f"{path}: line {line} {problem}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{path}:{where} {problem}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, not {content!r:.80}")
+    return content
+
+
+def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Fill each entry of `models` from `stages` and, for latent SFT, the section `model`."""
+    models = raw.get("models")
+    stages = raw.get("stages") or {}
+    if not isinstance(models, dict) or not isinstance(stages, dict):
+        return raw
+    filled: dict[str, Any] = {}
+    for name, entry in models.items():
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{file}: models.{name}: a model is a mapping, not {entry!r:.60}")
+        stage = entry.get("stage")
+        defaults = stages.get(stage) if isinstance(stage, str) else None
+        entry = merge(defaults if isinstance(defaults, dict) else {}, entry)
+        if entry.get("stage") == "latent_sft" and isinstance(raw.get("model"), dict):
+            own = entry.get("model")
+            entry["model"] = merge(raw["model"], own if isinstance(own, dict) else {})
+        filled[name] = entry
+    return {**raw, "models": filled}
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def _explain(error: ValidationError, file: str) -> str:
+    """One line a problem: file, key, what is wrong, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        location = list(problem["loc"])
+        if len(location) > 2 and location[0] == "models" and location[2] in ENTRIES:
+            del location[2]
+        key = ".".join(str(part) for part in location)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = _unknown_key(_section_at(problem["loc"][:-1]), location[-1])
+        elif problem["type"] == "missing":
+            message = "is required"
+        elif "input" in problem and not isinstance(problem["input"], dict | BaseModel):
+            message = f"{message}, not {problem['input']!r:.80}"
+        lines.append(f"{file}: {key}: {message}" if key else f"{file}: {message}")
+    return "\n".join(lines)
+
+
+def _unknown_key(section: type[Section], key: int | str) -> str:
+    allowed = ", ".join(sorted(name for name, _, _ in fields_of(section)))
+    return section.REMOVED.get(str(key), f"unknown key; allowed here: {allowed}")
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section]:
+    """The section at a place as pydantic names it: an entry of `models` has its stage after it."""
+    section: type[Section] = Experiment
+    parts = iter(location)
+    for part in parts:
+        annotation = next(f.annotation for key, _, f in fields_of(section) if key == part)
+        if get_origin(annotation) is dict:
+            next(parts)
+            annotation = get_args(annotation)[1]
+        section = section_in(annotation) or ENTRIES[str(next(parts))]
+    return section
+
+
+# -------------------------------------------------------------------------------------- schema
+
+
+def schema_of_experiment() -> dict[str, Any]:
+    """The JSON schema of a resolved configuration (`workflow/schemas/config.schema.json`)."""
+    return Experiment.model_json_schema(by_alias=True)

@@ -1,0 +1,389 @@
+"""What is trained: the base model, the latent reasoner, the entries of `models` by their stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from latent_reasoning.config.fields import (
+    IMPORTANT,
+    NOT_SCIENCE,
+    Count,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveInt,
+    Section,
+    Share,
+    only_when,
+    science_for,
+)
+
+FROM_SCRATCH = only_when("source", "scratch")
+FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
+EVALUATION_ONLY = science_for("evaluation")
+SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
+
+
+class Training(Section):
+    """One optimisation run."""
+
+    steps: Annotated[Count, IMPORTANT]
+    """Optimiser steps."""
+    batch_size: Annotated[PositiveInt, IMPORTANT] = 64
+    """Examples (RL: prompts) an optimiser step, over all micro-batches."""
+    learning_rate: Annotated[Positive, IMPORTANT] = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay after warm-up: cosine or linear to 0, or none."""
+    learning_rate_floor: Share = 0.0
+    """Share of the peak that the cosine ends at (the paper: 0)."""
+    warmup_steps: Count = 0
+    """Linear warm-up from 0."""
+    weight_decay: NonNegative = 0.1
+    """Not applied to norms, biases and the special tokens' own modules."""
+    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
+    """AdamW betas."""
+    eps: Positive = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: Positive = 1.0
+    """Gradient clipping by global norm."""
+    accumulation: Literal["examples", "tokens"] = "examples"
+    """Micro-batches are weighted by examples (the public code: the loss then depends on the
+    micro-batch) or by labels (token-exact). RL is always token-exact."""
+    validate_every: PositiveInt = 200
+    """Steps between validations."""
+    validation_rows: PositiveInt | None = None
+    """First rows of validation used during training; null: all."""
+    select: Literal["best", "last"] = "best"
+    """Keep the checkpoint of best validation accuracy, or the last."""
+    stop_at_accuracy: Share | None = None
+    """End early once validation accuracy reaches this."""
+
+    @model_validator(mode="after")
+    def _floor_of_a_cosine(self) -> Training:
+        if self.learning_rate_floor and self.schedule != "cosine":
+            raise ValueError(
+                f"learning_rate_floor: {self.learning_rate_floor} belongs to schedule: cosine, not "
+                f"to {self.schedule}"
+            )
+        return self
+
+
+class Lora(Section):
+    """Low-rank adaptation; the latent modules are trained in full beside it."""
+
+    r: Annotated[PositiveInt, IMPORTANT] = 128
+    """Rank."""
+    alpha: Positive = 32
+    """Scaling numerator."""
+    dropout: Share = 0.1
+    """Dropout on the adapter's input."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+    )
+    """Names of the linear modules that get an adapter."""
+
+
+class Architecture(Section):
+    """A causal LM trained from scratch (a Llama)."""
+
+    hidden_size: PositiveInt = 64
+    """Width d."""
+    intermediate_size: PositiveInt = 128
+    """Width of the MLP."""
+    num_hidden_layers: PositiveInt = 2
+    """Blocks."""
+    num_attention_heads: PositiveInt = 4
+    """Attention heads."""
+    num_key_value_heads: PositiveInt = 4
+    """Key-value heads."""
+    max_position_embeddings: PositiveInt = 512
+    """Longest sequence."""
+    tie_word_embeddings: bool = True
+    """One matrix for input and output."""
+    rope_theta: Positive = 10000.0
+    """Base of the rotary position embedding."""
+    initializer_range: Positive = 0.02
+    """Std of the random initial weights."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Architecture:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} is no multiple of twice num_attention_heads = "
+                f"{self.num_attention_heads} (rotary embeddings need heads of even width)"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads = {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads = {self.num_key_value_heads}"
+            )
+        return self
+
+
+class ReasoningMix(Section):
+    """Shares of the styles of reasoning text (they are normalised to sum to one)."""
+
+    full: NonNegative = 1.0
+    """All steps, as equations."""
+    results_only: NonNegative = 0.0
+    """`Results:` and the intermediate values."""
+    drop_last: NonNegative = 0.0
+    """All steps but the last."""
+    truncated: NonNegative = 0.0
+    """A random number of first steps."""
+    results_only_drop_last: NonNegative = 0.0
+    """`drop_last`, results alone."""
+    results_only_truncated: NonNegative = 0.0
+    """`truncated`, results alone."""
+    results_only_waiting: NonNegative = 0.0
+    """Results alone, the last one repeated a random number of times."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> ReasoningMix:
+        if sum(self.model_dump().values()) <= 0:
+            raise ValueError("all shares are 0: at least one style of text is needed")
+        return self
+
+
+class Base(Section):
+    """The model everything starts from."""
+
+    source: Annotated[Literal["scratch", "local", "gguf", "hub"], IMPORTANT] = "scratch"
+    """`scratch` trains a tiny Llama on generated text; `local` reads a Hugging Face folder; `gguf`
+    a GGUF file; `hub` a model id."""
+    path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = None
+    """Folder (`local`) or file (`gguf`). May hold ${LATENT_REASONING_BASE}; a relative path starts
+    at the project root."""
+    hub_id: Annotated[str | None, FROM_ELSEWHERE, IMPORTANT] = None
+    """Model id of the `hub` source."""
+    revision: Annotated[str | None, FROM_ELSEWHERE] = None
+    """Pinned commit of the `hub` source (`tools.pin_revisions` asks for it)."""
+    licence: Annotated[str | None, NOT_SCIENCE] = None
+    """Licence of the weights, for the model's card."""
+    architecture: Annotated[Architecture, FROM_SCRATCH] = Field(default_factory=Architecture)
+    """Shape, for `scratch`."""
+    texts: Annotated[ReasoningMix, FROM_SCRATCH] = Field(
+        default_factory=lambda: ReasoningMix(**SCRATCH_TEXTS)
+    )
+    """Styles of the text, for `scratch`."""
+    training: Annotated[Training, FROM_SCRATCH] = Field(
+        default_factory=lambda: Training(steps=2000, learning_rate=3e-3, betas=(0.9, 0.98))
+    )
+    """Optimisation, for `scratch`."""
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Base:
+        if self.source in ("local", "gguf") and not self.path:
+            raise ValueError(f"source: {self.source} needs path")
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("source: hub needs hub_id (or source: local with path)")
+        return self
+
+
+class Model(Section):
+    """The latent reasoner around the base model."""
+
+    recurrent_filter: Annotated[
+        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"], IMPORTANT
+    ] = "MLP"
+    """What turns a hidden state into the next input embedding. `linear`, `linear_ln` and
+    `linear_ECF`: fidelity only."""
+    stop_head_temperature: Positive | None = None
+    """Divides the two stop logits; null: 1."""
+    detach_stop_head: bool = False
+    """No gradient from the stop head into the hidden states."""
+    allow_rethinking: bool = False
+    """START may be sampled after STOP (the public code: true)."""
+    start_token_from: str | None = None
+    """Text whose first token's embedding initialises START; null: mean row."""
+    end_token_from: str | None = None
+    """The same for END, which the model reads where it stops."""
+
+
+class LatentSteps(Section):
+    """n = min(max, max(min, factor * k + bias)) latent steps for k reasoning steps."""
+
+    factor: int = 0
+    """c: latent steps for each reasoning step."""
+    bias: int = 0
+    """b: latent steps beside those."""
+    min: Count | None = 6
+    """Least n; null: no bound."""
+    max: Count | None = 6
+    """Largest n; null: no bound."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LatentSteps:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min} is above max = {self.max}")
+        return self
+
+
+class Distillation(Section):
+    """Distances between teacher and student states."""
+
+    codi_weight: Annotated[NonNegative, IMPORTANT] = 20.0
+    """Weight at the target token; 0: off."""
+    meaned_weight: NonNegative = 0.0
+    """Weight of the distance of mean reasoning states; 0: off."""
+    block_range: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    """First and last block compared (0-based, inclusive); null: all."""
+    distance: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
+    """Elementwise loss. `l1` and `l2`: fidelity only."""
+    normalise: Literal["layerwise_std", "std", "none"] = "layerwise_std"
+    """Divide by the std of the teacher's states of each block, of all blocks, or not at all. `std`
+    and `none`: fidelity only."""
+    teacher: str = "self"
+    """`self`: one set of weights is both; or the name of an `sft` model with form cot, frozen,
+    whose target states are computed once."""
+    traces: Literal["data", "teacher"] = "data"
+    """The reasoning the teacher reads: the data's steps, or its own traces, kept only where their
+    answer is right."""
+
+    @model_validator(mode="after")
+    def _range_in_order(self) -> Distillation:
+        if self.block_range is not None and self.block_range[0] > self.block_range[1]:
+            first, last = self.block_range
+            raise ValueError(f"block_range: the first block, {first}, comes after the last, {last}")
+        return self
+
+
+class TrainedModel(Section):
+    """What the entries of all stages that train have in common."""
+
+    stage: str
+    """The stage that makes the model."""
+    start: Annotated[str, IMPORTANT] = Field("base", alias="from")
+    """`base` or the name of another model."""
+    training: Training
+    """Optimisation."""
+    lora: Annotated[Lora | None, IMPORTANT] = None
+    """null: full fine-tuning."""
+    save: Literal["merged", "adapter"] = "merged"
+    """Merge the adapter into the weights, or keep it beside them too."""
+
+
+class SupervisedModel(TrainedModel):
+    """What the entries of the two SFT stages have in common."""
+
+    rows: Literal["sft", "all"] = "sft"
+    """SFT's share of the train rows, or all of them (the appendix)."""
+
+
+class SftModel(SupervisedModel):
+    """Token SFT: chain of thought, or the answer alone."""
+
+    stage: Literal["sft"] = "sft"
+    """Token SFT."""
+    form: Literal["cot", "no_cot"] = "cot"
+    """With or without the steps."""
+
+
+class LatentSftModel(SupervisedModel):
+    """Latent SFT by self-distillation."""
+
+    stage: Literal["latent_sft"] = "latent_sft"
+    """Latent SFT."""
+    model: Model = Field(default_factory=Model)
+    """Overrides the section `model`."""
+    latent_steps: Annotated[LatentSteps, IMPORTANT] = Field(default_factory=LatentSteps)
+    """Latent steps of a training example."""
+    distillation: Distillation = Field(default_factory=Distillation)
+    """Distillation loss and teacher."""
+    drop_last_step: bool = True
+    """The teacher's text drops its last step."""
+    shift_target: bool = True
+    """Target token: the one after `:`, not `:`."""
+    mask_latent_labels: bool = False
+    """The student learns only the answer."""
+    learn_start: bool = False
+    """START is a label too (the public code)."""
+    stop_label_smoothing: Share = 0.0
+    """Mass moved to the other of the two stop decisions."""
+    random_readout: Share = 0.0
+    """Share of the rows that answer after a random number of their latent steps (no fewer than the
+    teacher's text has), their stop labels unchanged."""
+    teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
+    """Styles of the teacher's reasoning."""
+    forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
+    """Evaluate with this many latent steps (the appendix: 6); null: adaptive."""
+
+
+class Reward(Section):
+    """Reward of a sample."""
+
+    penalty: Annotated[NonNegative, IMPORTANT] = 1e-4
+    """Size of the length penalty where the group meets the requirement."""
+    bonus: Annotated[Number | None, IMPORTANT] = 1e-1
+    """Coefficient below the requirement (longer earns more); null: no term."""
+    accuracy_requirement: Annotated[NonNegative | None, IMPORTANT] = 1.0
+    """Correct samples asked of a group: <= 1 a share, > 1 a count; null: always the penalty."""
+
+
+class RlModel(TrainedModel):
+    """Adaptive length by GRPO."""
+
+    stage: Literal["rl"] = "rl"
+    """Adaptive-length RL."""
+    start: str = Field(..., alias="from")
+    """The latent model it starts from."""
+    estimator: Literal["sampled", "exact"] = "sampled"
+    """Stop lengths of the gradient: one drawn for each sample, or the average over all of them by
+    their known distribution."""
+    group_size: Annotated[int, Field(ge=2), IMPORTANT] = 16
+    """Samples a prompt."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+    max_new_tokens: Annotated[PositiveInt, IMPORTANT] = 40
+    """Longest completion."""
+    max_latent_steps: PositiveInt | None = None
+    """STOP is forced here, outside the loss; null: bounded by the tokens."""
+    max_prompt_tokens: PositiveInt | None = 100
+    """Longer prompts are dropped; null: none."""
+    reward: Reward = Field(default_factory=Reward)
+    """Reward."""
+    loss: Literal["bnpo", "grpo", "dr_grpo"] = "bnpo"
+    """Token aggregation. `grpo` and `dr_grpo`: fidelity only."""
+    epsilon: Positive = 0.2
+    """Clipping range of the ratio."""
+    iterations: PositiveInt = 1
+    """Updates on the same samples."""
+    kl_weight: Annotated[NonNegative, IMPORTANT] = 1e-3
+    """beta: weight of the KL to the start model."""
+
+
+class ImportModel(Section):
+    """A model trained elsewhere: a folder in our format, the published format, or plain HF."""
+
+    stage: Literal["import"] = "import"
+    """Bring in a trained model."""
+    start: Literal["base"] | None = Field(None, alias="from")
+    """`base`: the untrained base model, for reference."""
+    path: str | None = None
+    """Hub id or folder (`${LATENT_REASONING_BASE}` allowed)."""
+    revision: str | None = None
+    """Pinned revision of a hub id."""
+    licence: Annotated[str | None, NOT_SCIENCE] = None
+    """Licence of the weights, for the model's card; `from: base` has its own."""
+    forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
+    """Evaluate with this many latent steps; null: adaptive."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImportModel:
+        if (self.path is None) == (self.start is None):
+            raise ValueError("give either path (hub id or folder) or from: base")
+        return self
+
+
+ModelEntry = Annotated[
+    SftModel | LatentSftModel | RlModel | ImportModel, Field(discriminator="stage")
+]
+
+ENTRIES: dict[str, type[Section]] = {
+    entry.model_fields["stage"].default: entry
+    for entry in (SftModel, LatentSftModel, RlModel, ImportModel)
+}
+"""The section of an entry of `models`, by its stage."""
