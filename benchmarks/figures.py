@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.measure import Measurement, Point
 from latent_reasoning.analysis.figures import AFTER, BEFORE, STYLE, WIDTH
-
-if TYPE_CHECKING:
-    from benchmarks.measure import Figure
-    from benchmarks.scaling import Point
 
 COLOURS = {"naive": BEFORE, "fast": AFTER}
 WORKLOAD_NAMES = {
@@ -28,29 +24,23 @@ WORKLOAD_NAMES = {
     "grpo_step": "GRPO step",
 }
 METRIC_NAMES = {"seconds": "seconds", "peak_memory_mib": "peak memory, MiB"}
-RATIO_COLOURS = {"seconds": AFTER, "gflop": BEFORE, "peak_memory_mib": "#009E73"}
-RATIO_NAMES = {"seconds": "time", "gflop": "operations (FLOPs)", "peak_memory_mib": "peak memory"}
+RATIOS = {
+    "seconds": {"label": "time", "color": AFTER},
+    "gflop": {"label": "operations (FLOPs)", "color": BEFORE},
+    "peak_memory_mib": {"label": "peak memory", "color": "#009E73"},
+}
 
 
-def draw_summary(figures: Sequence[Figure]) -> Drawing:
+def draw_summary(measured: Sequence[Measurement]) -> Figure:
     """How many times less time, operations and memory the fast path takes: a bar each."""
-    workloads = list(dict.fromkeys(figure.workload for figure in figures))
-    bars = {
-        metric: {f.workload: f.ratio for f in figures if f.metric == metric}
-        for metric in RATIO_NAMES
-    }
+    workloads = list(dict.fromkeys(one.workload for one in measured))
     with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(WIDTH, 1.1 + 0.55 * len(workloads)), layout="constrained")
-        axes = drawing.subplots()
-        for place, (metric, ratios) in enumerate(bars.items()):
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.55 * len(workloads)), layout="constrained")
+        axes = figure.subplots()
+        for place, (metric, look) in enumerate(RATIOS.items()):
+            ratios = {one.workload: one.ratio for one in measured if one.metric == metric}
             heights = [workloads.index(name) + 0.27 * (place - 1) for name in ratios]
-            drawn = axes.barh(
-                heights,
-                list(ratios.values()),
-                height=0.25,
-                color=RATIO_COLOURS[metric],
-                label=RATIO_NAMES[metric],
-            )
+            drawn = axes.barh(heights, list(ratios.values()), height=0.25, **look)
             axes.bar_label(drawn, [f"{ratio:.1f}×" for ratio in ratios.values()], padding=3)
         axes.axvline(1, color="#555555", linewidth=0.8)
         axes.set_yticks(range(len(workloads)), [WORKLOAD_NAMES[name] for name in workloads])
@@ -58,59 +48,47 @@ def draw_summary(figures: Sequence[Figure]) -> Drawing:
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.1)
         axes.set_xlabel("naive / fast")
-        drawing.legend(loc="outside lower center", ncols=len(bars))
-    return drawing
+        figure.legend(loc="outside lower center", ncols=len(RATIOS))
+    return figure
 
 
-def draw_scaling(points: Sequence[Point]) -> Drawing:
+def draw_scaling(points: Sequence[Point]) -> Figure:
     """A row a workload and metric, a column an axis; the ratio stands above both ends."""
-    rows = list(dict.fromkeys((p.figure.workload, p.figure.metric) for p in points))
-    axes_of = {
-        workload: list(dict.fromkeys(p.axis for p in points if p.figure.workload == workload))
-        for workload, _ in rows
-    }
-    columns = max(map(len, axes_of.values()))
+    panels: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
+    for point in points:
+        row = panels.setdefault((point.measured.workload, point.measured.metric), {})
+        row.setdefault(point.axis, {})[point.value] = point.measured
+    columns = max(map(len, panels.values()))
     with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(WIDTH, 0.5 + 1.9 * len(rows)), layout="constrained")
-        grid = drawing.subplots(len(rows), columns, squeeze=False, sharey="row")
-        for axes_row, (workload, metric) in zip(grid, rows, strict=True):
-            for axes, axis in zip(axes_row, axes_of[workload], strict=True):
-                chosen = {
-                    p.value: p.figure
-                    for p in points
-                    if (p.figure.workload, p.figure.metric, p.axis) == (workload, metric, axis)
-                }
-                _lines(axes, chosen)
+        figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), columns, squeeze=False, sharey="row")
+        for axes_row, ((workload, metric), row) in zip(grid, panels.items(), strict=True):
+            for axes, (axis, measured) in zip(axes_row, row.items(), strict=True):
+                _lines(axes, measured)
                 axes.set_xlabel(axis.replace("_", " "))
             axes_row[0].set_ylabel(METRIC_NAMES[metric])
             axes_row[0].set_title(WORKLOAD_NAMES[workload])
         handles, labels = grid[0][0].get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
-    return drawing
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
+    return figure
 
 
-def _lines(axes: Axes, figures: dict[int, Figure]) -> None:
+def _lines(axes: Axes, measured: dict[int, Measurement]) -> None:
     """Both paths over an axis' values; logarithmic, but for values that begin at 0."""
-    values = list(figures)
+    values = list(measured)
     for path, colour in COLOURS.items():
-        heights = [getattr(figure, path) for figure in figures.values()]
+        heights = [getattr(one, path) for one in measured.values()]
         axes.plot(values, heights, marker="o", markersize=3.5, color=colour, label=path)
     axes.set_yscale("log")
     if values[0] > 0:
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(values))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    for scale in (axes.xaxis, axes.yaxis):
+        scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        scale.set_minor_locator(NullLocator())
     axes.margins(x=0.14, y=0.22)
+    above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
     for value in (values[0], values[-1]):
-        axes.annotate(
-            f"{figures[value].ratio:.1f}×",
-            (value, figures[value].naive),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        one = measured[value]
+        axes.annotate(f"{one.ratio:.1f}×", (value, one.naive), **above)
