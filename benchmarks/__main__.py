@@ -24,17 +24,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks.figures import draw_summary
 from benchmarks.inputs import Shape, build_inputs, trained_inputs
-from benchmarks.measure import (
-    Build,
-    Measurement,
-    as_table,
-    count_flops,
-    measure_memory,
-    time_workload,
-    write_table,
-)
+from benchmarks.measure import Build, Measurement, count_flops, measure_memory, time_workload
+from benchmarks.report import as_table, draw_summary, write_table
 from benchmarks.workloads import WORKLOADS, build_workloads
 from latent_reasoning.analysis.figures import save
 from latent_reasoning.dag.layout import results_root

@@ -1,26 +1,22 @@
-"""Seconds, throughput, FLOPs and memory of a workload's two paths, and the table of them."""
+"""Seconds, throughput, FLOPs and memory of a workload's two paths."""
 
 from __future__ import annotations
 
 import multiprocessing
-import re
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-import pandas
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.inputs import Inputs
 from benchmarks.workloads import Workload, build_workloads
 from latent_reasoning.runtime.device import set_threads
-from latent_reasoning.runtime.files import write_text_atomically
 
 PATHS = ("naive", "fast")
 Build = Callable[[], Inputs]
@@ -29,48 +25,23 @@ Build = Callable[[], Inputs]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the summary. `ratio` is how many times better the fast path is: naive / fast of
-    seconds, memory and FLOPs, fast / naive of what is done a second."""
+    """One line of a table, of the scaling where an axis has a value.
+
+    `ratio` is how many times better the fast path is: naive / fast of seconds, memory and FLOPs,
+    fast / naive of what is done a second.
+    """
 
     workload: str
     metric: str
     naive: float
     fast: float
     more_is_better: bool = False
+    axis: str | None = None
+    value: int | None = None
 
     @property
     def ratio(self) -> float:
         return self.fast / self.naive if self.more_is_better else self.naive / self.fast
-
-    def row(self) -> dict[str, object]:
-        """The line of the table."""
-        numbers = {"naive": float(self.naive), "fast": float(self.fast), "ratio": self.ratio}
-        return {"workload": self.workload, "metric": self.metric, **numbers}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A measurement where an axis of the scaling has a value."""
-
-    axis: str
-    value: int
-    measured: Measurement
-
-    def row(self) -> dict[str, object]:
-        """The line of the table."""
-        place = {"axis": self.axis, "value": self.value}
-        return {"workload": self.measured.workload, **place, **self.measured.row()}
-
-
-def as_table(results: Sequence[Measurement | Point]) -> pandas.DataFrame:
-    """`workload, metric, naive, fast, ratio`; of points `axis` and `value` after the workload."""
-    return pandas.DataFrame([result.row() for result in results])
-
-
-def write_table(results: Sequence[Measurement | Point], output: Path) -> None:
-    """The table as CSV, six digits."""
-    text = as_table(results).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text_atomically(output, text)
 
 
 def time_workload(workload: Workload, repetitions: int) -> list[Measurement]:
@@ -139,7 +110,8 @@ def measure_memory(workload: str, build: Build) -> Measurement:
 
 def peak_of(workload: str, path: str, build: Build) -> float:
     """Peak memory (MiB) of a process that runs one path of a workload once, libraries included."""
-    # A server that has imported the libraries forks each process, in a fraction of a second.
+    # A server that has imported the libraries forks each process, in a fraction of a second. (A
+    # program started anew would count the memory of the process that started it, on Linux.)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.workloads"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -154,15 +126,6 @@ def _run_once(workload: str, path: str, build: Build) -> float:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process ever held, libraries and weights included.
-
-    Linux carries `ru_maxrss` over from the process that started this one, so that its own status
-    is read where there is one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
-        if peak:
-            return int(peak[1]) / 1024
+    """The most memory that this process ever held, libraries and weights included."""
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -52,8 +52,7 @@ class Reading:
 def read(
     model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor, hidden_states: bool = False
 ) -> Reading:
-    """Read a padded batch (B, T): a column where any row has a latent step is one forward, the
-    columns between are another.
+    """Read a padded batch (B, T), one forward for each latent column and for each range between.
 
     Without `hidden_states` the list of states holds the last ones alone.
     """

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.figures import draw_scaling
 from benchmarks.inputs import Shape, build_inputs
-from benchmarks.measure import Measurement, Point, measure_memory, time_workload, write_table
+from benchmarks.measure import Measurement, measure_memory, time_workload
+from benchmarks.report import draw_scaling, write_table
 from benchmarks.workloads import build_workloads
 from latent_reasoning.analysis.figures import save
 from latent_reasoning.dag.layout import results_root
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     save(draw_scaling(points), output.parent, output.stem)
 
 
-def measure(base: Shape, repetitions: int) -> Iterator[Point]:
+def measure(base: Shape, repetitions: int) -> Iterator[Measurement]:
     """Every point of every axis through `base`, which itself is measured once a workload."""
     for workload, axes in AXES.items():
         done: dict[Shape, list[Measurement]] = {}
@@ -109,7 +109,7 @@ def measure(base: Shape, repetitions: int) -> Iterator[Point]:
                 if shape not in done:
                     print(f"{workload}, {name} {value} ..", file=sys.stderr, flush=True)
                     done[shape] = _measure(workload, shape, repetitions)
-                yield from (Point(name, value, measured) for measured in done[shape])
+                yield from (replace(one, axis=name, value=value) for one in done[shape])
 
 
 def _measure(workload: str, shape: Shape, repetitions: int) -> list[Measurement]:

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks.inputs import Inputs, Shape, build_inputs
-from benchmarks.measure import Measurement, as_table, count_flops, peak_memory_mib, peak_of
+from benchmarks.measure import Measurement, count_flops, peak_memory_mib, peak_of
+from benchmarks.report import as_table
 from benchmarks.workloads import WORKLOADS, Work, Workload, build_workloads
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.rows import Row, row_lines

@@ -1,17 +1,21 @@
-"""Drawings of the measurements: ratios as bars, and how the cost grows as lines."""
+"""The measurements as a table, and drawn: ratios as bars, and how the cost grows as lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.measure import Measurement, Point
+from benchmarks.measure import Measurement
 from latent_reasoning.analysis.figures import AFTER, BEFORE, STYLE, WIDTH
+from latent_reasoning.runtime.files import write_text_atomically
 
+COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
 COLOURS = {"naive": BEFORE, "fast": AFTER}
 WORKLOAD_NAMES = {
     "latent_sft": "latent SFT step",
@@ -29,6 +33,18 @@ RATIOS = {
     "gflop": {"label": "operations (FLOPs)", "color": BEFORE},
     "peak_memory_mib": {"label": "peak memory", "color": "#009E73"},
 }
+
+
+def as_table(measured: Sequence[Measurement]) -> pandas.DataFrame:
+    """`workload, metric, naive, fast, ratio`; of the scaling `axis` and `value`, too."""
+    table = pandas.DataFrame([[getattr(one, name) for name in COLUMNS] for one in measured])
+    return table.set_axis(COLUMNS, axis=1).dropna(axis=1, how="all")
+
+
+def write_table(measured: Sequence[Measurement], output: Path) -> None:
+    """The table as CSV, six digits."""
+    text = as_table(measured).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text_atomically(output, text)
 
 
 def draw_summary(measured: Sequence[Measurement]) -> Figure:
@@ -52,12 +68,12 @@ def draw_summary(measured: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def draw_scaling(points: Sequence[Point]) -> Figure:
+def draw_scaling(points: Sequence[Measurement]) -> Figure:
     """A row a workload and metric, a column an axis; the ratio stands above both ends."""
     panels: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
     for point in points:
-        row = panels.setdefault((point.measured.workload, point.measured.metric), {})
-        row.setdefault(point.axis, {})[point.value] = point.measured
+        row = panels.setdefault((point.workload, point.metric), {})
+        row.setdefault(point.axis, {})[point.value] = point
     columns = max(map(len, panels.values()))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(panels)), layout="constrained")
