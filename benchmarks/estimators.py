@@ -27,18 +27,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from latent_reasoning.analysis.figures import PALETTE, STYLE
+from latent_reasoning.analysis.figures import PALETTE, STYLE, save
 from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.runtime.files import atomic_file, write_text_atomically
+from latent_reasoning.runtime.files import write_text_atomically
 from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.run import TrainingRun
 
 NEAR = 0.1
-"""Tokens: a length so close to the shortest end of all curves has arrived there."""
+"""Tokens: a length this close to the shortest end of all curves has arrived there."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,13 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_text_atomically(folder / f"{name}.csv", text)
         print(name, table.to_string(index=False), sep="\n")
     with matplotlib.rc_context(STYLE):
-        figure = draw(curves)
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            with atomic_file(folder / f"curves.{suffix}") as temporary:
-                figure.savefig(temporary, metadata=metadata)
-
-
-# ------------------------------------------------------------------------------------ variance
+        save(draw(curves), folder, "curves")
 
 
 def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str, object]]:
@@ -115,9 +109,6 @@ def repeated_gradients(task: AdaptiveLengthTask, repeats: int) -> tuple[Tensor, 
     return torch.stack(gradients), (time.process_time() - started) / repeats
 
 
-# -------------------------------------------------------------------------------------- curves
-
-
 def read_curves(experiment: Experiment) -> Iterator[pandas.DataFrame]:
     """`model, seed, step, cpu_seconds, accuracy, reasoning_tokens` of each RL run that is there."""
     layout = Layout.of(experiment)
@@ -129,44 +120,33 @@ def read_curves(experiment: Experiment) -> Iterator[pandas.DataFrame]:
                 continue
             table = pandas.read_csv(path).dropna(subset="validation_accuracy")
             seconds = pandas.read_csv(times, sep="\t", na_values="-")["cpu_time"].iloc[-1]
-            yield pandas.DataFrame(
-                {
-                    "model": model,
-                    "seed": seed,
-                    "step": table["step"],
-                    "cpu_seconds": seconds * table["step"] / entry.training.steps,
-                    "accuracy": table["validation_accuracy"],
-                    "reasoning_tokens": table["validation_reasoning_tokens"],
-                }
-            )
+            columns = {
+                "model": model,
+                "seed": seed,
+                "step": table["step"],
+                "cpu_seconds": seconds * table["step"] / entry.training.steps,
+                "accuracy": table["validation_accuracy"],
+                "reasoning_tokens": table["validation_reasoning_tokens"],
+            }
+            yield pandas.DataFrame(columns)
 
 
 def summarise(experiment: Experiment, curves: pandas.DataFrame) -> pandas.DataFrame:
     """The last values of each run, and when its length first came near the shortest of all ends."""
-    layout = Layout.of(experiment)
-    ends = curves.groupby(["model", "seed"], sort=False).tail(1)
+    run = ["model", "seed"]
+    ends = curves.groupby(run, sort=False).last()
     goal = ends["reasoning_tokens"].min() + NEAR
-    rows = []
-    for (model, seed), curve in curves.groupby(["model", "seed"], sort=False):
-        end = curve.iloc[-1]
-        near = curve[curve["reasoning_tokens"] <= goal].head(1)
-        test = layout.evaluation(model, seed, "test") / "summary.json"
-        measured = json.loads(test.read_text(encoding="utf-8")) if test.exists() else {}
-        rows.append(
-            {
-                "model": model,
-                "seed": seed,
-                "steps": end["step"],
-                "cpu_seconds": end["cpu_seconds"],
-                "steps_to_near": next(iter(near["step"]), None),
-                "cpu_seconds_to_near": next(iter(near["cpu_seconds"]), None),
-                "validation_accuracy": end["accuracy"],
-                "validation_tokens": end["reasoning_tokens"],
-                "test_accuracy": measured.get("accuracy"),
-                "test_tokens": measured.get("reasoning_tokens_mean"),
-            }
-        )
-    return pandas.DataFrame(rows)
+    near = curves[curves["reasoning_tokens"] <= goal].groupby(run)[["step", "cpu_seconds"]].first()
+    table = ends[["step", "cpu_seconds"]].join(near, rsuffix="_to_near")
+    table[["validation_accuracy", "validation_tokens"]] = ends[["accuracy", "reasoning_tokens"]]
+    table[["test_accuracy", "test_tokens"]] = float("nan")
+    for model, seed in table.index:
+        file = Layout.of(experiment).evaluation(model, seed, "test") / "summary.json"
+        if file.exists():
+            test = json.loads(file.read_text(encoding="utf-8"))
+            measured = [test["accuracy"], test["reasoning_tokens_mean"]]
+            table.loc[(model, seed), ["test_accuracy", "test_tokens"]] = measured
+    return table.rename(columns=lambda name: name.replace("step", "steps")).reset_index()
 
 
 def draw(curves: pandas.DataFrame) -> Figure:
@@ -178,8 +158,8 @@ def draw(curves: pandas.DataFrame) -> Figure:
     for row, (column, label) in zip(grid, quantities.items(), strict=True):
         for axes, against in zip(row, ("step", "cpu_seconds"), strict=True):
             for (model, _), curve in curves.groupby(["model", "seed"], sort=False):
-                line = {"color": colours[model], "linewidth": 1.1, "label": model}
-                axes.plot(curve[against], curve[column], **line)
+                look = {"color": colours[model], "linewidth": 1.1, "label": model}
+                axes.plot(curve[against], curve[column], **look)
         row[0].set_ylabel(f"validation: {label}")
     grid[1, 0].set_xlabel("optimiser step")
     grid[1, 1].set_xlabel("CPU seconds")

@@ -13,12 +13,14 @@ B rows, T positions, d hidden size, V vocabulary, L blocks, N samples, S new tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from latent_reasoning.config import Distillation
@@ -44,64 +46,61 @@ class Reading:
 
     logits: Tensor
     hidden_states: list[Tensor]
-    kinds: Tensor
     cache: DynamicCache
 
 
 def read(
     model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor, hidden_states: bool = False
 ) -> Reading:
-    """Read a padded batch (B, T) column range by column range; a latent column is one forward.
+    """Read a padded batch (B, T), one forward for each latent column and for each range between.
 
     Without `hidden_states` the list of states holds the last ones alone.
     """
-    is_latent = _is_latent(model, input_ids, attention_mask)
+    is_latent = torch.zeros_like(attention_mask, dtype=torch.bool)
+    if model.settings is not None:
+        is_latent = (input_ids == model.settings.continue_id) & attention_mask.bool()
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     inputs = model.embed(input_ids)
     cache, parts = DynamicCache(), []
-    for columns in _column_ranges(is_latent):
+    latent_columns = is_latent.any(0).nonzero()[:, 0].tolist()
+    cuts = {0, input_ids.shape[1], *latent_columns, *(column + 1 for column in latent_columns)}
+    for columns in itertools.starmap(slice, itertools.pairwise(sorted(cuts))):
         part = inputs[:, columns]
         if is_latent[:, columns].any():
             latent = model.latent_input(parts[-1][-1][:, -1:])
             part = torch.where(is_latent[:, columns, None], latent, part)
-        output = model.base.base_model(
-            inputs_embeds=part,
-            attention_mask=attention_mask[:, : columns.stop],
-            position_ids=positions[:, columns],
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=hidden_states,
-        )
-        parts.append(output.hidden_states if hidden_states else (output.last_hidden_state,))
+        mask = attention_mask[:, : columns.stop]
+        parts.append(_states(model, part, mask, positions[:, columns], cache, hidden_states))
     states = [torch.cat(layer, 1) for layer in zip(*parts, strict=True)]
-    kinds = _kinds(model, input_ids, attention_mask)
-    return Reading(model.logits(states[-1], kinds), states, kinds, cache)
+    logits = model.logits(states[-1], _kinds(model, input_ids, attention_mask))
+    return Reading(logits, states, cache)
 
 
-def _is_latent(model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    if model.settings is None:
-        return torch.zeros_like(input_ids, dtype=torch.bool)
-    return (input_ids == model.settings.continue_id) & attention_mask.bool()
-
-
-def _column_ranges(is_latent: Tensor) -> Iterator[slice]:
-    """Columns in order: those where any row has a latent step alone, the ones between together."""
-    begin = 0
-    for column, latent in enumerate(is_latent.any(0).tolist()):
-        if latent:
-            if begin < column:
-                yield slice(begin, column)
-            yield slice(column, column + 1)
-            begin = column + 1
-    if begin < is_latent.shape[1]:
-        yield slice(begin, is_latent.shape[1])
+def _states(
+    model: LatentReasoner,
+    inputs: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: DynamicCache,
+    hidden_states: bool = False,
+) -> tuple[Tensor, ...]:
+    """One forward after what the cache holds; the states of all blocks, else the last ones."""
+    output = model.base.base_model(
+        inputs_embeds=inputs,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=hidden_states,
+    )
+    return output.hidden_states if hidden_states else (output.last_hidden_state,)
 
 
 def _kinds(model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """A `Kind` for each position (B, T)."""
-    if model.settings is None:
-        return torch.full_like(input_ids, Kind.TEXT)
     special = model.settings
+    if special is None:
+        return torch.full_like(input_ids, Kind.TEXT)
     answering = (input_ids == special.stop_id).cumsum(1) > 0
     thinking = (input_ids == special.start_id) | (input_ids == special.continue_id)
     kinds = torch.where(answering, int(Kind.ANSWER), int(Kind.TEXT))
@@ -181,48 +180,32 @@ def generate(
     max_new_tokens: int,
     eos_id: int,
 ) -> list[list[int]]:
-    """Completions of all prompts as one padded batch; every row goes on until the last is done.
+    """Completions of all prompts as one padded batch; every row continues until the last is done.
 
     A completion ends with EOS unless the length ran out first.
     """
-    input_ids, mask = pad_prompts(prompts, eos_id)
-    reading = read(model, input_ids, mask)
-    cache, logits, kinds = reading.cache, reading.logits[:, -1], reading.kinds[:, -1]
-    hidden = reading.hidden_states[-1][:, -1:]
+    ids, mask = pad_prompts(prompts, eos_id)
+    width = ids.shape[1]
+    reading = read(model, ids, mask)
+    cache, logits, hidden = reading.cache, reading.logits[:, -1], reading.hidden_states[-1][:, -1:]
     done = torch.zeros(len(prompts), dtype=torch.bool)
-    ids: list[Tensor] = []
-    while len(ids) < max_new_tokens:
-        tokens = torch.where(done, eos_id, choose(logits, len(ids)))
-        ids.append(tokens)
-        done |= tokens == eos_id
-        if done.all() or len(ids) == max_new_tokens:
+    for step in range(max_new_tokens):
+        tokens = torch.where(done, eos_id, choose(logits, step))[:, None]
+        ids = torch.cat([ids, tokens], 1)
+        done |= tokens[:, 0] == eos_id
+        if done.all() or step + 1 == max_new_tokens:
             break
-        inputs = model.embed(tokens[:, None])
+        inputs = model.embed(tokens)
         if model.settings is not None:
             is_latent = tokens == model.settings.continue_id
             if is_latent.any():
-                inputs = torch.where(is_latent[:, None, None], model.latent_input(hidden), inputs)
-            kinds = _next_kinds(model, kinds, tokens)
+                inputs = torch.where(is_latent[..., None], model.latent_input(hidden), inputs)
         positions = mask.sum(1, keepdim=True)
         mask = functional.pad(mask, (0, 1), value=1)
-        hidden = model.base.base_model(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits = model.logits(hidden[:, -1], kinds)
-    rows = torch.stack(ids, 1).tolist()
+        (hidden,) = _states(model, inputs, mask, positions, cache)
+        logits = model.logits(hidden[:, -1], _kinds(model, ids, mask)[:, -1])
+    rows = ids[:, width:].tolist()
     return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]
-
-
-def _next_kinds(model: LatentReasoner, kinds: Tensor, tokens: Tensor) -> Tensor:
-    special = model.settings
-    answering = (kinds == Kind.ANSWER) | (tokens == special.stop_id)
-    thinking = (tokens == special.start_id) | (tokens == special.continue_id)
-    after = torch.where(answering, int(Kind.ANSWER), int(Kind.TEXT))
-    return torch.where(thinking, int(Kind.THINKING), after)
 
 
 # ------------------------------------------------------------------------------------------- GRPO
@@ -255,14 +238,11 @@ def score(
 ) -> Tensor:
     """Log-probability of each token of each sample, (N, S): a whole forward of every row."""
     prompt_ids, prompt_mask = pad_prompts([prompts[c.prompt] for c in completions], settings.eos_id)
-    width = max(len(completion.ids) for completion in completions)
-    ids = torch.full((len(completions), width), settings.eos_id)
-    mask = torch.zeros_like(ids)
-    for row, completion in enumerate(completions):
-        ids[row, : len(completion.ids)] = torch.tensor(completion.ids)
-        mask[row, : len(completion.ids)] = 1
+    rows = [torch.tensor(completion.ids) for completion in completions]
+    ids = pad_sequence(rows, batch_first=True, padding_value=settings.eos_id)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     reading = read(model, torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1))
-    logits = reading.logits[:, -width - 1 : -1] / settings.temperature
+    logits = reading.logits[:, -ids.shape[1] - 1 : -1] / settings.temperature
     return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 

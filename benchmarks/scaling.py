@@ -8,51 +8,44 @@ paths run in turn, and the median counts. Memory is the peak of a process of its
 included.
 
 Where an axis does not say otherwise, a model of 4 blocks and hidden size 128 reads 16 rows (RL: 4
-prompts, 16 samples each) of questions of 64 tokens in the mean, longer and shorter ones as in the
-recorded batches, and takes 6 latent steps. An answer of RL has 9 tokens at random, so that no two
-samples are equal: a trained model has far less to compute (`python -m benchmarks --model`).
+prompts, 16 samples each) of questions of 64 tokens in the mean, longer and shorter ones in the
+proportions of GSM8K's, and takes 6 latent steps. An answer of RL has 9 tokens at random, so that no
+two samples are equal: a trained model has far less to compute (`python -m benchmarks --model`).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.figures import draw_scaling
-from benchmarks.inputs import SHAPES, Shape, build_inputs
-from benchmarks.measure import Figure, memory_figure, time_workload
+from benchmarks.inputs import Shape, build_inputs
+from benchmarks.measure import Measurement, measure_memory, time_workload
+from benchmarks.report import draw_scaling, write_table
 from benchmarks.workloads import build_workloads
 from latent_reasoning.analysis.figures import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.device import set_threads
-from latent_reasoning.runtime.files import write_text_atomically
 
 ANSWER_TOKENS = 9
 HEAD_SIZE = 32
-COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
 
 
 def _with_steps(shape: Shape, steps: int) -> Shape:
-    """All rows and samples take so many latent steps."""
+    """All rows and samples take this number of latent steps."""
     tokens = steps + 1 + ANSWER_TOKENS
     return replace(shape, steps=steps, sampled_steps=steps, rollout_tokens=tokens)
 
 
 def _with_width(shape: Shape, width: int) -> Shape:
-    """The hidden size, and what goes with it."""
-    heads = width // HEAD_SIZE
-    groups = max(1, heads // 2)
-    inner = width * 11 // 4
-    return replace(
-        shape, hidden_size=width, intermediate_size=inner, heads=heads, key_value_heads=groups
-    )
+    """The hidden size, and the other widths in proportion."""
+    heads, inner = width // HEAD_SIZE, width * 11 // 4
+    attention = {"heads": heads, "key_value_heads": max(1, heads // 2)}
+    return replace(shape, hidden_size=width, intermediate_size=inner, **attention)
 
 
 def _with(name: str) -> Callable[[Shape, int], Shape]:
@@ -67,7 +60,7 @@ class Axis:
     of: Callable[[Shape, int], Shape]
 
 
-BASE = _with_steps(replace(SHAPES["h128"], rows=16, question=64), 6)
+BASE = _with_steps(Shape(rows=16, question=64), 6)
 STEPS = Axis((0, 2, 4, 6, 8, 12), _with_steps)
 QUESTION = Axis((32, 64, 128, 256), _with("question"))
 WIDTH = Axis((64, 128, 256), _with_width)
@@ -87,15 +80,6 @@ AXES = {
 }
 
 
-@dataclass(frozen=True)
-class Point:
-    """One measurement: a figure of a workload where an axis has a value."""
-
-    axis: str
-    value: int
-    figure: Figure
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure all points, write and draw them."""
     parser = argparse.ArgumentParser(
@@ -111,41 +95,29 @@ def main(arguments: list[str] | None = None) -> None:
     set_threads(1)
     points = list(measure(BASE, options.repetitions))
     output = options.output or results_root() / "benchmarks" / "scaling.csv"
-    write_text_atomically(output, as_csv(points))
+    write_table(points, output)
     save(draw_scaling(points), output.parent, output.stem)
 
 
-def measure(base: Shape, repetitions: int) -> Iterator[Point]:
+def measure(base: Shape, repetitions: int) -> Iterator[Measurement]:
     """Every point of every axis through `base`, which itself is measured once a workload."""
     for workload, axes in AXES.items():
-        measured: dict[Shape, list[Figure]] = {}
+        done: dict[Shape, list[Measurement]] = {}
         for name, axis in axes.items():
             for value in axis.values:
                 shape = axis.of(base, value)
-                if shape not in measured:
+                if shape not in done:
                     print(f"{workload}, {name} {value} ..", file=sys.stderr, flush=True)
-                    measured[shape] = _figures(workload, shape, repetitions)
-                yield from (Point(name, value, figure) for figure in measured[shape])
+                    done[shape] = _measure(workload, shape, repetitions)
+                yield from (replace(one, axis=name, value=value) for one in done[shape])
 
 
-def _figures(workload: str, shape: Shape, repetitions: int) -> list[Figure]:
+def _measure(workload: str, shape: Shape, repetitions: int) -> list[Measurement]:
     """Seconds and peak memory."""
     build = partial(build_inputs, shape)
-    memory = memory_figure(workload, build)
+    memory = measure_memory(workload, build)
     (built,) = build_workloads(build(), [workload])
     return [time_workload(built, repetitions)[0], memory]
-
-
-def as_csv(points: Sequence[Point]) -> str:
-    """The table: `workload,axis,value,metric,naive,fast,ratio`."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for point in points:
-        figure = point.figure
-        values = [f"{value:.6g}" for value in (figure.naive, figure.fast, figure.ratio)]
-        writer.writerow([figure.workload, point.axis, point.value, figure.metric, *values])
-    return stream.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What is generated from the typed configuration: the JSON schema, the record of the scientific
-defaults, the tables of `config/README.md` and those of `docs/paper-scale.md` (`cost.py`).
+defaults and the tables of `config/README.md`.
 
 python -m tools.config_docs            write the files
 python -m tools.config_docs --check    fail where a file on disk is not current
@@ -26,17 +26,14 @@ from latent_reasoning.config import (
     ConfigError,
     Experiment,
     Section,
-    load,
     schema_of_experiment,
 )
 from latent_reasoning.config.fields import fields_of, is_important, section_in
-from latent_reasoning.dag.cost import scale_tables
 from latent_reasoning.dag.digests import defaults_text
 
 SCHEMA = PROJECT_ROOT / "workflow" / "schemas" / "config.schema.json"
 DEFAULTS = PROJECT_ROOT / "workflow" / "schemas" / "defaults.json"
 README = PROJECT_ROOT / "config" / "README.md"
-SCALE = PROJECT_ROOT / "docs" / "paper-scale.md"
 PAPER = PROJECT_ROOT / "config" / "paper.yaml"
 BEGIN = "<!-- tables: written by `make docs`, do not edit below -->"
 END = "<!-- end of the tables -->"
@@ -201,7 +198,6 @@ def wanted_files() -> dict[Path, str]:
         SCHEMA: schema_text(),
         DEFAULTS: defaults_text(json.loads(_read(DEFAULTS) or "{}")),
         README: with_tables(README, tables()),
-        SCALE: with_tables(SCALE, scale_tables(load(PAPER)) + "\n"),
     }
 
 
