@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from latent_reasoning.data.sequences import (
+from latent_reasoning.data.examples import (
     IGNORED_LABEL,
     LatentExample,
     PlainExample,

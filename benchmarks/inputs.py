@@ -23,15 +23,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from latent_reasoning.data.rows import DataError, read_rows
-from latent_reasoning.data.sequences import (
+from latent_reasoning.data.examples import (
     IGNORED_LABEL,
-    SPECIAL_TOKENS,
     LatentExample,
     PlainExample,
     StudentExample,
-    encode_prompts,
 )
+from latent_reasoning.data.rows import DataError, read_rows
+from latent_reasoning.data.sequences import SPECIAL_TOKENS, encode_prompts
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner

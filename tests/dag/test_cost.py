@@ -27,7 +27,7 @@ from latent_reasoning.config import (
 from latent_reasoning.dag import cost
 from latent_reasoning.dag.cost import SHAPES, Shape, Work
 from latent_reasoning.data.collation import collate_latent
-from latent_reasoning.data.sequences import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 from latent_reasoning.model.blocks import run_blocks
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner

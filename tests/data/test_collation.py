@@ -15,7 +15,7 @@ from latent_reasoning.data.collation import (
     collate_plain,
     pad_prompts,
 )
-from latent_reasoning.data.sequences import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 
 
 def plain(ids: list[int]) -> PlainExample:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from latent_reasoning.data.splits import keep_numeric, keep_unseen, questions_of, split_positions
 
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.splits import keep_numeric, keep_unseen, questions_of, split_positions
 
 
 def rows(*answers: str) -> list[Row]:

@@ -2,7 +2,7 @@
 
 Up to the question's last token both sides of a row are the same text under the same weights, so
 that one pass over it serves them, gradients included (with dropout, they share its noise). Each
-side then goes on from the question's keys and values.
+side then continues from the question's keys and values.
 
 B rows, T positions.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 
