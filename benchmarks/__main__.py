@@ -38,7 +38,7 @@ from benchmarks.measure import (
     time_workload,
 )
 from benchmarks.workloads import WORKLOADS, build_workloads
-from latent_reasoning.analysis.figures import save
+from latent_reasoning.analysis.style import save
 from latent_reasoning.config import PROJECT_ROOT
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage

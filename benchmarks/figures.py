@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from latent_reasoning.analysis.figures import AFTER, BEFORE, STYLE, WIDTH
+from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, WIDTH
 
 if TYPE_CHECKING:
     from benchmarks.measure import Figure

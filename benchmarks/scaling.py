@@ -28,7 +28,7 @@ from benchmarks.figures import draw_scaling
 from benchmarks.inputs import SHAPES, Shape, build_inputs
 from benchmarks.measure import Figure, memory_figure, time_workload
 from benchmarks.workloads import build_workloads
-from latent_reasoning.analysis.figures import save
+from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.device import set_threads
