@@ -14,8 +14,8 @@ import yaml
 from latent_reasoning.config import ConfigError, Data, load
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.data.__main__ import main
-from latent_reasoning.data.prepare import prepare
-from latent_reasoning.data.rows import DataError, normalise_question, read_rows
+from latent_reasoning.data.prepare import prepare, questions_of, split_positions, trainable
+from latent_reasoning.data.rows import DataError, Row, read_rows
 
 
 def silent(line: str) -> None:
@@ -47,6 +47,28 @@ def data(tmp_path) -> Data:
     )
 
 
+def test_the_cut_of_ten_rows_is_that_of_the_public_code() -> None:
+    sft, rl = split_positions(10, 0.85, 42)
+    assert sft.tolist() == [5, 6, 0, 7, 3, 2, 4, 9]  # round(8.5) is 8: half to even
+    assert rl.tolist() == [1, 8]
+
+
+def test_the_cut_at_full_size_has_the_papers_numbers() -> None:
+    sft, rl = split_positions(385_620, 0.85, 42)
+    assert (len(sft), len(rl)) == (327_777, 57_843)
+    assert sft[:3].tolist() == [371222, 315834, 151618]
+    assert rl[-3:].tolist() == [131009, 129997, 75400]
+
+
+def test_answers_have_to_be_numbers_and_questions_new_whatever_their_white_space() -> None:
+    held_out = questions_of([Row("test-0", "How  many\neggs?", None, "1")])
+    texts = [("q?", "1,200"), ("q?", "-5"), ("q?", "1/2"), ("q?", ""), ("How many eggs? ", "1")]
+    rows = [Row(f"train-{i}", q, (), answer) for i, (q, answer) in enumerate(texts)]
+    kept, dropped = trainable(rows, held_out)
+    assert [row.id for row in kept] == ["train-0", "train-1"]
+    assert dict(dropped) == {"answer_not_a_number": 2, "in_validation_or_test": 1}
+
+
 def test_rows_are_dropped_by_reason_and_everything_adds_up(data) -> None:
     prepared = prepare(data, silent)
     summary = prepared.summary["splits"]
@@ -73,17 +95,15 @@ def test_negative_answers_stay_for_the_stages_that_use_them(data) -> None:
     assert "-3" in [row.answer for row in splits["sft"] + splits["rl"]]
 
 
-def test_validation_and_test_are_kept_as_they_are(data) -> None:
+def test_validation_and_test_are_kept_as_they_are_and_train_shares_none_of_them(
+    data,
+) -> None:
     splits = prepare(data, silent).splits
     assert [row.answer for row in splits["validation"]] == ["3", "1/2"]
     assert [row.steps for row in splits["test"]] == [None, ()]
-
-
-def test_no_question_of_validation_or_test_is_in_train(data) -> None:
-    splits = prepare(data, silent).splits
-    held_out = {normalise_question(row.question) for row in splits["validation"] + splits["test"]}
-    train = {normalise_question(row.question) for row in splits["sft"] + splits["rl"]}
-    assert not held_out & train
+    assert not questions_of(splits["validation"], splits["test"]) & questions_of(
+        splits["sft"], splits["rl"]
+    )
 
 
 def test_generated_splits_share_no_question() -> None:

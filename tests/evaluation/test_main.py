@@ -10,7 +10,8 @@ from latent_reasoning.config import ConfigError, resolve
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, row_lines
-from latent_reasoning.evaluation.__main__ import main, read_free_rows
+from latent_reasoning.evaluation.__main__ import main
+from latent_reasoning.evaluation.folder import read_free_rows
 from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.command import run_stage

@@ -17,8 +17,9 @@ from latent_reasoning.config import (
     Training,
 )
 from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
+from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.sft import teacher as teacher_module
@@ -35,9 +36,9 @@ def encode(rows, tokenizer, *, learn_start=False, mask_latent_labels=False, drop
     return encode_latent_rows(
         rows,
         tokenizer,
-        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
         prefix="Question: ",
-        natural_language=False,
+        reasonings=[reasoning_text(row, drop_last_step=drop_last_step) for row in rows],
+        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
         drop_last_step=drop_last_step,
         shift_target=False,
         mask_latent_labels=mask_latent_labels,

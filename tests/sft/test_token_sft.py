@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from latent_reasoning.sft.token_sft import token_sft_examples
 
 from latent_reasoning.config import Data, Runtime, SftModel, Training
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.sft.examples import token_sft_examples
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.text import BatchPlan, TextTask, cross_entropy
 

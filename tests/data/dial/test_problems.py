@@ -1,6 +1,5 @@
 """Generated problems are true, disjoint and deterministic; their tokenizer loses nothing."""
 
-import random
 from collections import Counter
 
 import pytest
@@ -8,11 +7,9 @@ import pytest
 from latent_reasoning.data.dial.problems import (
     DAYS,
     FIRST_HELD_OUT_STEP_COUNT,
-    PRETRAINING_STYLES,
     generate_splits,
-    pretraining_reasoning,
-    step_result,
 )
+from latent_reasoning.data.dial.styles import results_only
 from latent_reasoning.data.dial.tokenizer import (
     BOS_TOKEN,
     EOS_TOKEN,
@@ -43,15 +40,6 @@ def rows(splits):
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_tokenizer(generated_texts(MODULUS))
-
-
-@pytest.fixture
-def row():
-    return {
-        "question": "irrelevant",
-        "steps": ["<<(6+6)%7=5>>", "<<(5-6)%7=6>>", "<<(6*3)%7=4>>"],
-        "answer": "4",
-    }
 
 
 def problem_of(row):
@@ -154,61 +142,11 @@ def test_impossible_arguments_are_refused(changes, message):
         generate_splits(**{**arguments, "modulus": MODULUS, "seed": 0, **changes})
 
 
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
-        ("full", "<<(6+6)%7=5>><<(5-6)%7=6>><<(6*3)%7=4>>"),
-        ("last_step_dropped", "<<(6+6)%7=5>><<(5-6)%7=6>>"),
-        ("results_only", " Results: 5 6 4."),
-        ("results_only_last_step_dropped", " Results: 5 6."),
-    ],
-)
-def test_pretraining_styles(row, style, expected):
-    assert pretraining_reasoning(row, style) == expected
-
-
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
-        ("truncated", {"", "<<(6+6)%7=5>>", "<<(6+6)%7=5>><<(5-6)%7=6>>"}),
-        ("results_only_truncated", {" Results:.", " Results: 5.", " Results: 5 6."}),
-    ],
-)
-def test_truncated_styles_stop_after_any_step_but_the_last(row, style, expected):
-    generator = random.Random(0)
-    assert {pretraining_reasoning(row, style, generator) for _ in range(50)} == expected
-
-
-def test_waiting_style_repeats_the_last_result_up_to_the_longest_length(row):
-    generator = random.Random(0)
-    texts = {pretraining_reasoning(row, "results_only_waiting", generator) for _ in range(200)}
-    assert texts == {f" Results: 5 6 4{' 4' * repeats}." for repeats in range(1, 8)}
-
-
-def test_unknown_pretraining_styles_are_refused(row):
-    with pytest.raises(ValueError, match="not one of full, "):
-        pretraining_reasoning(row, "verbose")
-
-
-@pytest.mark.parametrize("style", ["truncated", "results_only_truncated", "results_only_waiting"])
-def test_styles_that_draw_a_length_need_a_generator(row, style):
-    with pytest.raises(ValueError, match="needs a generator"):
-        pretraining_reasoning(row, style)
-
-
-def test_step_result_reads_what_follows_the_last_equals_sign():
-    assert step_result("<<600*30/100=180>>") == "180"
-    with pytest.raises(ValueError, match="not of the form"):
-        step_result("600*30/100=180")
-
-
 @pytest.mark.parametrize("modulus", [7, 11])
 def test_pieces_of_the_format_decode_to_their_own_text(modulus):
     tokenizer = build_tokenizer(generated_texts(modulus))
     for row in generate(200, 0, 0, modulus=modulus)["train"]:
-        reasonings = [
-            pretraining_reasoning(row, style, random.Random(0)) for style in PRETRAINING_STYLES
-        ]
+        reasonings = ["".join(row["steps"]), results_only(row["steps"]), results_only([])]
         question = row["question"]
         for piece in (f"Question: {question}", question, *reasonings, f" {row['answer']}"):
             tokens = tokenizer(piece, add_special_tokens=False).input_ids
