@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from latent_reasoning.analysis import figures
+from latent_reasoning.analysis import figures, style
 from latent_reasoning.evaluation.records import write_evaluation
 
 
@@ -27,7 +27,7 @@ def test_equal_input_gives_equal_files(three_seeds, drawn, tmp_path):
 
 
 def test_rl_models_share_the_colour_of_their_start_and_differ_in_line_and_marker(three_seeds):
-    look = figures.looks(three_seeds)
+    look = style.looks(three_seeds)
     assert look["latent-6"].colour == look["latent-6-rl"].colour
     assert look["latent-6"].line["linestyle"] != look["latent-6-rl"].line["linestyle"]
     assert look["latent-6"].point["markerfacecolor"] == "white"

@@ -16,7 +16,7 @@ import pytest
 
 from latent_reasoning.config import ConfigError, Data
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sources import read_splits, read_test_set
+from latent_reasoning.data.sources import SPLITS, read_splits, read_test_set
 
 Record = dict[str, Any]
 
@@ -44,18 +44,14 @@ def read(data: Data, log: Callable[[str], None] = lambda line: None) -> dict[str
 
 def test_a_folder_of_json_lines(folder) -> None:
     splits = read(local(folder))
-    assert {name: len(rows) for name, rows in splits.items()} == {
-        "train": 5,
-        "validation": 5,
-        "test": 5,
-    }
+    assert {name: len(rows) for name, rows in splits.items()} == dict.fromkeys(SPLITS, 5)
     row = splits["validation"][3]
     assert (row.id, row.question, row.steps) == ("validation-3", "103 plus 1?", ("<<103+1=104>>",))
 
 
 def test_a_folder_of_parquet_is_the_same(folder, tmp_path_factory) -> None:
     other = tmp_path_factory.mktemp("parquet")
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         rows = [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), other / f"{split}.parquet")
     assert read(local(other)) == read(local(folder))
@@ -111,7 +107,7 @@ def test_a_split_that_stands_twice_is_refused(folder) -> None:
         read(local(folder))
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 def test_an_empty_split_is_named(folder, split) -> None:
     (folder / f"{split}.jsonl").write_text("\n")
     with pytest.raises(DataError, match=f"the split {split} has no rows"):
@@ -182,7 +178,7 @@ def test_a_training_answer_that_is_no_plain_number_is_left_to_the_filter(folder)
 def test_generated_rows_are_numbered_and_repeatable() -> None:
     data = Data.model_validate({"generated": {"train": 20, "validation": 5, "test": 6}})
     splits = read(data)
-    assert [len(splits[name]) for name in ("train", "validation", "test")] == [20, 5, 6]
+    assert [len(splits[name]) for name in SPLITS] == [20, 5, 6]
     assert splits["test"][5].id == "test-5"
     assert splits == read(data)
 
@@ -205,7 +201,7 @@ def test_hub_rows_come_at_the_pinned_revision(monkeypatch) -> None:
 
     def load(hub_id, revision):
         asked.append((hub_id, revision))
-        return {name: [record(i)] for i, name in enumerate(("train", "validation", "test"))}
+        return {name: [record(i)] for i, name in enumerate(SPLITS)}
 
     fake_hub(monkeypatch, load)
     splits = read(Data.model_validate(HUB))
