@@ -28,7 +28,7 @@ from benchmarks.inputs import Shape, build_inputs, trained_inputs
 from benchmarks.measure import Build, Measurement, count_flops, measure_memory, time_workload
 from benchmarks.report import as_table, draw_summary, write_table
 from benchmarks.workloads import WORKLOADS, build_workloads
-from latent_reasoning.analysis.figures import save
+from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.device import set_threads

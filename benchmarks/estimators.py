@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from latent_reasoning.analysis.figures import PALETTE, STYLE, save
+from latent_reasoning.analysis.style import PALETTE, STYLE, save
 from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, results_root
 from latent_reasoning.rl.build import build

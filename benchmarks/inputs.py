@@ -21,14 +21,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from latent_reasoning.data.rows import DataError, read_rows
-from latent_reasoning.data.sequences import (
-    SPECIAL_TOKENS,
+from latent_reasoning.data.examples import (
     LatentExample,
     PlainExample,
     StudentExample,
-    encode_prompts,
 )
+from latent_reasoning.data.rows import DataError, read_rows
+from latent_reasoning.data.sequences import SPECIAL_TOKENS, encode_prompts
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner

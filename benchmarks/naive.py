@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from latent_reasoning.config import Distillation
 from latent_reasoning.data.collation import pad_prompts
-from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, policy_loss

@@ -26,7 +26,7 @@ from benchmarks.inputs import Shape, build_inputs
 from benchmarks.measure import Measurement, measure_memory, time_workload
 from benchmarks.report import draw_scaling, write_table
 from benchmarks.workloads import build_workloads
-from latent_reasoning.analysis.figures import save
+from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 from latent_reasoning.runtime.device import set_threads

@@ -12,20 +12,15 @@ def by_claim(results):
 
 
 def test_every_claim_is_made_of_every_model_it_is_about(three_seeds):
-    assert list(by_claim(three_seeds)) == [
-        ("Latent reasoning beats answering at once", "latent-6"),
-        ("Latent reasoning beats answering at once", "latent-6-by-1"),
-        ("RL shortens the reasoning", "latent-6-rl"),
-        ("RL shortens the reasoning", "latent-6-by-1-rl"),
-        ("RL keeps the accuracy", "latent-6-rl"),
-        ("RL keeps the accuracy", "latent-6-by-1-rl"),
-        ("Longer problems get more thought", "latent-6-rl"),
-        ("Longer problems get more thought", "latent-6-by-1-rl"),
-        ("The latent steps do the work", "latent-6"),
-        ("The latent steps do the work", "latent-6-by-1"),
-        ("The latent steps do the work", "latent-6-rl"),
-        ("The latent steps do the work", "latent-6-by-1-rl"),
-    ]
+    latent, rl = ["latent-6", "latent-6-by-1"], ["latent-6-rl", "latent-6-by-1-rl"]
+    models = {
+        "Latent reasoning beats answering at once": latent,
+        "RL shortens the reasoning": rl,
+        "RL keeps the accuracy": rl,
+        "Longer problems get more thought": rl,
+        "The latent steps do the work": latent + rl,
+    }
+    assert list(by_claim(three_seeds)) == [(c, m) for c, about in models.items() for m in about]
 
 
 def test_measured_figures_stand_in_the_claim(written):
@@ -38,28 +33,24 @@ def test_measured_figures_stand_in_the_claim(written):
     assert needed.reached
 
 
-@pytest.mark.parametrize(("tokens", "verdict"), [(4.0, "reached"), (4.01, "not reached")])
-def test_shortening_is_reached_at_half_the_length(written, tokens, verdict, change_summary):
+@pytest.mark.parametrize(
+    ("claim", "model", "name", "change", "verdict"),
+    [
+        ("RL shortens the reasoning", "latent-6-rl", "reasoning_tokens_mean", -4.0, "reached"),
+        ("RL shortens the reasoning", "latent-6-rl", "reasoning_tokens_mean", -3.99, "not reached"),
+        ("RL keeps the accuracy", "latent-6-rl", "accuracy", -0.01, "reached"),
+        ("RL keeps the accuracy", "latent-6-rl", "accuracy", -0.0101, "not reached"),
+        # A model that answers nothing has no accuracy to keep.
+        ("RL keeps the accuracy", "latent-6", "accuracy", None, "cannot be decided"),
+    ],
+)
+def test_rl_halves_the_length_and_loses_at_most_one_point(
+    written, change_summary, claim, model, name, change, verdict
+):
     results = written(0)
-    change_summary(results, "latent-6-rl", reasoning_tokens_mean=tokens)
-    claim = by_claim(results)["RL shortens the reasoning", "latent-6-rl"]
-    assert claim.verdict == verdict
-
-
-@pytest.mark.parametrize(("lost", "verdict"), [(0.01, "reached"), (0.0101, "not reached")])
-def test_accuracy_may_fall_by_one_point(written, lost, verdict, change_summary):
-    results = written(0)
-    before = results.summary("latent-6", 0, "test")["accuracy"]
-    change_summary(results, "latent-6-rl", accuracy=before - lost)
-    claim = by_claim(results)["RL keeps the accuracy", "latent-6-rl"]
-    assert claim.verdict == verdict
-
-
-def test_a_model_that_answers_nothing_has_no_accuracy_to_keep(written, change_summary):
-    results = written(0)
-    change_summary(results, "latent-6", accuracy=0.0)
-    claim = by_claim(results)["RL keeps the accuracy", "latent-6-rl"]
-    assert claim.verdict == "cannot be decided"
+    before = results.summary("latent-6", 0, "test")[name]
+    change_summary(results, model, **{name: 0.0 if change is None else before + change})
+    assert by_claim(results)[claim, "latent-6-rl"].verdict == verdict
 
 
 def test_equal_length_everywhere_follows_no_difficulty(written, monkeypatch):

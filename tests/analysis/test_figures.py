@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from latent_reasoning.analysis import figures
+from latent_reasoning.analysis import figures, style
 from latent_reasoning.evaluation.records import write_evaluation
 
 
@@ -27,7 +27,7 @@ def test_equal_input_gives_equal_files(three_seeds, drawn, tmp_path):
 
 
 def test_rl_models_share_the_colour_of_their_start_and_differ_in_line_and_marker(three_seeds):
-    look = figures.looks(three_seeds)
+    look = style.looks(three_seeds)
     assert look["latent-6"].colour == look["latent-6-rl"].colour
     assert look["latent-6"].line["linestyle"] != look["latent-6-rl"].line["linestyle"]
     assert look["latent-6"].point["markerfacecolor"] == "white"
@@ -58,16 +58,13 @@ def test_length_distribution_shows_right_and_wrong_answers_apart(three_seeds):
             assert sum(bar.get_height() for bar in bars) == pytest.approx(1.0)
 
 
-def test_length_by_steps_draws_the_mean_and_a_line_a_seed(three_seeds):
+def test_length_by_steps_draws_the_mean_and_a_line_a_seed(three_seeds, written):
     axes = figures.draw("length_by_steps", three_seeds).axes[0]
     assert labels(axes) == ["before RL", "after RL"]
     assert len(axes.lines) == 2 * (1 + 3)
     before = axes.get_legend_handles_labels()[0][0]
     assert list(before.get_xdata()) == [1, 2, 3, 4, 5]
     assert list(before.get_ydata()) == [8.0] * 5
-
-
-def test_one_seed_has_no_thin_lines(written):
     assert len(figures.draw("length_by_steps", written(0)).axes[0].lines) == 2
 
 

@@ -15,23 +15,26 @@ def test_the_appendix_is_apart_from_the_main_models(written):
     assert appendix.rl_pairs() == [Pair("latent-6-by-1-rl", "latent-6-by-1")]
 
 
-def test_a_missing_evaluation_is_named_with_the_command_that_makes_it(written):
+def test_a_missing_file_is_named_with_the_command_that_makes_it(written):
     results = written(0)
-    folder = results.layout.evaluation("latent-6", 0, "test")
-    shutil.rmtree(folder)
-    with pytest.raises(MissingResultError) as error:
-        results.summary("latent-6", 0, "test")
-    assert "no evaluation of latent-6, seed 0, on test" in str(error.value)
-    assert f"snakemake {folder}/summary.json" in str(error.value)
-
-
-def test_a_missing_training_curve_is_named_with_the_command_that_makes_it(written):
-    results = written(0)
-    folder = results.layout.model("latent-6", 0)
-    shutil.rmtree(folder)
-    with pytest.raises(MissingResultError, match="no training curve of latent-6, seed 0") as error:
-        results.training("latent-6", 0)
-    assert f"snakemake {folder}" in str(error.value)
+    layout = results.layout
+    shutil.rmtree(layout.evaluation("latent-6", 0, "test"))
+    shutil.rmtree(layout.model("latent-6", 0))
+    for read, named, made in (
+        (
+            lambda: results.summary("latent-6", 0, "test"),
+            "no evaluation of latent-6, seed 0, on test",
+            layout.evaluation("latent-6", 0, "test") / "summary.json",
+        ),
+        (
+            lambda: results.training("latent-6", 0),
+            "no training curve of latent-6, seed 0",
+            layout.model("latent-6", 0),
+        ),
+    ):
+        with pytest.raises(MissingResultError, match=named) as error:
+            read()
+        assert f"snakemake {made}" in str(error.value)
 
 
 def test_pooled_predictions_carry_their_seed(three_seeds):

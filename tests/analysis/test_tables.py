@@ -9,17 +9,8 @@ from latent_reasoning.analysis import tables
 from latent_reasoning.evaluation.metrics import wilson_interval
 
 CONTRACT = [
-    "model",
-    "dataset",
-    "seeds",
-    "n",
-    "accuracy",
-    "accuracy_ci95_low",
-    "accuracy_ci95_high",
-    "reasoning_tokens",
-    "tokens_vs_sft",
-    "published_accuracy",
-    "published_tokens",
+    *("model", "dataset", "seeds", "n", "accuracy", "accuracy_ci95_low", "accuracy_ci95_high"),
+    *("reasoning_tokens", "tokens_vs_sft", "published_accuracy", "published_tokens"),
     "accuracy_seed_std",
 ]
 
@@ -29,33 +20,23 @@ def main(three_seeds):
     return tables.main_table(three_seeds).set_index("model", drop=False)
 
 
-def test_main_table_has_the_columns_of_the_contract(main):
+def test_main_table_has_the_columns_of_the_contract_and_a_row_a_model(main, three_seeds):
     assert list(main.columns) == CONTRACT
-
-
-def test_models_stand_in_the_order_of_the_configuration(main, three_seeds):
     assert list(main["model"]) == list(three_seeds.experiment.models)
-
-
-def test_n_counts_the_rows_of_one_seed_and_seeds_the_seeds(main):
-    assert set(main["n"]) == {400}
+    assert set(main["n"]) == {400}  # of one seed
     assert set(main["seeds"]) == {3}
 
 
-def test_accuracy_is_the_mean_over_seeds_and_its_spread_their_sample_deviation(main, three_seeds):
-    of_seeds = [three_seeds.summary("no-cot-sft", seed, "test")["accuracy"] for seed in range(3)]
+def test_accuracy_its_spread_and_its_interval_are_those_of_all_seeds(main, three_seeds):
+    summaries = [three_seeds.summary("no-cot-sft", seed, "test") for seed in range(3)]
+    of_seeds = [summary["accuracy"] for summary in summaries]
     mean = sum(of_seeds) / 3
     row = main.loc["no-cot-sft"]
     assert row["accuracy"] == pytest.approx(mean)
     spread = math.sqrt(sum((a - mean) ** 2 for a in of_seeds) / 2)
     assert row["accuracy_seed_std"] == pytest.approx(spread)
-
-
-def test_the_interval_is_wilson_on_the_pooled_rows(main, three_seeds):
-    correct = sum(three_seeds.summary("no-cot-sft", seed, "test")["correct"] for seed in range(3))
-    row = main.loc["no-cot-sft"]
-    expected = wilson_interval(correct, 1200)
-    assert (row["accuracy_ci95_low"], row["accuracy_ci95_high"]) == pytest.approx(expected)
+    pooled = wilson_interval(sum(summary["correct"] for summary in summaries), 1200)
+    assert (row["accuracy_ci95_low"], row["accuracy_ci95_high"]) == pytest.approx(pooled)
 
 
 def test_tokens_vs_sft_compares_an_rl_model_with_its_start_and_no_other(main):
@@ -71,10 +52,7 @@ def test_published_figures_are_fractions_beside_the_test_split_only(written):
     assert published["latent-6", "test"] == 0.4973
     assert pandas.isna(published["latent-6", "validation"])
     assert pandas.isna(published["cot-sft", "test"])
-
-
-def test_one_seed_has_no_spread(written):
-    assert tables.main_table(written(0))["accuracy_seed_std"].isna().all()
+    assert table["accuracy_seed_std"].isna().all()  # one seed has no spread
 
 
 def test_paired_table_pairs_rl_with_its_start_and_latent_with_no_reasoning(three_seeds):
@@ -115,7 +93,8 @@ def test_forced_table_pools_the_seeds(three_seeds):
     assert list(table.loc["cot-sft"].index) == [0]
 
 
-def test_markdown_prints_per_cent_and_leaves_out_empty_columns(written):
+def test_markdown_prints_per_cent_and_leaves_out_empty_columns(written, main):
+    assert "Std over seeds" in tables.markdown(main)
     text = tables.markdown(tables.main_table(written(0)))
     head, rule, *body = text.splitlines()
     assert "Seeds" not in head
@@ -124,10 +103,6 @@ def test_markdown_prints_per_cent_and_leaves_out_empty_columns(written):
     assert len({len(line) for line in text.splitlines()}) == 1
     latent = next(line for line in body if line.startswith("| latent-6 "))
     assert "| 49.73 |" in " ".join(latent.split())
-
-
-def test_markdown_of_several_seeds_shows_their_spread(main):
-    assert "Std over seeds" in tables.markdown(main)
 
 
 def test_latex_escapes_per_cent_and_underscores(main):

@@ -13,7 +13,7 @@ from benchmarks import naive
 from benchmarks.workloads import samples_of
 from latent_reasoning.config import Distillation
 from latent_reasoning.data.collation import collate_latent
-from latent_reasoning.data.sequences import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 from latent_reasoning.model import reasoner
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner

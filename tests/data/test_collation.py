@@ -15,7 +15,7 @@ from latent_reasoning.data.collation import (
     collate_plain,
     pad_prompts,
 )
-from latent_reasoning.data.sequences import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 
 
 def plain(ids: list[int]) -> PlainExample:
@@ -35,13 +35,7 @@ def test_plain_examples_are_padded_on_the_left() -> None:
     assert batch["labels"].tolist() == [[-100, -100, 7, 8, 9], [-100, -100, -100, 3, 4]]
     assert batch["reasoning_map"].int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]
     assert batch["target_token_map"].int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 0]]
-    assert {name: values.dtype for name, values in batch.items()} == {
-        "input_ids": torch.int64,
-        "attention_mask": torch.int64,
-        "labels": torch.int64,
-        "reasoning_map": torch.bool,
-        "target_token_map": torch.bool,
-    }
+    assert [values.dtype for values in batch.values()] == [torch.int64] * 3 + [torch.bool] * 2
 
 
 def test_teacher_and_student_are_padded_apart() -> None:
@@ -54,10 +48,7 @@ def test_teacher_and_student_are_padded_apart() -> None:
     )
     assert batch["input_ids"].shape == (2, 5)
     assert batch["latent_input_ids"].shape == (2, 7)
-    assert batch["latent_continue_map"].int().tolist() == [
-        [0, 0, 1, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0, 0],
-    ]
+    assert batch["latent_continue_map"].int().tolist() == [[0, 0, 1, 1, 0, 0, 0], [0] * 7]
     assert batch["latent_labels"].tolist()[1] == [-100, -100, -100, -100, 63, 3, 4]
     assert set(batch) == {
         *("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),

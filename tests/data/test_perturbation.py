@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from latent_reasoning.data.perturbation import evaluate, implied_constants, perturbed_copies
+from latent_reasoning.data.implied_constants import implied_constants
+from latent_reasoning.data.perturbation import evaluate, perturbed_copies
 from latent_reasoning.data.rows import Row
 
 CLIPS = Row(
@@ -35,13 +36,10 @@ def test_the_chain_follows_the_new_numbers() -> None:
         assert copy.question == CLIPS.question.replace("48", str(new))
 
 
-def test_copies_are_named_after_their_row_and_differ() -> None:
+def test_copies_are_named_after_their_row_and_depend_on_seed_and_id_alone() -> None:
     copies = copies_of(CLIPS, copies=5)
     assert {copy.id for copy in copies} <= {f"train-0-copy-{i}" for i in range(1, 6)}
     assert len({copy.question for copy in copies}) == len(copies)
-
-
-def test_copies_depend_on_seed_and_id_alone() -> None:
     other = Row("train-1", "A box has 30 eggs, 12 broken. How many whole?", ("<<30-12=18>>",), "18")
     alone = copies_of(other)
     assert alone == perturbed_copies([CLIPS, other], 20, 0, set())[-len(alone) :]
@@ -73,12 +71,8 @@ def test_formats_of_numbers_are_kept() -> None:
 
 
 def test_results_stay_positive_and_whole_where_they_were() -> None:
-    row = Row(
-        "train-0",
-        "30 eggs, 12 broken, in boxes of 6. How many?",
-        ("<<30-12=18>>", "<<18/6=3>>"),
-        "3",
-    )
+    question = "30 eggs, 12 broken, in boxes of 6. How many?"
+    row = Row("train-0", question, ("<<30-12=18>>", "<<18/6=3>>"), "3")
     copies = copies_of(row, copies=50)
     assert len(copies) > 10
     for copy in copies:
@@ -111,12 +105,8 @@ def test_rows_of_uncertain_or_fixed_numbers_are_left_alone(question, steps, answ
 def test_a_number_that_is_also_a_result_is_followed_only_where_both_agree() -> None:
     """10 is a number of the question and the first result: the last step is certain only where
     they stay equal."""
-    row = Row(
-        "train-0",
-        "5 bags of 2.5 kg, 10 boxes, 12.5 off?",
-        ("<<5*2.5=12.5>>", "<<10+12.5=22.5>>"),
-        "22.5",
-    )
+    question = "5 bags of 2.5 kg, 10 boxes, 12.5 off?"
+    row = Row("train-0", question, ("<<5*2.5=12.5>>", "<<10+12.5=22.5>>"), "22.5")
     for copy in copies_of(row, copies=50):
         bags, kilograms, boxes, off = map(Fraction, re.findall(r"\d+(?:\.\d+)?", copy.question))
         assert bags * kilograms == off
@@ -161,10 +151,6 @@ def test_expressions_are_plain_arithmetic_or_nothing(expression, value) -> None:
 def test_random_expressions_have_their_exact_value() -> None:
     generator = random.Random(0)
     for _ in range(200):
-        numbers = [str(generator.randint(1, 99)) for _ in range(4)]
-        text = "".join(
-            part
-            for pair in zip(numbers, generator.choices("+-*", k=4), strict=True)
-            for part in pair
-        )[:-1]
+        signs = [*generator.choices("+-*", k=3), ""]
+        text = "".join(f"{generator.randint(1, 99)}{sign}" for sign in signs)
         assert evaluate(text) == eval(text)

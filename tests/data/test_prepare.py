@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import yaml
 from latent_reasoning.config import ConfigError, Data, load
 from latent_reasoning.dag.digests import science, science_digest
 from latent_reasoning.data.__main__ import main
-from latent_reasoning.data.prepare import prepare
-from latent_reasoning.data.rows import DataError, normalise_question, read_rows
+from latent_reasoning.data.prepare import prepare, questions_of, split_positions, trainable
+from latent_reasoning.data.rows import DataError, Row, read_rows
 
 
 def silent(line: str) -> None:
@@ -47,43 +48,57 @@ def data(tmp_path) -> Data:
     )
 
 
+def test_the_cut_of_ten_rows_is_that_of_the_public_code() -> None:
+    sft, rl = split_positions(10, 0.85, 42)
+    assert sft.tolist() == [5, 6, 0, 7, 3, 2, 4, 9]  # round(8.5) is 8: half to even
+    assert rl.tolist() == [1, 8]
+
+
+def test_the_cut_at_full_size_has_the_papers_numbers() -> None:
+    sft, rl = split_positions(385_620, 0.85, 42)
+    assert (len(sft), len(rl)) == (327_777, 57_843)
+    assert sft[:3].tolist() == [371222, 315834, 151618]
+    assert rl[-3:].tolist() == [131009, 129997, 75400]
+
+
+def test_answers_have_to_be_numbers_and_questions_new_whatever_their_white_space() -> None:
+    held_out = questions_of([Row("test-0", "How  many\neggs?", None, "1")])
+    texts = [("q?", "1,200"), ("q?", "-5"), ("q?", "1/2"), ("q?", ""), ("How many eggs? ", "1")]
+    rows = [Row(f"train-{i}", q, (), answer) for i, (q, answer) in enumerate(texts)]
+    kept, dropped = trainable(rows, held_out)
+    assert [row.id for row in kept] == ["train-0", "train-1"]
+    assert dict(dropped) == {"answer_not_a_number": 2, "in_validation_or_test": 1}
+
+
 def test_rows_are_dropped_by_reason_and_everything_adds_up(data) -> None:
     prepared = prepare(data, silent)
     summary = prepared.summary["splits"]
     assert summary["train"] == {"rows": 20, "dropped": {}}
-    dropped: dict[str, int] = {}
-    for name in ("sft", "rl"):
-        assert summary[name]["rows"] == len(prepared.splits[name])
-        for reason, count in summary[name]["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + count
+    dropped = Counter(summary["sft"]["dropped"]) + Counter(summary["rl"]["dropped"])
     assert dropped == {"answer_not_a_number": 1, "in_validation_or_test": 1}
-    assert len(prepared.splits["sft"]) + len(prepared.splits["rl"]) == 18
+    rows = {name: len(prepared.splits[name]) for name in ("sft", "rl")}
+    assert rows == {name: summary[name]["rows"] for name in rows}
+    assert sum(rows.values()) == 18
 
 
 def test_the_cut_comes_before_the_filters(data) -> None:
     order = np.random.default_rng(42).permutation(20).tolist()
     splits = prepare(data, silent).splits
+    assert "-3" in [row.answer for row in splits["sft"] + splits["rl"]]  # for stages that use it
     for name, positions in (("sft", order[:17]), ("rl", order[17:])):
         expected = [f"train-{position}" for position in positions if position not in (4, 7)]
         assert [row.id for row in splits[name]] == expected
 
 
-def test_negative_answers_stay_for_the_stages_that_use_them(data) -> None:
-    splits = prepare(data, silent).splits
-    assert "-3" in [row.answer for row in splits["sft"] + splits["rl"]]
-
-
-def test_validation_and_test_are_kept_as_they_are(data) -> None:
+def test_validation_and_test_are_kept_as_they_are_and_train_shares_none_of_them(
+    data,
+) -> None:
     splits = prepare(data, silent).splits
     assert [row.answer for row in splits["validation"]] == ["3", "1/2"]
     assert [row.steps for row in splits["test"]] == [None, ()]
-
-
-def test_no_question_of_validation_or_test_is_in_train(data) -> None:
-    splits = prepare(data, silent).splits
-    held_out = {normalise_question(row.question) for row in splits["validation"] + splits["test"]}
-    train = {normalise_question(row.question) for row in splits["sft"] + splits["rl"]}
-    assert not held_out & train
+    assert not questions_of(splits["validation"], splits["test"]) & questions_of(
+        splits["sft"], splits["rl"]
+    )
 
 
 def test_generated_splits_share_no_question() -> None:
@@ -107,13 +122,8 @@ def test_a_generator_that_leaks_is_refused(monkeypatch) -> None:
 def test_histograms_of_lengths_and_steps(data) -> None:
     summary = prepare(data, silent).summary["splits"]
     assert summary["test"]["steps"] == {"0": 1, "unknown": 1}
-    assert summary["test"]["question_words"] == {
-        "min": 2,
-        "mean": 2.5,
-        "max": 3,
-        "bin_width": 10,
-        "histogram": {"0": 2},
-    }
+    words = {"min": 2, "mean": 2.5, "max": 3, "bin_width": 10, "histogram": {"0": 2}}
+    assert summary["test"]["question_words"] == words
     assert summary["validation"]["question_characters"]["max"] == len("validation 0?")
 
 
@@ -193,17 +203,14 @@ def test_the_stage_writes_rows_digests_and_summary(config_file, tmp_path, capsys
     assert "dropped 1 answer_not_a_number" in capsys.readouterr().out
 
 
-def test_the_stage_twice_gives_the_same_bytes(config_file, tmp_path) -> None:
+def test_the_stage_twice_gives_the_same_bytes_but_only_of_what_was_planned(
+    config_file, tmp_path
+) -> None:
     folder = tmp_path / "results" / "tiny" / "data"
     main(["--config", str(config_file)])
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    main(["--config", str(config_file)])
+    main(["--config", str(config_file), "--digest", science_digest(load(config_file), "data")])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
-
-
-def test_the_stage_refuses_a_configuration_that_was_not_planned(config_file) -> None:
-    planned = science_digest(load(config_file), "data")
-    main(["--config", str(config_file), "--digest", planned])
     with pytest.raises(ConfigError, match="0123456789abcdef was planned"):
         main(["--config", str(config_file), "--digest", "0123456789abcdef"])
 

@@ -25,18 +25,16 @@ def test_a_row_keeps_its_texts_unchanged() -> None:
     )
 
 
-@pytest.mark.parametrize("record", [{}, {"steps": None}])
-def test_steps_may_be_unknown(record: dict) -> None:
-    assert parse_row({"question": "q?", "answer": "1", **record}, "x-0", "x").steps is None
+def test_steps_may_be_unknown_which_is_not_the_same_as_none() -> None:
+    def steps(**record) -> tuple[str, ...] | None:
+        return parse_row({"question": "q?", "answer": "1", **record}, "x-0", "x").steps
 
-
-def test_no_steps_and_unknown_steps_differ() -> None:
-    assert parse_row({"question": "q?", "answer": "1", "steps": []}, "x-0", "x").steps == ()
+    assert (steps(), steps(steps=None), steps(steps=[])) == (None, None, ())
 
 
 def test_a_number_as_answer_is_its_text() -> None:
-    assert parse_row({"question": "q?", "answer": 18}, "x-0", "x").answer == "18"
-    assert parse_row({"question": "q?", "answer": 2.5}, "x-0", "x").answer == "2.5"
+    for answer in (18, 2.5):
+        assert parse_row({"question": "q?", "answer": answer}, "x-0", "x").answer == str(answer)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +59,24 @@ def test_a_malformed_row_is_refused_with_its_place_and_reason(record: object, re
 
 def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n{"a": 2}')
-    lines = list(json_line_records(path))
-    assert [line for line, _ in lines] == [0, 2, 3, 4]
-    assert [content for _, content in lines if isinstance(content, dict)] == [{"a": 1}, {"a": 2}]
-    assert str(lines[1][1]).startswith(f"{path}, line 3: not JSON: Expecting value")
-    assert str(lines[2][1]).startswith(f"{path}, line 4: not UTF-8")
+    long, deep = b'{"a": 1' + b"0" * 5000 + b"}", b"[" * 10**5
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n%b\n%b\n{"a": 2}' % (long, deep))
+    expected = {
+        0: {"a": 1},
+        2: "line 3: not JSON: Expecting value",
+        3: "line 4: not UTF-8",
+        4: "line 5: not readable",
+        5: "line 6: nested too deeply",
+        6: {"a": 2},
+    }
+    found = dict(json_line_records(path))
+    assert list(found) == list(expected)
+    for line, content in expected.items():
+        if isinstance(content, dict):
+            assert found[line] == content
+        else:
+            assert isinstance(found[line], DataError)
+            assert str(found[line]).startswith(f"{path}, {content}")
 
 
 def test_prepared_rows_come_back_as_they_were(tmp_path) -> None:
@@ -104,12 +114,3 @@ def test_a_prepared_file_that_changed_since_is_refused_by_name(tmp_path):
     file.write_text(row.replace('"2"', '"3"'), encoding="utf-8")
     with pytest.raises(DataError, match=r"sft\.jsonl: not as it was prepared.*delete both"):
         read_rows(file)
-
-
-def test_a_number_too_long_to_be_read_is_a_bad_line(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"answer": 1' + "0" * 5000 + "}\n", encoding="utf-8")
-    ((number, problem),) = json_line_records(file)
-    assert number == 0
-    assert isinstance(problem, DataError)
-    assert "line 1: not readable" in str(problem)

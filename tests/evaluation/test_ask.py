@@ -23,7 +23,7 @@ def test_the_answer_the_steps_and_every_stop_probability_are_shown():
     made = [(0.9, 0.1), (0.75, 0.25), (0.2, 0.8)]
     generation = Generation([1, 2], made, latent_steps=2, cut_off=False)
     text = "<|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 1,200<eos>"
-    assert ask.describe(generation, text, "<eos>", latent=True).splitlines() == [
+    assert ask.answer_text(generation, text, "<eos>", latent=True).splitlines() == [
         "answer: 1200",
         "latent steps: 2",
         "  p(stop) before the first step: 0.1000",
@@ -35,7 +35,7 @@ def test_the_answer_the_steps_and_every_stop_probability_are_shown():
 
 def test_a_text_model_shows_its_text_and_a_missing_answer_is_said():
     generation = Generation([1, 2], [], latent_steps=0, cut_off=True)
-    assert ask.describe(generation, "<<1+1=2>>", "<eos>", latent=False).splitlines() == [
+    assert ask.answer_text(generation, "<<1+1=2>>", "<eos>", latent=False).splitlines() == [
         "answer: none found",
         "text: <<1+1=2>>",
         "(cut off at --max-new-tokens)",

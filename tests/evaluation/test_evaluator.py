@@ -1,11 +1,20 @@
 """Verdicts and lengths of completions, and the passes of an evaluation."""
 
+from dataclasses import replace
+
 import pytest
 
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.evaluation import evaluator
-from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate, predict, score
+from latent_reasoning.evaluation.evaluator import (
+    EvaluationSettings,
+    evaluate,
+    predict,
+    prediction_of,
+    validate,
+)
 from latent_reasoning.model.generation import Generation
+from latent_reasoning.runtime.parallel import OneProcess, SeveralProcesses
 
 ROW = Row("test-3", "Where does it end?", ("<<1+1=2>>", "<<2+3=5>>"), "5")
 
@@ -19,77 +28,53 @@ def scored(latent, tokenizer):
         ids = ids if cut_off else [*ids, tokenizer.eos_token_id]
         row = Row(ROW.id, ROW.question, ROW.steps, answer)
         generation = Generation(ids, [], 0, cut_off)
-        return score(row, generation, tokenizer, latent=latent, forced_steps=forced_steps)
+        return prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced_steps)
 
     return score_text
 
 
-def test_a_latent_completion_takes_n_steps_and_n_plus_2_tokens(scored):
-    prediction = scored("<|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 5")
-    assert prediction.completion == "<|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 5"
+LATENT_TEXT = "<|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 5"
+AGAIN = "<|CONTINUE|><|STOP|><START><|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 5"
+
+
+def test_a_prediction_holds_the_completion_and_what_is_read_in_it(scored):
+    prediction = scored(LATENT_TEXT)
+    assert (prediction.id, prediction.completion) == ("test-3", LATENT_TEXT)
     assert (prediction.correct, prediction.extracted) == (True, "5")
-    assert (prediction.latent_steps, prediction.reasoning_tokens) == (2, 4)
-    assert (prediction.gold_steps, prediction.id) == (2, "test-3")
+    assert (prediction.gold_steps, prediction.cut_off) == (2, False)
 
 
-def test_stopping_at_once_takes_2_tokens(scored):
-    prediction = scored("<|STOP|> The answer is: 4")
-    assert (prediction.correct, prediction.extracted) == (False, "4")
-    assert (prediction.latent_steps, prediction.reasoning_tokens) == (0, 2)
-
-
-def test_a_completion_cut_off_in_thought_is_a_wrong_row_with_its_length(scored):
-    prediction = scored("<|CONTINUE|>" * 7, cut_off=True)
-    assert not prediction.correct
-    assert not prediction.well_formatted
-    assert prediction.cut_off
-    assert prediction.extracted is None
-    assert (prediction.latent_steps, prediction.reasoning_tokens) == (7, 8)
-
-
-def test_the_answer_is_read_after_the_last_prefix(scored):
-    text = "<|CONTINUE|><|STOP|> The answer is: 5 The answer is: 3"
-    assert not scored(text).correct
-    assert scored(text, answer="3").correct
-    assert scored(text).reasoning_tokens == 3
-
-
-def test_thinking_again_before_the_answer_counts_every_latent_token(scored):
-    text = "<|CONTINUE|><|STOP|><START><|CONTINUE|><|CONTINUE|><|STOP|> The answer is: 5"
-    prediction = scored(text)
-    assert (prediction.latent_steps, prediction.reasoning_tokens) == (3, 7)
-
-
-def test_a_chain_of_thought_counts_the_tokens_before_the_answer(scored, tokenizer):
-    steps = "<<(1+1)%7=2>><<(2+3)%7=5>>"
-    prediction = scored(f"{steps} The answer is: 5", latent=False)
-    expected = len(tokenizer(steps, add_special_tokens=False)["input_ids"])
-    assert (prediction.reasoning_tokens, prediction.latent_steps) == (expected, 0)
-    assert prediction.correct
-
-
-def test_an_answer_at_once_has_no_reasoning(scored):
-    prediction = scored(" The answer is: 5", latent=False)
-    assert (prediction.reasoning_tokens, prediction.correct) == (0, True)
-
-
-def test_a_chain_of_thought_without_answer_is_wrong_with_all_its_tokens(scored):
-    prediction = scored("<<(1+1)%7=2>>", latent=False)
-    assert not prediction.well_formatted
-    assert prediction.reasoning_tokens > 0
-
-
-def test_a_forced_completion_is_the_answer_alone(scored):
-    prediction = scored(" 5", forced_steps=6)
-    assert (prediction.correct, prediction.well_formatted) == (True, True)
-    assert (prediction.latent_steps, prediction.reasoning_tokens) == (6, 8)
-    assert scored("", forced_steps=6).correct is False
-    assert scored(" 5", latent=False, forced_steps=0).reasoning_tokens == 0
+@pytest.mark.parametrize(
+    ("text", "options", "correct", "steps", "tokens"),
+    [
+        (LATENT_TEXT, {}, True, 2, 4),  # n + 2
+        ("<|STOP|> The answer is: 4", {}, False, 0, 2),  # stopping at once
+        (AGAIN, {}, True, 3, 7),  # every latent token before the answer
+        ("<|CONTINUE|>" * 7, {"cut_off": True}, False, 7, 8),  # cut off in thought
+        ("<|CONTINUE|><|STOP|> The answer is: 5 The answer is: 3", {}, False, 1, 3),
+        ("<|STOP|> The answer is: 5 The answer is: 3", {"answer": "3"}, True, 0, 2),
+        ("<<(1+1)%7=2>> The answer is: 5", {"latent": False}, True, 0, 7),
+        (" The answer is: 5", {"latent": False}, True, 0, 0),
+        ("<<(1+1)%7=2>>", {"latent": False}, False, 0, 7),
+        (" 5", {"forced_steps": 6}, True, 6, 8),
+        ("", {"forced_steps": 6}, False, 6, 8),
+        (" 5", {"forced_steps": 0, "latent": False}, True, 0, 0),
+    ],
+)
+def test_verdict_and_length_of_a_completion(scored, text, options, correct, steps, tokens):
+    prediction = scored(text, **options)
+    answers = "The answer is:" in text or "forced_steps" in options
+    assert prediction.well_formatted == answers
+    assert (prediction.extracted is None) == (not answers or text == "")
+    assert prediction.correct == correct
+    assert prediction.cut_off == options.get("cut_off", False)
+    assert (prediction.latent_steps, prediction.reasoning_tokens) == (steps, tokens)
 
 
 def test_predictions_keep_the_rows_order_whatever_the_batch(latent, tokenizer, rows):
     def run(batch_size):
-        return predict(latent, tokenizer, rows, EvaluationSettings("", 6, batch_size), None)
+        settings = EvaluationSettings("", 6, batch_size)
+        return predict(latent, tokenizer, rows, settings, OneProcess())
 
     assert run(2) == run(6)
     assert [prediction.id for prediction in run(4)] == [row.id for row in rows]
@@ -99,12 +84,7 @@ def test_predictions_keep_the_rows_order_whatever_the_batch(latent, tokenizer, r
 def test_the_forced_curve_of_a_latent_model_goes_from_0_to_the_maximum(latent, tokenizer, rows):
     settings = EvaluationSettings("", 4, max_forced_steps=3, forced_rows=5)
     evaluation = evaluate(latent, tokenizer, rows, settings)
-    assert [(point.latent_steps, point.n) for point in evaluation.forced] == [
-        (0, 5),
-        (1, 5),
-        (2, 5),
-        (3, 5),
-    ]
+    assert [(p.latent_steps, p.n) for p in evaluation.forced] == [(n, 5) for n in range(4)]
     assert len(evaluation.predictions) == 6
     assert evaluation.seconds > 0
 
@@ -131,7 +111,10 @@ def test_a_point_of_the_forced_curve_counts_the_right_answers(latent, tokenizer,
 def test_the_forced_curve_equals_an_evaluation_at_each_length(latent, tokenizer, rows):
     settings = EvaluationSettings("Question: ", 5, max_forced_steps=3)
     curve = evaluator._predict_forced(latent, tokenizer, rows, settings, 3)
-    assert curve == [predict(latent, tokenizer, rows, settings, steps) for steps in range(4)]
+    for steps, predictions in enumerate(curve):
+        forced = replace(settings, forced_steps=steps)
+        assert predictions == predict(latent, tokenizer, rows, forced, OneProcess())
+    assert len(curve) == 4
 
 
 def test_a_plain_model_has_only_the_forced_answer_at_once(plain, tokenizer, rows):
@@ -150,3 +133,41 @@ def test_a_model_may_be_evaluated_at_a_forced_length(latent, tokenizer, rows):
 def test_a_plain_model_cannot_be_forced_to_think(plain, tokenizer, rows):
     with pytest.raises(DataError, match="cannot think"):
         evaluate(plain, tokenizer, rows, EvaluationSettings("", 4, forced_steps=2))
+
+
+def written(monkeypatch, tokenizer, texts):
+    """Have `generate` write given texts, EOS after them; returns the prompts it was given."""
+    asked = []
+
+    def generate(model, prompts, **settings):
+        asked.extend(prompts)
+        return [Generation(tokenizer(text)["input_ids"], [], 0, False) for text in texts]
+
+    monkeypatch.setattr(evaluator, "generate", generate)
+    return asked
+
+
+def test_a_validation_counts_the_eos_of_a_text_without_an_answer(
+    plain, tokenizer, rows, monkeypatch
+):
+    texts = ["<<(1+1)%7=2>>", f"<<(1+1)%7=2>> The answer is: {rows[1].answer}"]
+    written(monkeypatch, tokenizer, [f"{text}{tokenizer.eos_token}" for text in texts])
+    measured = validate(plain, tokenizer, rows[:2], EvaluationSettings(""), OneProcess())
+    assert measured == {
+        "validation_accuracy": 0.5,
+        "validation_reasoning_tokens": (8 + 7) / 2,
+        "validation_badly_formatted": 0.5,
+        "validation_rows": 2,
+    }
+
+
+def test_each_process_writes_its_share_after_its_rows_own_beginnings(
+    plain, tokenizer, rows, monkeypatch
+):
+    asked = written(monkeypatch, tokenizer, [tokenizer.eos_token] * 2)
+    process = SeveralProcesses(rank=1, count=3)
+    monkeypatch.setattr(process, "gather", lambda own: own)
+    beginnings = [[100 + i] for i in range(6)]
+    predictions = predict(plain, tokenizer, rows, EvaluationSettings(""), process, beginnings)
+    assert [p.id for p in predictions] == ["test-1", "test-4"]
+    assert [prompt[-1] for prompt in asked] == [101, 104]

@@ -11,7 +11,8 @@ from latent_reasoning.config import digest as digest_of
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, row_lines
-from latent_reasoning.evaluation.__main__ import main, read_free_rows
+from latent_reasoning.evaluation.__main__ import main
+from latent_reasoning.evaluation.folder import read_free_rows
 from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.command import run_stage
@@ -41,17 +42,17 @@ def data(tmp_path, rows):
 
 @pytest.fixture
 def latent_folder(tmp_path, latent, tokenizer):
-    folder = tmp_path / "latent"
-    folder.mkdir()
-    write_model(latent, tokenizer, folder)
-    return folder
+    return written(tmp_path / "latent", latent, tokenizer)
 
 
 @pytest.fixture
 def plain_folder(tmp_path, plain, tokenizer):
-    folder = tmp_path / "plain"
-    folder.mkdir()
-    write_model(plain, tokenizer, folder)
+    return written(tmp_path / "plain", plain, tokenizer)
+
+
+def written(folder, model, tokenizer):
+    folder.mkdir(parents=True)
+    write_model(model, tokenizer, folder)
     return folder
 
 
@@ -63,9 +64,7 @@ def experiment(tmp_path, monkeypatch, rows, latent, tokenizer):
     layout.data("test").parent.mkdir(parents=True)
     layout.data("test").write_text("".join(row_lines(rows)))
     for model in ("latent-2", "forced-2"):
-        folder = layout.model(model, 0)
-        folder.mkdir(parents=True)
-        write_model(latent, tokenizer, folder)
+        written(layout.model(model, 0), latent, tokenizer)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG))
     return path
@@ -95,19 +94,19 @@ def test_a_model_with_forced_steps_is_evaluated_at_that_length(experiment):
     assert set(predictions["reasoning_tokens"]) == {4}
 
 
-def test_a_configuration_that_changed_after_planning_is_refused(experiment):
-    with pytest.raises(ConfigError, match="the file changed after the workflow started"):
-        main(["--config", str(experiment), "--model", "latent-2", "--digest", "0" * 16])
-
-
-def test_a_model_that_was_not_trained_is_named(experiment):
-    with pytest.raises(CheckpointError, match="cot-sft/seed-0"):
-        main(["--config", str(experiment), "--model", "cot-sft"])
-
-
-def test_a_dataset_that_was_not_prepared_is_named(experiment):
-    with pytest.raises(DataError, match=r"svamp\.jsonl"):
-        main(["--config", str(experiment), "--model", "latent-2", "--dataset", "svamp"])
+@pytest.mark.parametrize(
+    ("model", "option", "error", "message"),
+    [
+        ("latent-2", ["--digest", "0" * 16], ConfigError, "changed after the workflow started"),
+        ("cot-sft", [], CheckpointError, "cot-sft/seed-0"),
+        ("latent-2", ["--dataset", "svamp"], DataError, r"svamp\.jsonl"),
+    ],
+)
+def test_another_configuration_and_what_is_not_there_are_refused(
+    experiment, model, option, error, message
+):
+    with pytest.raises(error, match=message):
+        main(["--config", str(experiment), "--model", model, *option])
 
 
 def test_any_latent_folder_is_evaluated_without_an_experiment(latent_folder, data, capsys):

@@ -38,8 +38,9 @@ from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
     encode_latent_rows,
+    reasoning_text,
 )
-from latent_reasoning.evaluation.__main__ import read_free_rows
+from latent_reasoning.evaluation.folder import read_free_rows
 
 OWN_ERRORS = (ConfigError, DataError)
 BASE = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
@@ -392,7 +393,7 @@ def encode(experiment: config.Experiment, tokenizer) -> None:
         tokenizer,
         steps=entry.latent_steps,
         prefix=experiment.data.prompt.training,
-        natural_language=False,
+        reasonings=[reasoning_text(row, drop_last_step=entry.drop_last_step) for row in with_steps],
         drop_last_step=entry.drop_last_step,
         shift_target=entry.shift_target,
         mask_latent_labels=entry.mask_latent_labels,

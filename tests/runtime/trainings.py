@@ -35,8 +35,8 @@ from latent_reasoning.config import (
 from latent_reasoning.data.dial.problems import generate_splits
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import encode_latent_rows
-from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
+from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
@@ -46,8 +46,8 @@ from latent_reasoning.rl.reward import Outcome, judge_sample
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.parallel import ALONE, OneProcess, join_processes
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
+from latent_reasoning.sft.examples import token_sft_examples
 from latent_reasoning.sft.latent_sft import LatentSftTask
-from latent_reasoning.sft.token_sft import token_sft_examples
 from latent_reasoning.training.checkpoints import CheckpointStore, trained_tensors
 from latent_reasoning.training.loop import Trainer
 from latent_reasoning.training.metrics import read_metrics
@@ -98,16 +98,8 @@ class Parts:
         self, model: LatentReasoner, processes: OneProcess
     ) -> Callable[[], dict[str, float]]:
         """Five rows: they do not divide by two."""
-        return partial(
-            greedy_validation,
-            model,
-            self.tokenizer,
-            rows()[:5],
-            prompt_prefix="",
-            max_new_tokens=6,
-            batch_size=2,
-            processes=processes,
-        )
+        settings = EvaluationSettings("", max_new_tokens=6, batch_size=2)
+        return lambda: validate(model, self.tokenizer, rows()[:5], settings, processes)
 
 
 def training(**changes) -> Training:
@@ -151,7 +143,7 @@ def latent_sft(
         parts.tokenizer,
         steps=LatentSteps(factor=1, bias=1, min=None, max=None),
         prefix="Question: ",
-        natural_language=False,
+        reasonings=[reasoning_text(row, drop_last_step=True) for row in rows()],
         drop_last_step=True,
         shift_target=False,
         mask_latent_labels=False,

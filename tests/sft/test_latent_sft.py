@@ -17,8 +17,9 @@ from latent_reasoning.config import (
     Training,
 )
 from latent_reasoning.data.collation import collate_latent
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
+from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.sft import teacher as teacher_module
@@ -35,9 +36,9 @@ def encode(rows, tokenizer, *, learn_start=False, mask_latent_labels=False, drop
     return encode_latent_rows(
         rows,
         tokenizer,
-        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
         prefix="Question: ",
-        natural_language=False,
+        reasonings=[reasoning_text(row, drop_last_step=drop_last_step) for row in rows],
+        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
         drop_last_step=drop_last_step,
         shift_target=False,
         mask_latent_labels=mask_latent_labels,
@@ -170,15 +171,20 @@ def test_the_appendix_masks_latent_labels_and_meaned_keeps_the_last_step(
 # --------------------------------------------------------------------------------- frozen teacher
 
 
+def states_of(frozen, student, examples, distillation, folder):
+    texts = [example.teacher for example in examples]
+    return teacher_states(
+        frozen, student, texts, distillation, folder=folder, pad_id=0, batch_size=5
+    )
+
+
 def test_a_frozen_teachers_states_are_those_of_its_forward_and_are_computed_once(
     rows, tokenizer, latent_model, tmp_path, monkeypatch
 ):
     distillation = Distillation(codi_weight=1.0, meaned_weight=1.0, teacher="cot-sft")
     examples = encode(rows, tokenizer)
     frozen = copy.deepcopy(latent_model).eval()
-    arguments = {"folder": tmp_path, "pad_id": tokenizer.pad_token_id, "batch_size": 5}
-    texts = [example.teacher for example in examples]
-    states = teacher_states(frozen, latent_model, texts, distillation, **arguments)
+    states = states_of(frozen, latent_model, examples, distillation, tmp_path)
     batch = collate_latent([examples[i] for i in (7, 2, 11)], tokenizer.pad_token_id)
     with torch.no_grad():
         _, expected = read_with_states(frozen, batch, "teacher", distillation)
@@ -187,41 +193,26 @@ def test_a_frozen_teachers_states_are_those_of_its_forward_and_are_computed_once
     torch.testing.assert_close(actual.mean, expected.mean, rtol=1e-4, atol=1e-5)
     assert torch.equal(actual.reasons, expected.reasons)
     monkeypatch.setattr(teacher_module, "_write_states", None)
-    again = teacher_states(frozen, latent_model, texts, distillation, **arguments)
+    again = states_of(frozen, latent_model, examples, distillation, tmp_path)
     assert torch.equal(again.at([3], torch.device("cpu")).target, states.at([3], "cpu").target)
 
 
 def test_with_a_frozen_teacher_only_the_student_is_scored(rows, tokenizer, latent_model, tmp_path):
     distillation = Distillation(codi_weight=1.0, teacher="cot-sft")
     examples = encode(rows, tokenizer)
-    states = teacher_states(
-        copy.deepcopy(latent_model),
-        latent_model,
-        [example.teacher for example in examples],
-        distillation,
-        folder=tmp_path,
-        pad_id=tokenizer.pad_token_id,
-        batch_size=8,
-    )
+    frozen = copy.deepcopy(latent_model)
+    states = states_of(frozen, latent_model, examples, distillation, tmp_path)
     task = make_task(latent_model, tokenizer, examples, distillation=distillation, states=states)
     values = accumulate_gradients(latent_model, task, 0)
     assert {"student_loss", "codi_loss"} == set(values) - {"loss"}
     assert values["loss"] == pytest.approx(values["student_loss"] + values["codi_loss"])
 
 
-def test_a_teacher_of_another_shape_is_refused(rows, tokenizer, latent_model, tmp_path):
+def test_a_teacher_of_another_shape_is_refused(latent_model, tmp_path):
     other = copy.deepcopy(latent_model)
     other.base.config.hidden_size = 99
     with pytest.raises(ConfigError, match=r"distillation\.teacher: cot-sft differs"):
-        teacher_states(
-            other,
-            latent_model,
-            [],
-            Distillation(teacher="cot-sft"),
-            folder=tmp_path,
-            pad_id=0,
-            batch_size=4,
-        )
+        states_of(other, latent_model, [], Distillation(teacher="cot-sft"), tmp_path)
 
 
 def written(tokenizer, texts):

@@ -16,19 +16,12 @@ from latent_reasoning.data.rows import DataError
 from latent_reasoning.model import load
 from latent_reasoning.sft.__main__ import main as fine_tune
 
+SIZES = {"train": 60, "validation": 4, "test": 4}
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2}
 LATENT = {"stage": "latent_sft", "training": TRAINING, "distillation": {"codi_weight": 1.0}}
 EXPERIMENT = {
     "experiment": "tiny",
-    "data": {
-        "generated": {
-            "train": 60,
-            "validation": 4,
-            "test": 4,
-            "max_steps": 3,
-            "step_weights": [1, 1, 1],
-        }
-    },
+    "data": {"generated": SIZES | {"max_steps": 3, "step_weights": [1, 1, 1]}},
     "base": {
         "architecture": {"hidden_size": 16, "intermediate_size": 24},
         "texts": {"full": 0.5, "results_only": 0.5},
@@ -100,22 +93,16 @@ def test_the_base_is_a_plain_model_with_a_card_and_its_training_curve(world):
     assert "validation_accuracy_full,validation_accuracy_results_only" in header
 
 
-def test_the_card_states_parent_selection_and_digests(world):
-    card = json.loads((world.results / "models/latent-6/seed-0/card.json").read_text())
+def test_a_latent_model_thinks_and_its_card_states_parent_selection_and_digests(world):
+    folder = world.results / "models/latent-6/seed-0"
+    settings = load(folder, "cpu").settings
+    assert (settings.recurrent_filter, settings.allow_rethinking) == ("SRE", False)
+    card = json.loads((folder / "card.json").read_text())
     assert (card["parent"], card["stage"], card["seed"]) == ("base", "latent_sft", 0)
     assert card["config_digest"] == digest(card["science"])
     assert card["selection"].startswith(f"step {card['metrics']['step']} of 4: highest greedy")
-
-
-def test_all_rows_are_those_of_sft_and_of_rl(world):
     card = json.loads((world("all-rows") / "card.json").read_text())
     assert set(card["data_digests"]) == {"sft", "rl", "validation"}
-
-
-def test_a_latent_model_loads_and_thinks(world):
-    model = load(world.results / "models/latent-6/seed-0", "cpu")
-    assert model.settings.recurrent_filter == "SRE"
-    assert not model.settings.allow_rethinking
 
 
 def test_training_again_is_bitwise_the_same(world):

@@ -7,7 +7,8 @@ import torch
 
 from latent_reasoning.config import Distillation, LatentSteps
 from latent_reasoning.data.collation import collate_latent
-from latent_reasoning.data.sequences import IGNORED_LABEL, encode_latent_rows
+from latent_reasoning.data.examples import IGNORED_LABEL
+from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.model import reasoner
 from latent_reasoning.sft import latent_sft
 from latent_reasoning.sft.latent_sft import latent_sft_losses
@@ -26,9 +27,9 @@ def examples(rows, tokenizer, latent_model):
     return encode_latent_rows(
         rows[:7],
         tokenizer,
-        steps=LatentSteps(factor=1, bias=0, min=None, max=None),
         prefix="Question: ",
-        natural_language=False,
+        reasonings=[reasoning_text(row, drop_last_step=True) for row in rows[:7]],
+        steps=LatentSteps(factor=1, bias=0, min=None, max=None),
         drop_last_step=True,
         shift_target=True,
         mask_latent_labels=False,
@@ -73,10 +74,10 @@ def test_losses_and_gradients_are_those_of_two_whole_forwards(
         torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_that_shares_nothing_leaves_the_batch_whole(examples, tokenizer, latent_model):
+def test_a_question_of_one_token_leaves_the_batch_whole(examples, tokenizer, latent_model):
     batch = collate_latent(examples, tokenizer.pad_token_id)
-    first = int(batch["attention_mask"][2].argmax())
-    batch["input_ids"][2, first] = 5
+    second = int(batch["attention_mask"][2].argmax()) + 1
+    batch["labels"][2, second] = 5
     state, rest = read_question(latent_model, batch)
     assert state is None
     assert rest is batch

@@ -1,4 +1,4 @@
-"""Token SFT and the text task it shares with the base model's pretraining."""
+"""The text task, which token SFT shares with the base model's pretraining."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from latent_reasoning.config import Data, Runtime, SftModel, Training
-from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sequences import IGNORED_LABEL
-from latent_reasoning.sft.token_sft import token_sft_examples
+from latent_reasoning.sft.examples import token_sft_examples
 from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.text import TextTask, cross_entropy
@@ -18,8 +16,8 @@ from latent_reasoning.training.text import TextTask, cross_entropy
 TRAINING = Training(steps=4, batch_size=20)
 
 
-def examples_of(rows, tokenizer, form="cot", **data):
-    return token_sft_examples(rows, tokenizer, SftModel(form=form, training=TRAINING), Data(**data))
+def examples_of(rows, tokenizer):
+    return token_sft_examples(rows, tokenizer, SftModel(training=TRAINING), Data())
 
 
 def make_task(model, tokenizer, examples, micro_batch_size=None, **training) -> TextTask:
@@ -38,22 +36,6 @@ def make_task(model, tokenizer, examples, micro_batch_size=None, **training) -> 
 def gradients(model, task):
     values = accumulate_gradients(model, task, 0)
     return values["loss"], {name: p.grad for name, p in model.named_parameters()}
-
-
-def test_cot_learns_steps_and_answer_and_no_cot_the_answer_alone(rows, tokenizer):
-    for form, wanted in (("cot", "".join(rows[0].steps)), ("no_cot", "")):
-        example = examples_of(rows[:1], tokenizer, form)[0]
-        learned = [token for token in example.labels if token != IGNORED_LABEL]
-        text = tokenizer.decode(learned, clean_up_tokenization_spaces=False)
-        assert text == f"{wanted} The answer is: {rows[0].answer}<|eot_id|>"
-
-
-def test_rows_above_the_token_limit_are_dropped_and_none_left_is_an_error(rows, tokenizer):
-    lengths = sorted(len(e) for e in examples_of(rows, tokenizer))
-    kept = examples_of(rows, tokenizer, max_tokens=lengths[5] + 4)
-    assert max(len(e) for e in kept) == lengths[5]
-    with pytest.raises(DataError, match=r"longer than data\.max_tokens: 9"):
-        examples_of(rows, tokenizer, max_tokens=9)
 
 
 def test_a_whole_batch_cut_for_speed_has_the_loss_of_the_whole_batch(rows, tokenizer, base_model):
@@ -94,22 +76,24 @@ def test_cross_entropy_is_the_mean_over_labels(rows, tokenizer, base_model):
     torch.testing.assert_close(cross_entropy(base_model, output, tensors["labels"]), expected)
 
 
-def test_micro_batches_hold_examples_of_like_length_and_are_a_function_of_the_step():
-    lengths = list(range(40))
+def plan_of(lengths):
     runtime = Runtime(device="cpu", micro_batch_size=4)
-    plans = [BatchPlan(lengths, Training(steps=1, batch_size=12), runtime, 5, "x") for _ in "ab"]
-    batches = plans[0].micro_batches(2)
+    return BatchPlan(lengths, Training(steps=1, batch_size=12), runtime, 5, "x")
+
+
+def test_micro_batches_hold_examples_of_similar_length_and_are_a_function_of_the_step():
+    plan, other = plan_of(list(range(40))), plan_of(list(range(40)))
+    batches = plan.micro_batches(2)
     flat = [index for batch in batches for index in batch]
     assert flat == sorted(flat, reverse=True)
     assert len(set(flat)) == 12
-    plans[1].micro_batches(0)
-    assert plans[1].micro_batches(2) == batches
-    assert plans[1].micro_batches(1) != batches
+    other.micro_batches(0)
+    assert other.micro_batches(2) == batches
+    assert other.micro_batches(1) != batches
 
 
 def test_after_a_rollback_a_step_reads_other_examples():
-    runtime = Runtime(device="cpu", micro_batch_size=4)
-    plan = BatchPlan([1] * 400, Training(steps=1, batch_size=12), runtime, 5, "x")
+    plan = plan_of([1] * 400)
     first = plan.micro_batches(2)
     plan.reorder(rollbacks=1)
     second = plan.micro_batches(2)

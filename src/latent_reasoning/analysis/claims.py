@@ -55,17 +55,9 @@ def claims_of(results: Results) -> list[Claim]:
 
 def claims_table(results: Results) -> pandas.DataFrame:
     """`claims_of` as a table: claim, model, asked, measured, verdict."""
-    rows = [
-        {
-            "claim": claim.claim,
-            "model": claim.model,
-            "asked": claim.asked,
-            "measured": claim.measured,
-            "verdict": claim.verdict,
-        }
-        for claim in claims_of(results)
-    ]
-    return pandas.DataFrame(rows, columns=["claim", "model", "asked", "measured", "verdict"])
+    columns = ["claim", "model", "asked", "measured", "verdict"]
+    rows = [[getattr(claim, column) for column in columns] for claim in claims_of(results)]
+    return pandas.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The figures, each as .png and .svg: pure drawings of the files an experiment left behind.
 
-A model keeps its colour in every figure; an RL model has the colour of the model it started from,
-dashed and with a filled marker. Where there are several seeds, the mean stands out and each seed is
-a thin line or a small point. The colours are Okabe and Ito's, apart for the colour-blind too.
+Where there are several seeds, the mean stands out and each seed is a thin line or a small point.
+How a model looks is in `analysis.style`.
 """
 
 from __future__ import annotations
@@ -13,84 +12,28 @@ from pathlib import Path
 from typing import Literal
 
 import matplotlib
-import numpy
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from latent_reasoning.analysis.results import Results
+from latent_reasoning.analysis.style import (
+    AFTER,
+    BEFORE,
+    STYLE,
+    Look,
+    legend_below,
+    looks,
+    nothing_to_show,
+    page,
+    per_cent,
+    save,
+    share_axis,
+)
 from latent_reasoning.analysis.tables import forced_table, main_table
-from latent_reasoning.runtime.files import atomic_file
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-BEFORE, AFTER = "#999999", "#0072B2"
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-WIDTH = 8.0
-"""Inches: the width of a page's column, so that text is drawn at the size it is read."""
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": 160,
-    # Equal input gives equal bytes: element ids come from a fixed salt, not from a random one.
-    "svg.hashsalt": "latent-reasoning",
-    "svg.fonttype": "path",
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a model is drawn."""
-
-    colour: str
-    marker: str
-    trained_by_rl: bool
-
-    @property
-    def line(self) -> dict:
-        """Line properties."""
-        return {"color": self.colour, "linestyle": "--" if self.trained_by_rl else "-"}
-
-    @property
-    def point(self) -> dict:
-        """Marker properties: hollow before RL, filled after."""
-        face = self.colour if self.trained_by_rl else "white"
-        return {
-            "marker": self.marker,
-            "markerfacecolor": face,
-            "markeredgecolor": self.colour,
-            "markersize": 6,
-        }
-
-
-def looks(results: Results) -> dict[str, Look]:
-    """A look for every model; those trained by RL share the colour of where they started."""
-    families: dict[str, int] = {}
-    chosen = {}
-    parents = {pair.model: pair.reference for pair in results.rl_pairs()}
-    for model in results.models:
-        root = model
-        while root in parents:
-            root = parents[root]
-        family = families.setdefault(root, len(families))
-        colour, marker = PALETTE[family % len(PALETTE)], MARKERS[family % len(MARKERS)]
-        chosen[model] = Look(colour, marker, trained_by_rl=root != model)
-    return chosen
 
 
 def write_figures(results: Results, folder: Path, names: Iterable[str] | None = None) -> None:
@@ -99,48 +42,10 @@ def write_figures(results: Results, folder: Path, names: Iterable[str] | None = 
         save(draw(name, results), folder, name)
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as `folder/{name}.png` and `.svg`."""
-    with matplotlib.rc_context(STYLE):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            with atomic_file(folder / f"{name}.{suffix}") as temporary:
-                figure.savefig(temporary, metadata=metadata)
-
-
 def draw(name: str, results: Results) -> Figure:
     """One figure, in the style of all."""
     with matplotlib.rc_context(STYLE):
         return FIGURES[name](results)
-
-
-def _grid(rows: int, columns: int, height: float, **keywords) -> tuple[Figure, numpy.ndarray]:
-    """A figure of the page's width, its height in inches, and a 2-D array of axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
-
-
-def _nothing_to_show(why: str) -> Figure:
-    """A figure that says why it is empty, so that every experiment has the same files."""
-    figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
-    figure.text(0.5, 0.5, why, ha="center", va="center", color="#555555")
-    return figure
-
-
-def _legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """One legend for all axes, with the entries of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
-def _per_cent(axis: Axis, decimals: int | None = 0) -> None:
-    """Shares as per cent; `decimals=None`: as many as the range needs."""
-    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals, symbol=" %"))
-
-
-def _share_axis(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.05)
-    axes.yaxis.set_ticks(numpy.linspace(0, 1, 6))
-    _per_cent(axes.yaxis)
 
 
 # ------------------------------------------------------------------------ accuracy and length
@@ -154,7 +59,7 @@ def accuracy_vs_tokens(results: Results) -> Figure:
     table = main_table(results)
     latent = [m for m in results.models if results.stage(m) in ("latent_sft", "rl")]
     views = [results.models, latent] if latent else [results.models]
-    figure, grid = _grid(len(results.datasets), len(views), 0.6 + 2.9 * len(results.datasets))
+    figure, grid = page(len(results.datasets), len(views), 0.6 + 2.9 * len(results.datasets))
     for axes_row, dataset in zip(grid, results.datasets, strict=True):
         rows = table[table["dataset"] == dataset].set_index("model")
         for axes, models in zip(axes_row, views, strict=True):
@@ -163,9 +68,9 @@ def accuracy_vs_tokens(results: Results) -> Figure:
             axes.set_title(dataset if models is results.models else f"{dataset}: latent models")
         axes_row[0].set_ylabel("accuracy")
         axes_row[0].set_xlim(left=-0.04 * max(1.0, rows["reasoning_tokens"].max()))
-        _share_axis(axes_row[0])
-        _per_cent(axes_row[-1].yaxis, decimals=None)
-    _legend_below(figure, grid[0][0], columns=3)
+        share_axis(axes_row[0])
+        per_cent(axes_row[-1].yaxis, decimals=None)
+    legend_below(figure, grid[0][0], columns=3)
     return figure
 
 
@@ -229,9 +134,9 @@ def length_distribution(results: Results) -> Figure:
     """Share of the answers at every length before and after RL, right and wrong answers apart."""
     pairs = results.rl_pairs()
     if not pairs:
-        return _nothing_to_show("No model of this experiment was trained by RL.")
+        return nothing_to_show("No model of this experiment was trained by RL.")
     dataset = results.datasets[0]
-    figure, grid = _grid(2, len(pairs), 4.4, sharex="col")
+    figure, grid = page(2, len(pairs), 4.4, sharex="col")
     for column, pair in enumerate(pairs):
         before = results.pooled_predictions(pair.reference, dataset)
         after = results.pooled_predictions(pair.model, dataset)
@@ -244,7 +149,7 @@ def length_distribution(results: Results) -> Figure:
             kind = "right" if right else "wrong"
             axes.set_title(f"{pair.model}: {counts[0]:,} {kind} before, {counts[1]:,} after")
             axes.set_ylim(0, 1.05)
-            _per_cent(axes.yaxis)
+            per_cent(axes.yaxis)
         _length_axis(grid[0][column], pandas.concat([before, after])["reasoning_tokens"])
         grid[1][column].set_xlabel("reasoning tokens")
     for axes in grid[:, 0]:
@@ -265,15 +170,15 @@ def length_by_steps(results: Results) -> Figure:
     """Mean length by number of gold steps, before and after RL."""
     pairs, dataset = results.rl_pairs(), results.datasets[0]
     if not pairs:
-        return _nothing_to_show("No model of this experiment was trained by RL.")
+        return nothing_to_show("No model of this experiment was trained by RL.")
     frames = {
         model: results.pooled_predictions(model, dataset)
         for pair in pairs
         for model in (pair.reference, pair.model)
     }
     if all(frame["gold_steps"].isna().all() for frame in frames.values()):
-        return _nothing_to_show(f"The rows of {dataset} have no reasoning steps to count.")
-    figure, grid = _grid(1, len(pairs), 3.0, sharey=True)
+        return nothing_to_show(f"The rows of {dataset} have no reasoning steps to count.")
+    figure, grid = page(1, len(pairs), 3.0, sharey=True)
     for axes, pair in zip(grid[0], pairs, strict=True):
         sides = ((pair.reference, "before RL", BEFORE, "-"), (pair.model, "after RL", AFTER, "--"))
         for model, when, colour, style in sides:
@@ -285,7 +190,7 @@ def length_by_steps(results: Results) -> Figure:
     # The axes share their y: its end is known only when all lines are drawn.
     grid[0][0].set_ylim(bottom=0)
     grid[0][0].set_ylabel("mean reasoning tokens")
-    _legend_below(figure, grid[0][0])
+    legend_below(figure, grid[0][0])
     return figure
 
 
@@ -316,9 +221,9 @@ def accuracy_forced(results: Results) -> Figure:
     counts = table.groupby("model")["latent_steps"].nunique()
     latent = [model for model in results.models if counts[model] > 1]
     if not latent:
-        return _nothing_to_show("No model of this experiment takes latent steps.")
+        return nothing_to_show("No model of this experiment takes latent steps.")
     look = looks(results)
-    figure, grid = _grid(1, 1, 3.4)
+    figure, grid = page(1, 1, 3.4)
     axes = grid[0][0]
     for model in latent:
         rows = table[table["model"] == model]
@@ -337,7 +242,7 @@ def accuracy_forced(results: Results) -> Figure:
     axes.set_xlabel("forced number of latent steps n (length n + 2)")
     axes.set_ylabel(f"accuracy on {dataset}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _share_axis(axes)
+    share_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
@@ -376,7 +281,7 @@ PART_STYLES = ("-", "--", ":", "-.")
 def training_curves(results: Results) -> Figure:
     """Loss and its parts, validation accuracy, and RL's length, KL and all-correct groups."""
     look = looks(results)
-    figure, grid = _grid(2, 3, 5.0)
+    figure, grid = page(2, 3, 5.0)
     for axes, panel in zip(grid.flat, PANELS, strict=True):
         for model, curves in _curves(results, panel.stages):
             for column, style in zip(panel.columns, PART_STYLES, strict=False):
@@ -421,7 +326,7 @@ def _dress(axes: Axes, panel: Panel) -> None:
     if panel.scale == "log":
         axes.set_yscale("log")
     if panel.scale == "share":
-        _share_axis(axes)
+        share_axis(axes)
     drawn = {line.get_label() for line in axes.lines}
     if len(panel.columns) > 1:
         handles = [

@@ -23,13 +23,8 @@ from latent_reasoning.analysis.tables import (
     percent,
     readable,
 )
-from latent_reasoning.config import (
-    PROJECT_ROOT,
-    Data,
-    Experiment,
-    LatentSteps,
-    ModelEntry,
-)
+from latent_reasoning.config import PROJECT_ROOT, Data, Experiment, LatentSteps, ModelEntry
+from latent_reasoning.data.sequences import latent_step_count
 from latent_reasoning.runtime.files import write_text_atomically
 
 CAPTIONS = PROJECT_ROOT / "workflow" / "report"
@@ -182,9 +177,7 @@ def describe_model(entry: ModelEntry) -> str:
 def describe_steps(steps: LatentSteps) -> str:
     """The number of latent steps of a training example, in words."""
     if steps.factor == 0 or (steps.min is not None and steps.min == steps.max):
-        n = max(steps.bias, steps.min or 0)
-        n = n if steps.max is None else min(n, steps.max)
-        return f"{n} latent steps"
+        return f"{latent_step_count(0, steps)} latent steps"
     growth = f"{steps.bias} latent steps + {steps.factor} a reasoning step"
     return growth if steps.max is None else f"{growth}, at most {steps.max}"
 

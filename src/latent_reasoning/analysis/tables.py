@@ -7,6 +7,7 @@ pure functions of the evaluations of an experiment.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas
@@ -17,6 +18,12 @@ from latent_reasoning.runtime.files import atomic_file, write_text_atomically
 
 PUBLISHED_DATASET = "test"
 """The published figures are the paper's test split; they stand beside no other data set."""
+
+LENGTH_COLUMNS = (
+    *("reasoning_tokens_mean", "reasoning_tokens_std", "reasoning_tokens_min"),
+    *("reasoning_tokens_max", "badly_formatted", "cut_off"),
+)
+"""What `length_table` takes from an evaluation's summary."""
 
 
 def write_tables(results: Results, folder: Path) -> None:
@@ -94,19 +101,8 @@ def paired_table(results: Results) -> pandas.DataFrame:
                     results.predictions(pair.model, seed, dataset),
                     results.predictions(pair.reference, seed, dataset),
                 )
-                rows.append(
-                    {
-                        "model": pair.model,
-                        "reference": pair.reference,
-                        "dataset": dataset,
-                        "seed": seed,
-                        "n": counts.n,
-                        "both_right": counts.both_right,
-                        "only_model": counts.only_model,
-                        "only_reference": counts.only_reference,
-                        "p_mcnemar": counts.p_mcnemar,
-                    }
-                )
+                which = {**asdict(pair), "dataset": dataset, "seed": seed}
+                rows.append(which | asdict(counts) | {"p_mcnemar": counts.p_mcnemar})
     columns = ["model", "reference", "dataset", "seed", "n", "both_right", "only_model"]
     return pandas.DataFrame(rows, columns=[*columns, "only_reference", "p_mcnemar"])
 
@@ -123,21 +119,9 @@ def length_table(results: Results) -> pandas.DataFrame:
             for seed in results.seeds:
                 predictions = results.predictions(model, seed, dataset)
                 summary = results.summary(model, seed, dataset)
-                rows.append(
-                    {
-                        "model": model,
-                        "dataset": dataset,
-                        "seed": seed,
-                        "n": summary["n"],
-                        "pearson_r_steps": length_correlation(predictions),
-                        "reasoning_tokens_mean": summary["reasoning_tokens_mean"],
-                        "reasoning_tokens_std": summary["reasoning_tokens_std"],
-                        "reasoning_tokens_min": summary["reasoning_tokens_min"],
-                        "reasoning_tokens_max": summary["reasoning_tokens_max"],
-                        "badly_formatted": summary["badly_formatted"],
-                        "cut_off": summary["cut_off"],
-                    }
-                )
+                row = {"model": model, "dataset": dataset, "seed": seed, "n": summary["n"]}
+                row["pearson_r_steps"] = length_correlation(predictions)
+                rows.append(row | {name: summary[name] for name in LENGTH_COLUMNS})
     return pandas.DataFrame(rows)
 
 
@@ -157,30 +141,37 @@ def tokens_table(results: Results) -> pandas.DataFrame:
 
 
 def _grouped_table(results: Results, key: str) -> pandas.DataFrame:
-    parts = []
-    for dataset in results.datasets:
-        for model in results.models:
-            pooled = results.pooled_predictions(model, dataset).dropna(subset=key)
-            part = grouped(pooled, key)
-            part.insert(0, "dataset", dataset)
-            part.insert(0, "model", model)
-            parts.append(part)
-    return pandas.concat(parts, ignore_index=True)
+    return _by_model(
+        results,
+        lambda model, dataset: grouped(
+            results.pooled_predictions(model, dataset).dropna(subset=key), key
+        ),
+    )
 
 
 def forced_table(results: Results) -> pandas.DataFrame:
     """Accuracy at every forced number of latent steps, pooled over seeds, with its interval."""
+
+    def part_of(model: str, dataset: str) -> pandas.DataFrame:
+        pooled = pandas.concat([results.forced(model, s, dataset) for s in results.seeds])
+        part = pooled.groupby("latent_steps")[["n", "correct"]].sum().reset_index()
+        part["accuracy"] = part["correct"] / part["n"]
+        bounds = [wilson_interval(c, n) for c, n in zip(part["correct"], part["n"], strict=True)]
+        part["accuracy_ci95_low"] = [low for low, _ in bounds]
+        part["accuracy_ci95_high"] = [high for _, high in bounds]
+        return part
+
+    return _by_model(results, part_of)
+
+
+def _by_model(
+    results: Results, part_of: Callable[[str, str], pandas.DataFrame]
+) -> pandas.DataFrame:
+    """The parts of every model and data set, one below the other, with columns that say which."""
     parts = []
     for dataset in results.datasets:
         for model in results.models:
-            pooled = pandas.concat([results.forced(model, s, dataset) for s in results.seeds])
-            part = pooled.groupby("latent_steps")[["n", "correct"]].sum().reset_index()
-            part["accuracy"] = part["correct"] / part["n"]
-            bounds = [
-                wilson_interval(c, n) for c, n in zip(part["correct"], part["n"], strict=True)
-            ]
-            part["accuracy_ci95_low"] = [low for low, _ in bounds]
-            part["accuracy_ci95_high"] = [high for _, high in bounds]
+            part = part_of(model, dataset)
             part.insert(0, "dataset", dataset)
             part.insert(0, "model", model)
             parts.append(part)

@@ -17,9 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from latent_reasoning.config import Architecture, Experiment, ReasoningMix
 from latent_reasoning.data.dial.styles import styled_reasonings
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.examples import within_limit
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import encode_plain_rows, within_limit
-from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.data.sequences import encode_plain_rows
+from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.run import TrainingRun
@@ -34,7 +35,7 @@ VALIDATED_STYLES = {
 def run(experiment: Experiment, seed: int, digest: str) -> None:
     """Train the base model on the rows `sft` and write its folder.
 
-    `digest` is that of the stage's configuration. A killed run goes on from its last checkpoint.
+    `digest` is that of the stage's configuration. A killed run continues from its last checkpoint.
     """
     machine = join_machine(experiment.runtime)
     training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft", machine=machine)
@@ -54,7 +55,6 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
     examples = encode_plain_rows(
         rows,
         tokenizer,
-        form="cot",
         prefix=experiment.data.prompt.training,
         reasonings=styled_reasonings(rows, experiment.base.texts, seed=run.seed),
     )
@@ -105,15 +105,10 @@ def _validation(
 ) -> Callable[[], dict[str, float]]:
     """Accuracy after the first token of each style of the mix, and the lowest of them."""
     experiment = run.experiment
-    validate = partial(
-        greedy_validation,
-        model,
-        tokenizer,
-        rows,
-        prompt_prefix=experiment.data.prompt.training,
+    settings = EvaluationSettings(
+        prefix=experiment.data.prompt.training,
         max_new_tokens=max_new_tokens,
         batch_size=experiment.runtime.evaluation_batch_size,
-        processes=run.processes,
     )
     beginnings = {
         style: _first_tokens(rows, tokenizer, mix)
@@ -122,9 +117,10 @@ def _validation(
     }
 
     def measure() -> dict[str, float]:
-        by_style = {style: validate(beginnings=first) for style, first in beginnings.items()}
+        decode = partial(validate, model, tokenizer, rows, settings, run.processes)
+        by_style = {style: decode(first) for style, first in beginnings.items()}
         if not by_style:
-            return validate()
+            return decode()
         values = dict(min(by_style.values(), key=lambda v: v["validation_accuracy"]))
         for style, measured in by_style.items():
             values[f"validation_accuracy_{style}"] = measured["validation_accuracy"]

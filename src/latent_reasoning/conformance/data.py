@@ -16,18 +16,16 @@ from latent_reasoning.config import LatentSteps
 from latent_reasoning.conformance.cases import Case, check_equal, check_known
 from latent_reasoning.data.answers import is_negative, is_plain_number
 from latent_reasoning.data.collation import collate_latent, collate_plain
+from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
+from latent_reasoning.data.prepare import split_positions
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     START,
-    LatentExample,
-    PlainExample,
     encode_latent_rows,
-    encode_plain_rows,
     encode_prompts,
-    within_limit,
+    reasoning_text,
 )
-from latent_reasoning.data.splits import keep_numeric, split_positions
 
 TRAINING_PREFIX = "Question: "
 PROMPT_PREFIX = ""
@@ -64,6 +62,12 @@ def cases(folder: Path) -> Iterator[Case]:
         yield from (
             _Recorded(path).cases() if path.is_dir() else [_not_understood(f"data/{path.name}")]
         )
+
+
+def _kept(rows: list[Row], drop_negative: bool) -> list[Row]:
+    """The rows that pass the filter of the training stages."""
+    numeric = [row for row in rows if is_plain_number(row.answer)]
+    return [row for row in numeric if not (drop_negative and is_negative(row.answer))]
 
 
 def _not_understood(name: str) -> Case:
@@ -197,34 +201,37 @@ class _Recorded:
     ) -> list[tuple[Row, PlainExample | LatentExample]]:
         """The rows that the settings keep, each with its example, as the training stages do it."""
         check_known(settings, SETTINGS, "settings")
-        kept, _ = keep_numeric(
-            self.rows if rows is None else rows, drop_negative=settings["drop_negative_answers"]
+        kept = _kept(self.rows if rows is None else rows, settings["drop_negative_answers"])
+        form = settings["form"]
+        if form not in ("cot", "no_cot", "latent"):
+            raise ValueError(f"form {form!r} is not cot, no_cot or latent")
+        # Text alone is the teacher's side: its settings are read there.
+        pairs = encode_latent_rows(
+            kept,
+            self.tokenizer,
+            prefix=TRAINING_PREFIX,
+            reasonings=[
+                ""
+                if form == "no_cot"
+                else reasoning_text(
+                    row,
+                    natural_language=settings["natural_language"],
+                    drop_last_step=settings["drop_last_step"],
+                )
+                for row in kept
+            ],
+            steps=LatentSteps(
+                factor=settings["steps_factor"] or 0,
+                bias=settings["steps_bias"] or 0,
+                min=settings["steps_min"],
+                max=settings["steps_max"],
+            ),
+            drop_last_step=settings["drop_last_step"],
+            shift_target=settings["shift_target"],
+            mask_latent_labels=settings["mask_latent_labels"],
+            learn_start=LEARN_START,
         )
-        common = {
-            "prefix": TRAINING_PREFIX,
-            "natural_language": settings["natural_language"],
-            "drop_last_step": settings["drop_last_step"],
-            "shift_target": settings["shift_target"],
-        }
-        examples: list[PlainExample] | list[LatentExample]
-        if settings["form"] == "latent":
-            examples = encode_latent_rows(
-                kept,
-                self.tokenizer,
-                steps=LatentSteps(
-                    factor=settings["steps_factor"] or 0,
-                    bias=settings["steps_bias"] or 0,
-                    min=settings["steps_min"],
-                    max=settings["steps_max"],
-                ),
-                mask_latent_labels=settings["mask_latent_labels"],
-                learn_start=LEARN_START,
-                **common,
-            )
-        elif settings["form"] in ("cot", "no_cot"):
-            examples = encode_plain_rows(kept, self.tokenizer, form=settings["form"], **common)
-        else:
-            raise ValueError(f"form {settings['form']!r} is not cot, no_cot or latent")
+        examples = pairs if form == "latent" else [pair.teacher for pair in pairs]
         return [
             (row, example)
             for row, example in zip(kept, examples, strict=True)
@@ -315,7 +322,7 @@ class _Recorded:
             rows = self._slice("rl", 1 - int(match["percent"]) / 100, SEED)
         else:
             raise ValueError(f"kind of RL prompts {kind!r} is not understood")
-        kept, _ = keep_numeric(rows, drop_negative=False)
+        kept = _kept(rows, drop_negative=False)
         prompts = encode_prompts(kept, self.tokenizer, prefix=PROMPT_PREFIX, latent=True)
         actual = [
             {"prompt": row.question + START, "label": row.answer, "prompt_id": index}

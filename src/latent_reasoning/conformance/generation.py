@@ -17,7 +17,7 @@ from latent_reasoning.config import Distillation
 from latent_reasoning.conformance.cases import Case, Skip, check_equal, check_known
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
-from latent_reasoning.evaluation.evaluator import score
+from latent_reasoning.evaluation.evaluator import prediction_of
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import Evaluation, Prediction
 from latent_reasoning.model.folder import load, load_tokenizer
@@ -157,7 +157,7 @@ class _Run:
             batch_size=config["batch_size"],
         )
         predictions = [
-            score(row, generation, tokenizer, latent=latent, forced_steps=forced)
+            prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced)
             for row, generation in zip(rows, generations, strict=True)
         ]
         return prompts, generations, predictions
@@ -325,7 +325,7 @@ class _Stub:
         if ids is None:
             ids = tokenizer(row["output_text"], add_special_tokens=False)["input_ids"]
         generation = Generation(ids, [], 0, cut_off=tokenizer.eos_token_id not in ids)
-        return score(
+        return prediction_of(
             _row(row.get("label", "18")),
             generation,
             tokenizer,

@@ -18,9 +18,14 @@ from pathlib import Path
 from latent_reasoning import config
 from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout
-from latent_reasoning.data.prepare import Prepared, prepare, prepare_test_set, write
+from latent_reasoning.data.prepare import (
+    Prepared,
+    prepare,
+    prepare_test_set,
+    questions_of,
+    write,
+)
 from latent_reasoning.data.rows import read_rows
-from latent_reasoning.data.splits import questions_of
 from latent_reasoning.runtime.command import parser, run_stage
 
 

@@ -1,9 +1,9 @@
 """Numbers in answers: which rows are kept, and whether a completion is right.
 
-Four questions are apart, because the public code keeps them apart:
+Four questions are apart, because the public code keeps them apart (the notes are those at the end
+of docs/method.md):
 
-- *filter* (training rows): is the whole answer a plain number? `is_plain_number` (note 3 of the
-  conformance README)
+- *filter* (training rows): is the whole answer a plain number? `is_plain_number` (note 3)
 - *label* (every row): does the answer hold a number to compare with? `find_number`
 - *evaluation*: the first number after the **last** ` The answer is:`, in any case (note 16).
   `judge`

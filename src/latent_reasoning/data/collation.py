@@ -1,4 +1,4 @@
-"""Batches: left-padded tensors, batches of like length, and the order in which rows are read.
+"""Batches: left-padded tensors, batches of similar length, and the order in which rows are read.
 
 Padding is on the left: id `pad_id`, mask 0, label -100, maps False.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_reasoning.data.sequences import IGNORED_LABEL, LatentExample, PlainExample
+from latent_reasoning.data.examples import IGNORED_LABEL, LatentExample, PlainExample
 
 
 def collate_plain(examples: Sequence[PlainExample], pad_id: int) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
 
 
 def bucket_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions in batches of like length, longest first, so that little is padded.
+    """Positions in batches of similar length, longest first, so that little is padded.
 
     The longest batch comes first: if memory does not suffice, it shows at once.
     """
@@ -62,7 +62,7 @@ class StepSampler:
     """Which examples a training step reads: each epoch is a new permutation, without replacement.
 
     `indices` is a pure function of the seed and the step, so a resumed run needs no state. A batch
-    that reaches the end of an epoch goes on in the next one.
+    that reaches the end of an epoch continues in the next one.
     """
 
     def __init__(self, n_examples: int, batch_size: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""`numeric_perturbation`: more training rows by changing the numbers of those at hand.
+"""`numeric_perturbation`: more training rows by changing the numbers of the given ones.
 
 For a row whose steps are equations (`<<48/2=24>>`), the numbers that stand in both question and
 steps are replaced by others of similar size, the chain is recomputed, and the copy is kept only
@@ -22,9 +22,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import count
 
+from latent_reasoning.data.implied_constants import implied_constants
 from latent_reasoning.data.rows import Row, normalise_question
 
 ATTEMPTS = 20
@@ -40,48 +40,6 @@ _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+")
 _GLUED_BEFORE = re.compile(r"(?:[\w/:.,^]|\d\s?-\s?|\d\s/\s?)\Z")
 _GLUED_AFTER = re.compile(r"[A-Za-z_/:^]|\s/\s?\d|\s?-\s?\d|\.\d|,\d")
 _STEP = re.compile(r"<<([^=<>]+)=([^=<>]+)>>")
-_WORD = re.compile(r"[a-z]+|%|\$")
-
-_ALWAYS_IMPLIED = frozenset({0, 1})
-_IMPLYING_WORDS = {
-    2: "two twice double doubled doubles half halves halved couple pair pairs both twin twins "
-    "other weekend minute minutes",
-    3: "three third thirds triple tripled triples thrice yard",
-    4: "four quarter quarters fourth fourths quadruple gallon quarterly week weeks weekly month "
-    "months monthly",
-    5: "five fifth fifths weekday weekdays nickel nickels",
-    6: "six sixth sixths",
-    7: "seven day days daily week weeks weekly",
-    8: "eight eighth eighths",
-    9: "nine",
-    10: "ten tenth tenths decade decades dime dimes",
-    11: "eleven",
-    12: "twelve dozen dozens foot feet inch inches month months monthly year years yearly annual "
-    "annually",
-    13: "thirteen",
-    14: "fourteen",
-    15: "fifteen",
-    16: "sixteen pound pounds ounce ounces",
-    17: "seventeen",
-    18: "eighteen",
-    19: "nineteen",
-    20: "twenty",
-    24: "day days daily hour hours hourly",
-    30: "thirty day days daily month months monthly",
-    40: "forty",
-    50: "fifty",
-    52: "week weeks weekly year years yearly annual annually",
-    60: "sixty hour hours hourly minute minutes second seconds",
-    70: "seventy",
-    80: "eighty",
-    90: "ninety",
-    100: "hundred % percent percentage $ cent cents dollar dollars century meter meters cm",
-    365: "day days daily year years yearly annual annually",
-    1000: "thousand meter meters km kilometer kilometers gram grams kg kilogram kilograms liter "
-    "liters ml",
-    1000000: "million",
-}
-"""Constants that a word (or sign) of the question may stand for in a step."""
 
 
 @dataclass(frozen=True)
@@ -264,22 +222,6 @@ def _range(value: Fraction, numbers: Sequence[_Number], question: str) -> _Free:
     if value <= 100 and any(text.startswith(("%", "percent")) for text in after):
         high = max(size, int(min(high, 100 / unit)))
     return _Free(value, unit, min(low, size), high)
-
-
-def implied_constants(question: str) -> frozenset[int]:
-    """Constants that words and signs of the question may stand for in its steps."""
-    constants = _constants_by_word()
-    words = _WORD.findall(question.lower())
-    return _ALWAYS_IMPLIED.union(*(constants.get(word, ()) for word in words))
-
-
-@cache
-def _constants_by_word() -> dict[str, set[int]]:
-    constants: dict[str, set[int]] = {}
-    for constant, words in _IMPLYING_WORDS.items():
-        for word in words.split():
-            constants.setdefault(word, set()).add(constant)
-    return constants
 
 
 def evaluate(expression: str) -> Fraction | None:

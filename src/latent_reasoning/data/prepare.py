@@ -16,20 +16,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from latent_reasoning.config import Data
 from latent_reasoning.dag.layout import Layout
+from latent_reasoning.data.answers import is_plain_number
 from latent_reasoning.data.perturbation import perturbed_copies
 from latent_reasoning.data.rows import DataError, Row, normalise_question, row_lines
 from latent_reasoning.data.sources import Log, RawSplit, read_splits, read_test_set
-from latent_reasoning.data.splits import (
-    keep_numeric,
-    keep_unseen,
-    questions_of,
-    split_positions,
-)
 from latent_reasoning.runtime.files import atomic_file, write_json, write_text_atomically
 
 BAD_ROW = "bad_row"
+NOT_A_NUMBER = "answer_not_a_number"
+IN_HELD_OUT = "in_validation_or_test"
 WORDS_PER_BIN = 10
 CHARACTERS_PER_BIN = 50
 
@@ -59,7 +58,12 @@ def prepare(data: Data, log: Log) -> Prepared:
         strict=True,
     ):
         part = [train.rows[position] for position in positions]
-        splits[name], dropped = _filtered(part, held_out, data)
+        splits[name], dropped = trainable(part, held_out)
+        if dropped[IN_HELD_OUT] and data.source == "generated":
+            raise DataError(
+                f"{dropped[IN_HELD_OUT]} generated training questions also stand in validation or "
+                "test: the generator is broken"
+            )
         summaries[name] = _counts(splits[name], dropped)
     _refuse_empty(splits, summaries, data)
     if data.augmentation.method == "numeric_perturbation":
@@ -71,6 +75,40 @@ def prepare(data: Data, log: Log) -> Prepared:
     for name, rows in splits.items():
         summaries[name].update(_histograms(rows))
     return Prepared(splits, {**_source(data), "splits": summaries})
+
+
+def split_positions(n_rows: int, sft_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of SFT's and RL's rows, in their order, int64 (docs/method.md, section 2).
+
+    The shuffle is that of `datasets.Dataset.shuffle` (note 4 there), done before any filter; SFT
+    takes the first `round(sft_share * n_rows)`, half to even.
+    """
+    order = np.random.default_rng(seed).permutation(n_rows)
+    n_sft = round(sft_share * n_rows)
+    return order[:n_sft], order[n_sft:]
+
+
+def trainable(rows: Iterable[Row], held_out: set[str]) -> tuple[list[Row], Counter[str]]:
+    """Rows to train on, and the number of dropped ones by reason.
+
+    An answer has to be a plain number, and the normalised question none of `held_out`. Negative
+    answers stay: latent SFT alone drops them.
+    """
+    kept: list[Row] = []
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        if not is_plain_number(row.answer):
+            dropped[NOT_A_NUMBER] += 1
+        elif normalise_question(row.question) in held_out:
+            dropped[IN_HELD_OUT] += 1
+        else:
+            kept.append(row)
+    return kept, dropped
+
+
+def questions_of(*splits: Iterable[Row]) -> set[str]:
+    """The normalised questions of some splits."""
+    return {normalise_question(row.question) for rows in splits for row in rows}
 
 
 def prepare_test_set(data: Data, name: str, trained: set[str], log: Log) -> Prepared:
@@ -102,19 +140,6 @@ def write(prepared: Prepared, layout: Layout, summary_file: Path) -> None:
         write_text_atomically(layout.data_digest(name), digest.hexdigest() + "\n")
         summary["splits"][name]["sha256"] = digest.hexdigest()
     write_json(summary_file, summary)
-
-
-def _filtered(
-    rows: Sequence[Row], held_out: set[str], data: Data
-) -> tuple[list[Row], Counter[str]]:
-    numeric, not_numeric = keep_numeric(rows, drop_negative=False)
-    unseen, seen = keep_unseen(numeric, held_out)
-    if seen and data.source == "generated":
-        raise DataError(
-            f"{seen.total()} generated training questions also stand in validation or test: the "
-            "generator is broken"
-        )
-    return unseen, not_numeric + seen
 
 
 def _refuse_empty(splits: dict[str, list[Row]], summaries: dict[str, Any], data: Data) -> None:

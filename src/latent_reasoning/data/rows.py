@@ -70,26 +70,25 @@ def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line.decode("utf-8-sig"))
-                except UnicodeDecodeError as error:
-                    yield number, DataError(f"{path}, line {number + 1}: not UTF-8: {error.reason}")
-                except json.JSONDecodeError as error:
-                    yield (
-                        number,
-                        DataError(
-                            f"{path}, line {number + 1}: not JSON: {error.msg} "
-                            f"(column {error.colno})"
-                        ),
-                    )
-                except ValueError as error:  # a number of thousands of digits
-                    yield number, DataError(f"{path}, line {number + 1}: not readable: {error}")
-                except RecursionError:
-                    yield number, DataError(f"{path}, line {number + 1}: nested too deeply")
+                if line.strip():
+                    yield number, _decoded(line, f"{path}, line {number + 1}")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(line: bytes, where: str) -> Any:
+    """The record of a line of JSON, or the `DataError` that says why it has none."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: {error.reason}"
+    except json.JSONDecodeError as error:
+        problem = f"not JSON: {error.msg} (column {error.colno})"
+    except ValueError as error:  # a number of thousands of digits
+        problem = f"not readable: {error}"
+    except RecursionError:
+        problem = "nested too deeply"
+    return DataError(f"{where}: {problem}")
 
 
 def read_rows(path: Path) -> list[Row]:

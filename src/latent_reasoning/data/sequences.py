@@ -1,21 +1,19 @@
 """The only place where rows become token sequences (docs/method.md, section 2).
 
-A training example is five pieces, each tokenised apart so that no token crosses a border (note 2 of
-the conformance README):
+A training example is five pieces, each tokenised apart so that no token crosses a border (docs/
+method.md, note 2):
 
     {prefix}{question} | {reasoning} | ` The answer is` | `:` | ` {answer}`{eos}
 
-`reasoning` is the steps (`encode_plain_rows`), or START, n CONTINUE, STOP (the student of
-`encode_latent_rows`, whose teacher is the plain form of the same row). BOS stands where the
-tokenizer puts it by itself. An example keeps its ids alone and computes labels and maps from four
-numbers, so that the 327,777 latent examples of the paper's SFT take less than 1 GB.
+`reasoning` is a text, mostly the steps (`encode_plain_rows`), or START, n CONTINUE, STOP (the
+student of `encode_latent_rows`, whose teacher is the plain form of the same row). BOS stands where
+the tokenizer puts it by itself.
 
 Texts go to the tokenizer in batches, hence functions of many rows.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from latent_reasoning.config import LatentSteps
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 from latent_reasoning.data.rows import DataError, Row
 
 if TYPE_CHECKING:  # seconds to import, and the stage prepare_data has no tokenizer
@@ -40,14 +39,10 @@ ANSWER_WORDS = " The answer is"
 COLON = ":"
 ANSWER_PREFIX = ANSWER_WORDS + COLON
 
-IGNORED_LABEL = -100
-SEPARATORS = 4
-"""The public code tests the token limit while one separator stands between each two pieces."""
-
 ROWS_PER_CALL = 8192
 """Rows tokenised at once: bounds the memory of the tokenizer's own output."""
 
-Form = Literal["cot", "no_cot"]
+Example = TypeVar("Example", bound=PlainExample)
 
 
 @dataclass(frozen=True)
@@ -58,88 +53,6 @@ class SpecialTokens:
     end: int
     continue_: int
     stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlainExample:
-    """A sequence of text: question, reasoning, answer.
-
-    Attributes:
-        input_ids: ids of the whole sequence, BOS and EOS included, int32 (T,).
-        question_length: ids before the reasoning.
-        reasoning_length: ids of the reasoning, 0 where there is none.
-        first_label: position of the first id that is learned.
-        target_position: where hidden states are distilled (` The answer is:`, or one later).
-    """
-
-    input_ids: np.ndarray
-    question_length: int
-    reasoning_length: int
-    first_label: int
-    target_position: int
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The ids with -100 before `first_label`, int64 (T,); not shifted."""
-        labels = self.input_ids.astype(np.int64)
-        labels[: self.first_label] = IGNORED_LABEL
-        return labels
-
-    @property
-    def reasoning_map(self) -> np.ndarray:
-        """True at the reasoning, START and STOP included, bool (T,)."""
-        return self._map(self.question_length, self.question_length + self.reasoning_length)
-
-    @property
-    def target_token_map(self) -> np.ndarray:
-        """True at the target token alone, bool (T,)."""
-        return self._map(self.target_position, self.target_position + 1)
-
-    def _map(self, start: int, end: int) -> np.ndarray:
-        positions = np.zeros(len(self.input_ids), dtype=bool)
-        positions[start:end] = True
-        return positions
-
-
-@dataclass(frozen=True, slots=True)
-class StudentExample(PlainExample):
-    """A sequence that reasons in latent steps.
-
-    Attributes:
-        stop_label: what is learned where STOP stands, if not STOP: a row that answers early for
-            practice is still taught to go on (random readout).
-    """
-
-    stop_label: int | None = None
-
-    @property
-    def labels(self) -> np.ndarray:
-        """As for plain text, but for `stop_label`; int64 (T,)."""
-        labels = PlainExample.labels.fget(self)
-        stop = self.question_length + self.reasoning_length - 1
-        if self.stop_label is not None and stop >= self.first_label:
-            labels[stop] = self.stop_label
-        return labels
-
-    @property
-    def continue_map(self) -> np.ndarray:
-        """True at the CONTINUE positions, bool (T,)."""
-        end = self.question_length + self.reasoning_length
-        return self._map(self.question_length + 1, end - 1)
-
-
-Example = TypeVar("Example", bound=PlainExample)
-
-
-@dataclass(frozen=True, slots=True)
-class LatentExample:
-    """One row as the teacher reads it and as the student does."""
-
-    teacher: PlainExample
-    student: StudentExample
 
 
 # ------------------------------------------------------------------------------------- tokenizer
@@ -241,15 +154,26 @@ def _escape(row: Row, pattern: re.Pattern[str]) -> Row:
 # ---------------------------------------------------------------------------------------- pieces
 
 
-def reasoning_text(row: Row, *, natural_language: bool, drop_last_step: bool) -> str:
-    """The steps joined with nothing between them; each after a space where they are sentences.
+def reasoning_steps(row: Row, *, drop_last_step: bool) -> tuple[str, ...]:
+    """The steps of a row, all or all but the last.
 
     Raises:
         DataError: the row's steps are unknown.
     """
     if row.steps is None:
         raise DataError(f"row {row.id} has no steps: only the form no_cot can use it")
-    steps = row.steps[:-1] if drop_last_step else row.steps
+    return row.steps[:-1] if drop_last_step else row.steps
+
+
+def reasoning_text(
+    row: Row, *, natural_language: bool = False, drop_last_step: bool = False
+) -> str:
+    """The steps joined with nothing between them; each after a space where they are sentences.
+
+    Raises:
+        DataError: the row's steps are unknown.
+    """
+    steps = reasoning_steps(row, drop_last_step=drop_last_step)
     return "".join(f" {step}" for step in steps) if natural_language else "".join(steps)
 
 
@@ -268,17 +192,6 @@ def reasoning_step_count(row: Row, *, drop_last_step: bool) -> int:
     return max(len(row.steps or ()), 1 if drop_last_step else 0)
 
 
-def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:
-    """SFT's length limit, on both sequences of a latent example (note 5: 508 for 512)."""
-    if max_tokens is None:
-        return True
-    if isinstance(example, LatentExample):
-        length = max(len(example.teacher), len(example.student))
-    else:
-        length = len(example)
-    return length + SEPARATORS <= max_tokens
-
-
 # -------------------------------------------------------------------------------- training text
 
 
@@ -286,39 +199,24 @@ def encode_plain_rows(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    form: Form,
     prefix: str,
-    natural_language: bool = False,
-    drop_last_step: bool = False,
-    shift_target: bool = False,
-    reasonings: Sequence[str] | None = None,
+    reasonings: Sequence[str],
 ) -> list[PlainExample]:
-    """Rows as text, with their steps (`cot`) or without (`no_cot`).
+    """Rows as text.
 
     Args:
         rows: the rows.
         tokenizer: its EOS ends each example.
-        form: with the steps or without.
         prefix: text before the question.
-        natural_language: steps are sentences: a space goes before each.
-        drop_last_step: leave the last step out (the teacher of CODI-type losses).
-        shift_target: the target token is the one after `:`, not `:`.
-        reasonings: texts in place of the steps, one a row, used as they are.
+        reasonings: text before the answer, one a row; empty for an answer at once.
 
     Raises:
-        DataError: a row without steps where they are needed, or a tokenizer without EOS.
+        DataError: a tokenizer without EOS.
     """
-
-    def reasoning_of(row: Row) -> str:
-        if form == "no_cot":
-            return ""
-        return reasoning_text(row, natural_language=natural_language, drop_last_step=drop_last_step)
-
-    texts = [reasoning_of(row) for row in rows] if reasonings is None else reasonings
     pieces = _Pieces.of(tokenizer)
     return [
-        pieces.join(question, reasoning, answer, len(question), shift_target, PlainExample)
-        for question, reasoning, answer in pieces.encode(rows, prefix, texts)
+        pieces.join(question, reasoning, answer, len(question), PlainExample)
+        for question, reasoning, answer in pieces.encode(rows, prefix, reasonings)
     ]
 
 
@@ -326,14 +224,13 @@ def encode_latent_rows(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    steps: LatentSteps,
     prefix: str,
-    natural_language: bool,
+    reasonings: Sequence[str],
+    steps: LatentSteps,
     drop_last_step: bool,
     shift_target: bool,
     mask_latent_labels: bool,
     learn_start: bool,
-    reasonings: Sequence[str] | None = None,
     readout: Callable[[Row, int], int] | None = None,
 ) -> list[LatentExample]:
     """Rows for teacher (text) and student (START, n CONTINUE, STOP).
@@ -341,43 +238,33 @@ def encode_latent_rows(
     Args:
         rows: the rows.
         tokenizer: has EOS and the four latent tokens.
-        steps: how many latent steps a row gets.
         prefix: text before the question.
-        natural_language: steps are sentences: a space goes before each.
-        drop_last_step: the teacher's text leaves the last step out.
+        reasonings: the teacher's text before the answer, one a row.
+        steps: how many latent steps a row gets.
+        drop_last_step: the teacher's text leaves the last step out (see `reasoning_step_count`).
         shift_target: the target token is the one after `:`, not `:`.
         mask_latent_labels: the student learns only the answer.
         learn_start: START is a label too, on the question's last token (note 7).
-        reasonings: texts in place of the teacher's steps, one a row, used as they are.
         readout: of a row and its n, the steps after which the student answers; n where None.
             Its stop decisions are still taught to reach n.
 
     Raises:
-        DataError: a row without steps, or a tokenizer that lacks a token.
+        DataError: a tokenizer that lacks a token.
     """
-    special = special_token_ids(tokenizer)
-    pieces = _Pieces.of(tokenizer)
-    if reasonings is None:
-        reasonings = [
-            reasoning_text(row, natural_language=natural_language, drop_last_step=drop_last_step)
-            for row in rows
-        ]
+    special, pieces = special_token_ids(tokenizer), _Pieces.of(tokenizer)
     examples = []
     for row, (question, reasoning, answer) in zip(
         rows, pieces.encode(rows, prefix, reasonings), strict=True
     ):
-        k = reasoning_step_count(row, drop_last_step=drop_last_step)
-        n = latent_step_count(k, steps)
+        n = latent_step_count(reasoning_step_count(row, drop_last_step=drop_last_step), steps)
         taken = n if readout is None else readout(row, n)
         latent = latent_run(taken, special)
-        unlearned = len(latent) if mask_latent_labels else (0 if learn_start else 1)
         start = len(question)
-        teacher = pieces.join(question, reasoning, answer, start, shift_target, PlainExample)
-        student = pieces.join(
-            question, latent, answer, start + unlearned, shift_target, StudentExample
-        )
+        first = start + (len(latent) if mask_latent_labels else int(not learn_start))
+        teacher = pieces.join(question, reasoning, answer, start, PlainExample, shift_target)
+        student = pieces.join(question, latent, answer, first, StudentExample, shift_target)
         if taken < n:
-            student = dataclasses.replace(student, stop_label=special.continue_)
+            student = replace(student, stop_label=special.continue_)
         examples.append(LatentExample(teacher, student))
     return examples
 
@@ -388,21 +275,6 @@ def latent_run(n: int, special: SpecialTokens) -> list[int]:
 
 
 # --------------------------------------------------------------------------------------- prompts
-
-
-def encode_prompt(
-    row: Row,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    prefix: str,
-    latent: bool,
-    forced_steps: int | None = None,
-) -> list[int]:
-    """One row's prompt; see `encode_prompts`."""
-    (prompt,) = encode_prompts(
-        [row], tokenizer, prefix=prefix, latent=latent, forced_steps=forced_steps
-    )
-    return prompt
 
 
 def encode_prompts(
@@ -473,8 +345,8 @@ class _Pieces:
         reasoning: list[int],
         answer: list[int],
         first_label: int,
-        shift_target: bool,
         kind: Callable[..., Example],
+        shift_target: bool = False,
     ) -> Example:
         before_answer = question + reasoning + self.answer_words + self.colon
         return kind(

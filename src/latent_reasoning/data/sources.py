@@ -166,7 +166,7 @@ def _local(data: Data, split: str) -> Iterator[Record]:
 
 
 def _renumbered(files: list[Path]) -> Iterator[Record]:
-    """Records of files one after the other; the lines of a later file go on counting."""
+    """Records of files one after the other; a later file continues the count of lines."""
     offset = 0
     for file in files:
         last = -1

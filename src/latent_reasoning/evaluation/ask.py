@@ -17,41 +17,35 @@ from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
     decode,
-    encode_prompt,
+    encode_prompts,
 )
-from latent_reasoning.model.card import prompt_prefix
-from latent_reasoning.model.folder import load, load_tokenizer
+from latent_reasoning.evaluation.folder import add_reading_options, open_folder
 from latent_reasoning.model.generation import Generation, generate
 from latent_reasoning.runtime.command import run_stage
-from latent_reasoning.runtime.device import autocast, resolve_device, resolve_precision
+from latent_reasoning.runtime.device import autocast
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Answer one question."""
     options = _parser().parse_args(arguments)
-    device = resolve_device(options.device)
-    tokenizer = load_tokenizer(options.model)
-    model = load(options.model, device.type)
+    folder = open_folder(options.path, options)
+    model, tokenizer = folder.model, folder.tokenizer
     latent = model.settings is not None
     question = Row(id="question", question=options.question, steps=None, answer="0")
-    (question,), _ = apply_special_token_policy([question], tokenizer, "escape")
-    prefix = options.prompt_prefix
-    if prefix is None:
-        prefix = prompt_prefix(options.model)
-    prompt = encode_prompt(question, tokenizer, prefix=prefix, latent=latent)
-    with autocast(device, resolve_precision(options.precision, device)):
+    rows, _ = apply_special_token_policy([question], tokenizer, "escape")
+    with autocast(model.device, folder.precision):
         (generation,) = generate(
             model,
-            [prompt],
+            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent),
             max_new_tokens=options.max_new_tokens,
             eos_id=tokenizer.eos_token_id,
             batch_size=1,
         )
     text = decode(tokenizer, generation.ids)
-    print(describe(generation, text, tokenizer.eos_token, latent))
+    print(answer_text(generation, text, tokenizer.eos_token, latent))
 
 
-def describe(generation: Generation, text: str, eos_token: str, latent: bool) -> str:
+def answer_text(generation: Generation, text: str, eos_token: str, latent: bool) -> str:
     """The answer, and how the model came to it, for a reader."""
     text = text.removesuffix(eos_token)
     parts = split_completion(text)
@@ -75,16 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model folder")
+    parser.add_argument("path", type=Path, metavar="MODEL_DIR", help="model folder")
     parser.add_argument("question", help="the question")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
-    parser.add_argument(
-        "--prompt-prefix",
-        metavar="TEXT",
-        help="text before the question; default: what the model's card says",
-    )
+    add_reading_options(parser)
     return parser
 
 

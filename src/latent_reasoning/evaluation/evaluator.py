@@ -1,7 +1,8 @@
-"""Greedy evaluation of a model (docs/method.md, section 6; conformance notes 16 and 17).
+"""Greedy evaluation of a model (docs/method.md, section 6; notes 16 and 17 there).
 
 The model chooses its own number of latent steps, or is made to take a given one (`forced_steps`);
-and accuracy is measured at every forced number from 0 on. Nothing here knows of files.
+and accuracy is measured at every forced number from 0 on. A training's validation is the same on
+rows of the validation split (`validate`). Nothing here knows of files.
 """
 
 from __future__ import annotations
@@ -9,28 +10,29 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.data.answers import Thinking, judge
+from latent_reasoning.data.answers import judge
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
+from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
-from latent_reasoning.evaluation.validation import reasoning_length
 from latent_reasoning.model.generation import Generation, generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import autocast
+from latent_reasoning.runtime.parallel import OneProcess
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a model is evaluated.
+    """How completions are made, and the curve of forced accuracies.
 
     `prefix` stands before each question. `forced_steps` makes every row take that many latent
-    steps; None: the model decides. `max_forced_steps` is the end of the curve of forced accuracies,
-    which uses the first `forced_rows` rows; None: no curve, all rows.
+    steps; None: the model decides. `max_forced_steps` is the end of the curve, which uses the first
+    `forced_rows` rows; None: no curve, all rows.
     """
 
     prefix: str
@@ -39,7 +41,6 @@ class EvaluationSettings:
     forced_steps: int | None = None
     max_forced_steps: int | None = None
     forced_rows: int | None = None
-    precision: torch.dtype = torch.float32
 
 
 def evaluate(
@@ -47,15 +48,45 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     settings: EvaluationSettings,
+    precision: torch.dtype = torch.float32,
 ) -> Evaluation:
     """Evaluate a model on rows: once as `settings.forced_steps` says, then at every forced length.
 
     Raises `DataError` where a model that cannot think is to take latent steps.
     """
-    start = time.monotonic()
-    predictions = predict(model, tokenizer, rows, settings, settings.forced_steps)
-    seconds = time.monotonic() - start
-    return Evaluation(predictions, forced_curve(model, tokenizer, rows, settings), seconds)
+    model.eval()
+    with autocast(model.device, precision):
+        start = time.monotonic()
+        predictions = predict(model, tokenizer, rows, settings, OneProcess())
+        seconds = time.monotonic() - start
+        return Evaluation(predictions, forced_curve(model, tokenizer, rows, settings), seconds)
+
+
+def validate(
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    settings: EvaluationSettings,
+    processes: OneProcess,
+    beginnings: Sequence[list[int]] | None = None,
+) -> dict[str, float]:
+    """The means of a training's validation, by the names of its metrics; see `predict`.
+
+    `validation_accuracy`, `validation_reasoning_tokens` (mean), `validation_badly_formatted`
+    (share) and `validation_rows`.
+    """
+    predictions = predict(model, tokenizer, rows, settings, processes, beginnings)
+    latent = model.settings is not None
+    # A text without an answer counts whole, its EOS too: lengths decide between equal accuracies.
+    lengths = [
+        p.reasoning_tokens + int(not (latent or p.well_formatted or p.cut_off)) for p in predictions
+    ]
+    return {
+        "validation_accuracy": sum(p.correct for p in predictions) / len(rows),
+        "validation_reasoning_tokens": sum(lengths) / len(rows),
+        "validation_badly_formatted": sum(not p.well_formatted for p in predictions) / len(rows),
+        "validation_rows": len(rows),
+    }
 
 
 def forced_curve(
@@ -69,7 +100,7 @@ def forced_curve(
         return []
     rows = rows[: settings.forced_rows]
     if model.settings is None:
-        curve = [predict(model, tokenizer, rows, settings, 0)]
+        curve = [predict(model, tokenizer, rows, replace(settings, forced_steps=0), OneProcess())]
     else:
         curve = _predict_forced(model, tokenizer, rows, settings, settings.max_forced_steps)
     return [
@@ -89,20 +120,18 @@ def _predict_forced(
     encode = functools.partial(encode_prompts, rows, tokenizer, prefix=settings.prefix, latent=True)
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
-    model.eval()
-    with autocast(model.device, settings.precision):
-        curve = generate_forced(
-            model,
-            prompts,
-            ending,
-            last=last,
-            max_new_tokens=settings.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
-            batch_size=settings.batch_size,
-        )
+    curve = generate_forced(
+        model,
+        prompts,
+        ending,
+        last=last,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        batch_size=settings.batch_size,
+    )
     return [
         [
-            score(row, generation, tokenizer, latent=True, forced_steps=steps)
+            prediction_of(row, generation, tokenizer, latent=True, forced_steps=steps)
             for row, generation in zip(rows, generations, strict=True)
         ]
         for steps, generations in enumerate(curve)
@@ -114,29 +143,41 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     settings: EvaluationSettings,
-    forced_steps: int | None,
+    processes: OneProcess,
+    beginnings: Sequence[list[int]] | None = None,
 ) -> list[Prediction]:
-    """Generate and score a completion of every row, in the rows' order."""
+    """Generate and judge a completion of every row, in the rows' order.
+
+    `beginnings` are ids after each prompt that the completion has to start with; they count in no
+    length. Of several processes each decodes its share of the rows, and all return all predictions.
+    Model mode (eval) and autocast are the caller's.
+    """
     latent = model.settings is not None
+    own = processes.share(rows)
     prompts = encode_prompts(
-        rows, tokenizer, prefix=settings.prefix, latent=latent, forced_steps=forced_steps
+        own, tokenizer, prefix=settings.prefix, latent=latent, forced_steps=settings.forced_steps
     )
-    model.eval()
-    with autocast(model.device, settings.precision):
-        generations = generate(
-            model,
-            prompts,
-            max_new_tokens=settings.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
-            batch_size=settings.batch_size,
-        )
-    return [
-        score(row, generation, tokenizer, latent=latent, forced_steps=forced_steps)
-        for row, generation in zip(rows, generations, strict=True)
-    ]
+    if beginnings is not None:
+        firsts = processes.share(beginnings)
+        prompts = [prompt + first for prompt, first in zip(prompts, firsts, strict=True)]
+    generations = generate(
+        model,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        batch_size=settings.batch_size,
+    )
+    return processes.gather(
+        [
+            prediction_of(
+                row, generation, tokenizer, latent=latent, forced_steps=settings.forced_steps
+            )
+            for row, generation in zip(own, generations, strict=True)
+        ]
+    )
 
 
-def score(
+def prediction_of(
     row: Row,
     generation: Generation,
     tokenizer: PreTrainedTokenizerBase,
@@ -147,7 +188,8 @@ def score(
     """The verdict on one completion, and the length of its reasoning."""
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
     text = decode(tokenizer, ids)
-    verdict = judge(row.answer, text, _thinking(latent, forced_steps))
+    thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
+    verdict = judge(row.answer, text, thinking)
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)
     return Prediction(
         id=row.id,
@@ -162,10 +204,3 @@ def score(
         latent_steps=steps,
         gold_steps=None if row.steps is None else len(row.steps),
     )
-
-
-def _thinking(latent: bool, forced_steps: int | None) -> Thinking:
-    """What the prompt leaves the model to write before its answer."""
-    if forced_steps is not None:
-        return "forced"
-    return "latent" if latent else "text"

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation (docs/method.md, section 6): pure functions of counts and columns.
+"""Lengths and statistics of an evaluation (docs/method.md, section 6), all pure functions.
 
 Shares are fractions 0..1. A badly formatted row is a row: it counts as wrong, with its length.
 """
@@ -9,9 +9,32 @@ import math
 from dataclasses import dataclass
 
 import pandas
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.data.answers import split_completion
+from latent_reasoning.data.sequences import CONTINUE, START, STOP
 
 CONFIDENCE_95 = 1.959963984540054
 """Two-sided 95 % point of the standard normal distribution."""
+
+
+def reasoning_length(
+    text: str, tokenizer: PreTrainedTokenizerBase, latent: bool, forced_steps: int | None
+) -> tuple[int, int]:
+    """Reasoning tokens and latent steps n of a completion; all of it counts where no answer comes.
+
+    A latent model's reasoning is START, n CONTINUE and STOP: n + 2 tokens (docs/method.md, note
+    16), of which the first START stands in the prompt. A plain model's is the tokens of the text
+    before ` The answer is:`, and its n is 0.
+    """
+    if forced_steps is not None:
+        return (forced_steps + 2 if latent else 0), forced_steps
+    parts = split_completion(text)
+    reasoning = text if parts is None else parts[0]
+    if not latent:
+        return len(tokenizer(reasoning, add_special_tokens=False)["input_ids"]), 0
+    steps = reasoning.count(CONTINUE)
+    return 1 + reasoning.count(START) + steps + reasoning.count(STOP), steps
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

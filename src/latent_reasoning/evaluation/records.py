@@ -107,3 +107,22 @@ def write_evaluation(
         write_json(temporary / "summary.json", summary | ({"science": science} if science else {}))
         write_sums(temporary)
     return summary
+
+
+def summary_text(title: str, summary: dict) -> str:
+    """The summary of an evaluation for a reader, in per cent."""
+    low, high = summary["accuracy_ci95"]
+    return "\n".join(
+        (
+            title,
+            f"  accuracy          {100 * summary['accuracy']:.2f} % "
+            f"({summary['correct']} of {summary['n']}; "
+            f"95 % interval {100 * low:.2f} to {100 * high:.2f})",
+            f"  reasoning tokens  {summary['reasoning_tokens_mean']:.2f} "
+            f"(std {summary['reasoning_tokens_std']:.2f}, "
+            f"{summary['reasoning_tokens_min']} to {summary['reasoning_tokens_max']})",
+            f"  badly formatted   {summary['badly_formatted']}",
+            f"  cut off           {summary['cut_off']}",
+            f"  seconds           {summary['seconds']:.1f}",
+        )
+    )

@@ -56,7 +56,7 @@ def read_with_states(
 ) -> tuple[ReasonerOutput, StateSummary | None]:
     """Forward of one side of a batch of `collate_latent`, and its states as far as any is compared.
 
-    The batch stays on the CPU, where the reasoner plans its passes; it goes on from `prefix`.
+    The batch stays on the CPU, where the reasoner plans its passes; it continues from `prefix`.
     """
     before = "latent_" if side == "student" else ""
     target_map = batch[f"{before}target_token_map"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
-from latent_reasoning.data.sequences import LatentExample
+from latent_reasoning.data.examples import LatentExample
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses, read_with_states

@@ -2,7 +2,7 @@
 
 Up to the question's last token both sides of a row are the same text under the same weights, so
 that one pass over it serves them, gradients included (with dropout, they share its noise). Each
-side then goes on from the question's keys and values.
+side then continues from the question's keys and values.
 
 B rows, T positions.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent_reasoning.data.sequences import IGNORED_LABEL
+from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 
@@ -45,16 +45,12 @@ def read_question(
 
 
 def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:
-    """How many tokens (B,) at the beginning are equal, and have states that no loss reads."""
-    width = min(batch[f"{side}input_ids"].shape[1] for side in SIDES)
-    teacher, student = (_from_first_token(batch, side, width) for side in SIDES)
-    counts = [(teacher == student).long().cumprod(1).sum(1)]
-    for side, names in SIDES.items():
-        *_, labels, span_map, target_map = (batch[f"{side}{name}"] for name in names)
-        is_read = span_map | target_map
-        is_read[:, :-1] |= labels[:, 1:] != IGNORED_LABEL
-        counts.append(is_read.long().argmax(1) - _first_token(batch, side))
-    return torch.stack(counts).amin(0)
+    """The number of tokens (B,) at the beginning whose states no loss reads.
+
+    The teacher learns all that follows the question, the first of it at the question's last token.
+    """
+    first_label = (batch["labels"] != IGNORED_LABEL).long().argmax(1)
+    return first_label - 1 - _first_token(batch, "")
 
 
 def _first_token(batch: dict[str, Tensor], side: str) -> Tensor:

@@ -20,7 +20,7 @@ from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
-from latent_reasoning.evaluation.validation import greedy_validation
+from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.card import Origin, card_text
 from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.lora import merge_lora, save_adapter
@@ -156,17 +156,13 @@ class TrainingRun:
         in circles, and would only cost time.
         """
         rows = self.rows("validation", tokenizer)[: training.validation_rows]
-        limit = 2 * longest_completion
-        return lambda: greedy_validation(
-            model,
-            tokenizer,
-            rows,
-            prompt_prefix=self.experiment.data.prompt.evaluation,
-            max_new_tokens=limit,
+        settings = EvaluationSettings(
+            prefix=self.experiment.data.prompt.evaluation,
+            max_new_tokens=2 * longest_completion,
             batch_size=self.experiment.runtime.evaluation_batch_size,
             forced_steps=forced_steps,
-            processes=self.processes,
         )
+        return lambda: validate(model, tokenizer, rows, settings, self.processes)
 
     def train(self, task: Task, training: Training) -> TrainResult:
         """Train, or resume where a killed run stopped, and report to MLflow.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.data.collation import collate_plain
-from latent_reasoning.data.sequences import IGNORED_LABEL, PlainExample
+from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import target_log_probabilities
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput

@@ -1,6 +1,6 @@
 """Generated problems are true, disjoint and deterministic; their tokenizer loses nothing."""
 
-import random
+import itertools
 from collections import Counter
 
 import pytest
@@ -8,11 +8,9 @@ import pytest
 from latent_reasoning.data.dial.problems import (
     DAYS,
     FIRST_HELD_OUT_STEP_COUNT,
-    PRETRAINING_STYLES,
     generate_splits,
-    pretraining_reasoning,
-    step_result,
 )
+from latent_reasoning.data.dial.styles import results_only
 from latent_reasoning.data.dial.tokenizer import (
     BOS_TOKEN,
     EOS_TOKEN,
@@ -45,58 +43,30 @@ def tokenizer():
     return build_tokenizer(generated_texts(MODULUS))
 
 
-@pytest.fixture
-def row():
-    return {
-        "question": "irrelevant",
-        "steps": ["<<(6+6)%7=5>>", "<<(5-6)%7=6>>", "<<(6*3)%7=4>>"],
-        "answer": "4",
-    }
-
-
 def problem_of(row):
     """What is to be computed, whatever the wording: the expressions of the steps."""
     return tuple(step.partition("=")[0] for step in row["steps"])
 
 
-def test_splits_have_the_sizes_asked_for(splits):
-    assert {name: len(rows) for name, rows in splits.items()} == {
-        "train": 600,
-        "validation": 100,
-        "test": 300,
-    }
-
-
-def test_same_seed_gives_the_same_rows(splits):
+def test_the_same_arguments_give_the_same_rows_in_the_sizes_asked_for(splits):
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [600, 100, 300]
     assert generate() == splits
-
-
-def test_another_seed_gives_other_rows(splits):
     assert generate(seed=1)["test"] != splits["test"]
-
-
-def test_size_of_the_training_split_leaves_the_other_splits_alone(splits):
     larger = generate(train=900)
-    assert larger["test"] == splits["test"]
-    assert larger["validation"] == splits["validation"]
+    assert (larger["test"], larger["validation"]) == (splits["test"], splits["validation"])
 
 
-def test_no_question_occurs_twice_in_any_split():
+def test_questions_and_long_problems_are_in_one_split_only():
     splits = generate(6000, 500, 2000)
     questions = [row["question"] for rows in splits.values() for row in rows]
     assert len(set(questions)) == len(questions) == 8500
-
-
-def test_problems_of_three_steps_and_more_are_in_one_split_only():
-    splits = generate(6000, 500, 2000)
     problems = {
         name: {problem_of(row) for row in rows if len(row["steps"]) >= FIRST_HELD_OUT_STEP_COUNT}
         for name, rows in splits.items()
     }
     assert len(problems["test"]) > 1000
-    assert not problems["test"] & problems["train"]
-    assert not problems["test"] & problems["validation"]
-    assert not problems["validation"] & problems["train"]
+    for one, other in itertools.combinations(problems.values(), 2):
+        assert not one & other
 
 
 @pytest.mark.parametrize("modulus", [3, 7, 11])
@@ -125,16 +95,14 @@ def test_question_tells_the_steps_in_order_and_the_start_value_last(rows):
         assert start.split()[-1] == row["steps"][0][3]
 
 
-def test_step_counts_follow_the_weights():
-    counts = Counter(len(row["steps"]) for row in generate(11_000, 0, 0)["train"])
+def test_step_counts_follow_the_weights_and_answers_are_nearly_uniform():
+    rows = generate(11_000, 0, 0)["train"]
+    counts = Counter(len(row["steps"]) for row in rows)
     for step_count, weight in enumerate(WEIGHTS, start=1):
         assert counts[step_count] == pytest.approx(1000 * weight, abs=150)
-
-
-def test_answers_are_nearly_uniform():
-    counts = Counter(row["answer"] for row in generate(7000, 0, 0)["train"])
-    assert set(counts) == {str(value) for value in range(MODULUS)}
-    assert max(counts.values()) < 1.5 * min(counts.values())
+    answers = Counter(row["answer"] for row in rows)
+    assert set(answers) == {str(value) for value in range(MODULUS)}
+    assert max(answers.values()) < 1.5 * min(answers.values())
 
 
 @pytest.mark.parametrize(
@@ -154,61 +122,11 @@ def test_impossible_arguments_are_refused(changes, message):
         generate_splits(**{**arguments, "modulus": MODULUS, "seed": 0, **changes})
 
 
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
-        ("full", "<<(6+6)%7=5>><<(5-6)%7=6>><<(6*3)%7=4>>"),
-        ("last_step_dropped", "<<(6+6)%7=5>><<(5-6)%7=6>>"),
-        ("results_only", " Results: 5 6 4."),
-        ("results_only_last_step_dropped", " Results: 5 6."),
-    ],
-)
-def test_pretraining_styles(row, style, expected):
-    assert pretraining_reasoning(row, style) == expected
-
-
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
-        ("truncated", {"", "<<(6+6)%7=5>>", "<<(6+6)%7=5>><<(5-6)%7=6>>"}),
-        ("results_only_truncated", {" Results:.", " Results: 5.", " Results: 5 6."}),
-    ],
-)
-def test_truncated_styles_stop_after_any_step_but_the_last(row, style, expected):
-    generator = random.Random(0)
-    assert {pretraining_reasoning(row, style, generator) for _ in range(50)} == expected
-
-
-def test_waiting_style_repeats_the_last_result_up_to_the_longest_length(row):
-    generator = random.Random(0)
-    texts = {pretraining_reasoning(row, "results_only_waiting", generator) for _ in range(200)}
-    assert texts == {f" Results: 5 6 4{' 4' * repeats}." for repeats in range(1, 8)}
-
-
-def test_unknown_pretraining_styles_are_refused(row):
-    with pytest.raises(ValueError, match="not one of full, "):
-        pretraining_reasoning(row, "verbose")
-
-
-@pytest.mark.parametrize("style", ["truncated", "results_only_truncated", "results_only_waiting"])
-def test_styles_that_draw_a_length_need_a_generator(row, style):
-    with pytest.raises(ValueError, match="needs a generator"):
-        pretraining_reasoning(row, style)
-
-
-def test_step_result_reads_what_follows_the_last_equals_sign():
-    assert step_result("<<600*30/100=180>>") == "180"
-    with pytest.raises(ValueError, match="not of the form"):
-        step_result("600*30/100=180")
-
-
 @pytest.mark.parametrize("modulus", [7, 11])
 def test_pieces_of_the_format_decode_to_their_own_text(modulus):
     tokenizer = build_tokenizer(generated_texts(modulus))
     for row in generate(200, 0, 0, modulus=modulus)["train"]:
-        reasonings = [
-            pretraining_reasoning(row, style, random.Random(0)) for style in PRETRAINING_STYLES
-        ]
+        reasonings = ["".join(row["steps"]), results_only(row["steps"]), results_only([])]
         question = row["question"]
         for piece in (f"Question: {question}", question, *reasonings, f" {row['answer']}"):
             tokens = tokenizer(piece, add_special_tokens=False).input_ids
@@ -230,19 +148,13 @@ def test_numbers_are_one_token_in_equations_and_sentences(tokenizer):
     assert len(tokenizer(" Results: 5 3").input_ids) == 3
 
 
-def test_vocabulary_leaves_room_for_the_special_tokens_below_128(tokenizer):
-    assert len(tokenizer) + 4 <= 128
-
-
 def test_tokenizer_is_deterministic_and_survives_saving(tokenizer, tmp_path):
+    assert len(tokenizer) + 4 <= 128  # room for the special tokens
     assert build_tokenizer(reversed(generated_texts(MODULUS))).get_vocab() == tokenizer.get_vocab()
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     text = "Question: Monday plus 6. Fay's dial of 7 starts at 6.<<(6+6)%7=5>> The answer is: 5"
     assert loaded(text).input_ids == tokenizer(text).input_ids
     assert loaded.decode(loaded(text).input_ids) == text
-    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (
-        BOS_TOKEN,
-        EOS_TOKEN,
-        EOS_TOKEN,
-    )
+    names = (loaded.bos_token, loaded.eos_token, loaded.pad_token)
+    assert names == (BOS_TOKEN, EOS_TOKEN, EOS_TOKEN)

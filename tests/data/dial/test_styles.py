@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latent_reasoning.config import ReasoningMix
-from latent_reasoning.data.dial.styles import styled_reasonings
+from latent_reasoning.data.dial.styles import STYLES, step_result, styled_reasonings
 from latent_reasoning.data.rows import DataError, Row
 
 ROW = Row("train-0", "q", ("<<(6+6)%7=5>>", "<<(5*2)%7=3>>", "<<(3-1)%7=2>>"), "2")
@@ -16,32 +16,41 @@ def only(**shares) -> ReasoningMix:
     return ReasoningMix(**({"full": 0.0} | shares))
 
 
+def test_the_styles_are_those_of_the_configuration():
+    assert list(STYLES) == list(ReasoningMix.model_fields)
+
+
 @pytest.mark.parametrize(
-    ("style", "expected"),
+    ("style", "texts"),
     [
-        ("full", "<<(6+6)%7=5>><<(5*2)%7=3>><<(3-1)%7=2>>"),
-        ("drop_last", "<<(6+6)%7=5>><<(5*2)%7=3>>"),
-        ("results_only", " Results: 5 3 2."),
-        ("results_only_drop_last", " Results: 5 3."),
+        ("full", {"<<(6+6)%7=5>><<(5*2)%7=3>><<(3-1)%7=2>>"}),
+        ("drop_last", {"<<(6+6)%7=5>><<(5*2)%7=3>>"}),
+        ("truncated", {"", "<<(6+6)%7=5>>", "<<(6+6)%7=5>><<(5*2)%7=3>>"}),
+        ("results_only", {" Results: 5 3 2."}),
+        ("results_only_drop_last", {" Results: 5 3."}),
+        ("results_only_truncated", {" Results:.", " Results: 5.", " Results: 5 3."}),
+        ("results_only_waiting", {f" Results: 5 3 2{' 2' * more}." for more in range(1, 8)}),
     ],
 )
-def test_each_style_of_one_row(style, expected):
-    assert styled_reasonings([ROW], only(**{style: 1.0}), seed=0) == [expected]
+def test_the_texts_of_each_style(style, texts):
+    assert set(styled_reasonings(ROWS, only(**{style: 1.0}), seed=0)) == texts
 
 
-def test_the_last_step_is_dropped_before_the_style_applies():
-    texts = styled_reasonings([ROW], only(results_only=1.0), seed=0, drop_last_step=True)
-    assert texts == [" Results: 5 3."]
-    texts = styled_reasonings([ROW], only(full=1.0), seed=0, drop_last_step=True)
-    assert texts == ["<<(6+6)%7=5>><<(5*2)%7=3>>"]
-
-
-def test_truncation_keeps_any_number_of_first_steps_but_not_all():
-    lengths = {text.count("<<") for text in styled_reasonings(ROWS, only(truncated=1.0), seed=0)}
-    assert lengths == {0, 1, 2}
-    one_step = Row("train-0", "q", ROW.steps[:1], "5")
-    texts = styled_reasonings([one_step], only(truncated=1.0), seed=0, drop_last_step=True)
-    assert texts == [""]
+@pytest.mark.parametrize(
+    ("style", "of_three", "of_one"),
+    [
+        ("full", "<<(6+6)%7=5>><<(5*2)%7=3>>", ""),
+        ("results_only", " Results: 5 3.", " Results:."),
+        ("drop_last", "<<(6+6)%7=5>>", ""),
+        ("truncated", None, ""),
+        ("results_only_waiting", None, " Results:."),
+    ],
+)
+def test_the_last_step_is_dropped_before_the_style_applies(style, of_three, of_one):
+    one = Row("train-0", "q", ROW.steps[:1], "5")
+    mix = only(**{style: 1.0})
+    texts = styled_reasonings([ROW, one], mix, seed=0, drop_last_step=True)
+    assert texts == [of_three or texts[0], of_one]
 
 
 def test_shares_are_kept_and_a_rows_style_depends_on_seed_and_id_alone():
@@ -61,3 +70,9 @@ def test_steps_that_are_no_equations_cannot_be_shortened_to_results():
         styled_reasonings([row], only(drop_last=1.0), seed=0, natural_language=True)
     texts = styled_reasonings([row], only(full=1.0), seed=0, natural_language=True)
     assert texts == [" He eats two."]
+
+
+def test_step_result_reads_what_follows_the_last_equals_sign():
+    assert step_result("<<600*30/100=180>>") == "180"
+    with pytest.raises(ValueError, match="not of the form"):
+        step_result("600*30/100=180")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict, get_args
+from typing import TypedDict
 
 NAMES = (
     *("Ada", "Ben", "Cal", "Dan", "Eva", "Fay", "Gus", "Ida"),
@@ -40,26 +40,12 @@ APPLY: dict[str, Callable[[int, int], int]] = {
 # modulus 7): there the splits differ in their questions, above it also in their problems.
 FIRST_HELD_OUT_STEP_COUNT = 3
 
-PretrainingStyle = Literal[
-    "full",
-    "last_step_dropped",
-    "truncated",
-    "results_only",
-    "results_only_last_step_dropped",
-    "results_only_truncated",
-    "results_only_waiting",
-]
-PRETRAINING_STYLES: tuple[PretrainingStyle, ...] = get_args(PretrainingStyle)
-RESULTS_PREFIX = " Results:"
-RESULTS_END = "."
-MOST_RESULTS = 10
-
 Operation = tuple[str, int]
 Problem = tuple[int, tuple[Operation, ...]]
 
 
-class Row(TypedDict):
-    """One example, in the columns of GSM8K-Aug."""
+class GeneratedRow(TypedDict):
+    """One generated example, in the columns of GSM8K-Aug."""
 
     question: str
     steps: list[str]
@@ -75,7 +61,7 @@ def generate_splits(
     step_weights: Sequence[float],
     modulus: int,
     seed: int,
-) -> dict[str, list[Row]]:
+) -> dict[str, list[GeneratedRow]]:
     """Generate ``train``, ``validation`` and ``test`` rows whose questions are all different.
 
     Test rows are drawn first, then validation, then training rows, so that changing the size of
@@ -100,7 +86,7 @@ def generate_splits(
     generator = random.Random(seed)
     questions: set[str] = set()
     problems_of_other_splits: set[Problem] = set()
-    splits: dict[str, list[Row]] = {}
+    splits: dict[str, list[GeneratedRow]] = {}
     for name, size in (("test", test), ("validation", validation), ("train", train)):
         rows, problems = _generate_rows(
             size, max_steps, step_weights, modulus, generator, questions, problems_of_other_splits
@@ -108,60 +94,6 @@ def generate_splits(
         splits[name] = rows
         problems_of_other_splits |= problems
     return {name: splits[name] for name in ("train", "validation", "test")}
-
-
-def pretraining_reasoning(
-    row: Row, style: PretrainingStyle, generator: random.Random | None = None
-) -> str:
-    """The reasoning text of one training example of the base model.
-
-    The base has to stand in for a pretrained language model, which has seen both verbose and terse
-    working, and working that leaves steps out:
-
-    - ``full``: every step, ``<<(6+6)%7=5>><<(5*2)%7=3>>``;
-    - ``last_step_dropped``: all but the last step;
-    - ``truncated``: the first ``j`` steps, ``j`` uniform in ``0 .. k - 1``;
-    - ``results_only`` and its two shortened forms: the steps' results alone, `` Results: 5 3.``;
-    - ``results_only_waiting``: the same with the last result repeated, to a length drawn uniformly
-      from ``k + 1 .. MOST_RESULTS``, `` Results: 5 3 3 3.``.
-
-    Args:
-        row: the example.
-        style: one of ``PRETRAINING_STYLES``.
-        generator: source of the lengths; needed for the truncated and the waiting styles only.
-
-    Raises:
-        ValueError: for an unknown style, or one that draws a length without ``generator``.
-    """
-    if style not in PRETRAINING_STYLES:
-        raise ValueError(f"style {style!r} is not one of {', '.join(PRETRAINING_STYLES)}")
-    if generator is None and style.endswith(("truncated", "waiting")):
-        raise ValueError(f"style {style!r} needs a generator")
-    steps = row["steps"]
-    if style.endswith("last_step_dropped"):
-        steps = steps[:-1]
-    elif style.endswith("truncated"):
-        steps = steps[: generator.randrange(len(steps))]
-    elif style.endswith("waiting"):
-        steps = steps + steps[-1:] * generator.randint(1, MOST_RESULTS - len(steps))
-    return results_only(steps) if style.startswith("results_only") else "".join(steps)
-
-
-def results_only(steps: Sequence[str]) -> str:
-    """The terse text of ``steps``: `` Results: 5 3.`` for ``<<(6+6)%7=5>><<(5*2)%7=3>>``."""
-    return RESULTS_PREFIX + "".join(f" {step_result(step)}" for step in steps) + RESULTS_END
-
-
-def step_result(step: str) -> str:
-    """The result of a step, the text between its last ``=`` and ``>>``.
-
-    Raises:
-        ValueError: if ``step`` is not of the form ``<<expression=result>>``.
-    """
-    expression, separator, result = step.rpartition("=")
-    if not (separator and expression.startswith("<<") and result.endswith(">>")):
-        raise ValueError(f"step {step!r} is not of the form <<expression=result>>")
-    return result.removesuffix(">>")
 
 
 def _check_arguments(
@@ -192,12 +124,12 @@ def _generate_rows(
     generator: random.Random,
     questions: set[str],
     problems_of_other_splits: set[Problem],
-) -> tuple[list[Row], set[Problem]]:
+) -> tuple[list[GeneratedRow], set[Problem]]:
     """``size`` new rows and their held-out problems; adds their questions to ``questions``.
 
     A repeated draw is replaced by one of the same number of steps, which keeps their distribution.
     """
-    rows: list[Row] = []
+    rows: list[GeneratedRow] = []
     problems: set[Problem] = set()
     step_counts = generator.choices(range(1, max_steps + 1), weights=step_weights, k=size)
     for step_count in step_counts:
@@ -240,11 +172,11 @@ def _tell(problem: Problem, modulus: int, generator: random.Random) -> str:
     return " ".join(sentences)
 
 
-def _solve(problem: Problem, question: str, modulus: int) -> Row:
+def _solve(problem: Problem, question: str, modulus: int) -> GeneratedRow:
     value, operations = problem
     steps = []
     for sign, operand in operations:
         result = APPLY[sign](value, operand) % modulus
         steps.append(f"<<({value}{sign}{operand})%{modulus}={result}>>")
         value = result
-    return Row(question=question, steps=steps, answer=str(value))
+    return GeneratedRow(question=question, steps=steps, answer=str(value))

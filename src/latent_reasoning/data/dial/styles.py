@@ -1,30 +1,26 @@
 """Styles of reasoning text: full equations, results alone, or with steps left out.
 
-A pretrained language model has seen terse and verbose working; a base trained from scratch gets
-both from here (`base.texts`), and so may the teacher of latent SFT (`teacher_texts`). Each row has
-one style, a function of the seed and the row's id: the same text is read in every epoch.
+A pretrained language model has seen verbose and terse working, and working that leaves steps out; a
+base trained from scratch gets all of them from here (`base.texts`), and so may the teacher of
+latent SFT (`teacher_texts`). Each row has one style, a function of the seed and the row's id: the
+same text is read in every epoch.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from latent_reasoning.config import ReasoningMix
-from latent_reasoning.data.dial.problems import PretrainingStyle, pretraining_reasoning
 from latent_reasoning.data.rows import DataError, Row
-from latent_reasoning.data.sequences import reasoning_text
+from latent_reasoning.data.sequences import reasoning_steps, reasoning_text
 from latent_reasoning.runtime import seeds
 
-GENERATOR_STYLES: dict[str, PretrainingStyle] = {
-    "full": "full",
-    "results_only": "results_only",
-    "drop_last": "last_step_dropped",
-    "truncated": "truncated",
-    "results_only_drop_last": "results_only_last_step_dropped",
-    "results_only_truncated": "results_only_truncated",
-    "results_only_waiting": "results_only_waiting",
-}
+RESULTS_PREFIX = " Results:"
+RESULTS_END = "."
+MOST_RESULTS = 10
+
+Steps = Sequence[str]
 
 
 def styled_reasonings(
@@ -52,16 +48,60 @@ def styled_reasonings(
 
 
 def _styled(row: Row, shares: dict[str, float], seed: int, drop_last_step: bool) -> str:
-    if row.steps is None:
-        raise DataError(f"row {row.id} has no steps: only the form no_cot can use it")
-    steps = list(row.steps[:-1] if drop_last_step else row.steps)
+    steps = reasoning_steps(row, drop_last_step=drop_last_step)
     generator = random.Random(seeds.seed_for(seed, seeds.TEXT_STYLE.format(row=row.id)))
     (name,) = generator.choices(list(shares), weights=list(shares.values()))
-    if not steps:
-        # There is nothing to cut off or to repeat.
-        name = name.replace("_truncated", "").replace("truncated", "full").replace("_waiting", "")
-    styled = {"question": row.question, "steps": steps, "answer": row.answer}
+    shorten, write = STYLES[name]
     try:
-        return pretraining_reasoning(styled, GENERATOR_STYLES[name], generator)
+        return write(shorten(steps, generator))
     except ValueError as error:
         raise DataError(f"row {row.id}: {error}") from None
+
+
+def _all(steps: Steps, generator: random.Random) -> Steps:
+    return steps
+
+
+def _all_but_the_last(steps: Steps, generator: random.Random) -> Steps:
+    return steps[:-1]
+
+
+def _truncated(steps: Steps, generator: random.Random) -> Steps:
+    """The first `j` steps, `j` uniform in `0 .. k - 1`."""
+    return steps[: generator.randrange(len(steps))] if steps else steps
+
+
+def _waiting(steps: Steps, generator: random.Random) -> Steps:
+    """The last step again and again, to a length uniform in `k + 1 .. MOST_RESULTS`."""
+    if not steps:
+        return steps
+    return [*steps, *[steps[-1]] * generator.randint(1, MOST_RESULTS - len(steps))]
+
+
+def results_only(steps: Steps) -> str:
+    """The terse text of `steps`: ` Results: 5 3.` for `<<(6+6)%7=5>><<(5*2)%7=3>>`."""
+    return RESULTS_PREFIX + "".join(f" {step_result(step)}" for step in steps) + RESULTS_END
+
+
+def step_result(step: str) -> str:
+    """The result of a step, the text between its last `=` and `>>`.
+
+    Raises:
+        ValueError: if `step` is not of the form `<<expression=result>>`.
+    """
+    expression, separator, result = step.rpartition("=")
+    if not (separator and expression.startswith("<<") and result.endswith(">>")):
+        raise ValueError(f"step {step!r} is not of the form <<expression=result>>")
+    return result.removesuffix(">>")
+
+
+STYLES: dict[str, tuple[Callable[[Steps, random.Random], Steps], Callable[[Steps], str]]] = {
+    "full": (_all, "".join),
+    "results_only": (_all, results_only),
+    "drop_last": (_all_but_the_last, "".join),
+    "truncated": (_truncated, "".join),
+    "results_only_drop_last": (_all_but_the_last, results_only),
+    "results_only_truncated": (_truncated, results_only),
+    "results_only_waiting": (_waiting, results_only),
+}
+"""Each style of `ReasoningMix`: which steps it keeps, and how it writes them."""

@@ -21,8 +21,8 @@ from latent_reasoning.data.dial.problems import (
     NAMES,
     OBJECTS,
     OPERATION_WORDS,
-    RESULTS_PREFIX,
 )
+from latent_reasoning.data.dial.styles import RESULTS_PREFIX
 
 BOS_TOKEN = "<|begin_of_text|>"
 EOS_TOKEN = "<|eot_id|>"

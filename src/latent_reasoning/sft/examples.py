@@ -1,0 +1,106 @@
+"""From rows to the examples of SFT: what a model reads, and which rows are left out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from latent_reasoning.config import Data, LatentSftModel, SftModel
+from latent_reasoning.data.answers import is_negative
+from latent_reasoning.data.dial.styles import styled_reasonings
+from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
+from latent_reasoning.data.rows import DataError, Row
+from latent_reasoning.data.sequences import (
+    encode_latent_rows,
+    encode_plain_rows,
+    reasoning_text,
+)
+from latent_reasoning.runtime import seeds
+
+
+def token_sft_examples(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, entry: SftModel, data: Data
+) -> list[PlainExample]:
+    """The rows as text: steps and answer (`cot`) or the answer at once (`no_cot`).
+
+    Those above the token limit are left out. Raises `DataError` where no row is left.
+    """
+    reasonings = [
+        reasoning_text(row, natural_language=data.natural_language) if entry.form == "cot" else ""
+        for row in rows
+    ]
+    examples = encode_plain_rows(
+        rows, tokenizer, prefix=data.prompt.training, reasonings=reasonings
+    )
+    kept = [example for example in examples if within_limit(example, data.max_tokens)]
+    if not kept:
+        raise DataError(
+            f"all {len(examples)} rows are longer than data.max_tokens: {data.max_tokens} allows"
+        )
+    return kept
+
+
+def without_negative_answers(rows: Sequence[Row], data: Data) -> list[Row]:
+    """The rows of latent SFT, which drops negative answers as `data.drop_negative_for_sft` says."""
+    return [row for row in rows if not (data.drop_negative_for_sft and is_negative(row.answer))]
+
+
+def latent_examples(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    entry: LatentSftModel,
+    data: Data,
+    *,
+    name: str,
+    seed: int,
+) -> list[LatentExample]:
+    """The rows as teacher and student read them, those above the token limit left out.
+
+    `name` is the model's. Raises `DataError` where no row is left.
+    """
+    reasonings = styled_reasonings(
+        rows,
+        entry.teacher_texts,
+        seed=seed,
+        natural_language=data.natural_language,
+        drop_last_step=entry.drop_last_step,
+    )
+    examples = encode_latent_rows(
+        rows,
+        tokenizer,
+        prefix=data.prompt.training,
+        reasonings=reasonings,
+        steps=entry.latent_steps,
+        drop_last_step=entry.drop_last_step,
+        shift_target=entry.shift_target,
+        mask_latent_labels=entry.mask_latent_labels,
+        learn_start=entry.learn_start,
+        readout=random_readout(entry, seed),
+    )
+    kept = [example for example in examples if within_limit(example, data.max_tokens)]
+    if not kept:
+        raise DataError(
+            f"no row of {len(rows)} is left for {name}: answers that are negative and "
+            f"sequences longer than data.max_tokens: {data.max_tokens} allows are dropped"
+        )
+    return kept
+
+
+def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int]:
+    """The number of its n latent steps after which a row answers.
+
+    A share of the rows answers anywhere from as many steps as the teacher's text has to n; a
+    function of the seed and the row's id. A model that has only ever answered after n steps cannot
+    be taught by RL to answer sooner.
+    """
+
+    def steps(row: Row, n: int) -> int:
+        generator = random.Random(seeds.seed_for(seed, seeds.RANDOM_READOUT.format(row=row.id)))
+        if generator.random() >= entry.random_readout:
+            return n
+        steps_in_text = len(row.steps) - entry.drop_last_step
+        return generator.randint(min(max(steps_in_text, 0), n), n)
+
+    return steps
