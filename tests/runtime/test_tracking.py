@@ -95,10 +95,11 @@ def test_a_resumed_training_continues_its_run_and_another_configuration_does_not
 
 JOB = """
 import sys
-from latent_reasoning.runtime.tracking import MlflowTracker
+from latent_reasoning.runtime import tracking
 uri, model = sys.argv[1:]
 tags = {"model": model, "seed": "0", "stage": "sft", "config_digest": "d1"}
-tracker = MlflowTracker(uri, "laptop", tags)
+tracking.SECONDS_TO_CLOSE = 110  # a busy machine takes its time to make the tables
+tracker = tracking.MlflowTracker(uri, "laptop", tags)
 for step in range(2500):
     tracker.log_metrics({"loss": float(step)}, step)
 tracker.close()

@@ -223,15 +223,14 @@ def connect(uri: str) -> Any:
 
     # Its own report of a failing store is a traceback; ours is one line.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    client = MlflowClient(tracking_uri=uri)
-    if uri.startswith(SQLITE):
-        database = Path(uri.removeprefix(SQLITE))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        # Two jobs that create or migrate the same tables at the same time would both fail.
-        with database.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            client.search_experiments(max_results=1)
-    return client
+    if not uri.startswith(SQLITE):
+        return MlflowClient(tracking_uri=uri)
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two jobs that create the same tables at the same time would both fail: a client makes them.
+    with database.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return MlflowClient(tracking_uri=uri)
 
 
 def create_experiment(client: Any, uri: str, name: str) -> str:
