@@ -49,5 +49,4 @@ def test_every_training_is_warned_before_its_time_limit():
     trainings = ("base_model", "sft", "latent_sft", "rl")
     warned = {"slurm_extra": "'--signal=USR1@300'"}
     assert profile["set-resources"] == dict.fromkeys(trainings, warned)
-    # Those of the command line replace these, which local rules alone rely on.
-    assert profile["default-resources"] == {"gpu": 0, "mem_mb": 2000, "runtime": 30}
+    assert "default-resources" not in profile  # those of your own profile come through
