@@ -80,7 +80,8 @@ faults-quick: $(STAMP) ## the fault campaign in short, as continuous integration
 	$(BIN)/python -m tests.faults --quick
 
 .PHONY: ui
-ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000
+ui: $(STAMP) ## show the tracked runs on http://127.0.0.1:5000; prints the page of each experiment
+	@$(BIN)/python -m latent_reasoning.runtime.tracking
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow.db}"
 

@@ -1,10 +1,6 @@
-"""Fingerprints of raw files, values of the command line, the resolved configuration on disk."""
+"""Fingerprints of raw files and model folders; the names of an experiment's files."""
 
 from __future__ import annotations
-
-import os
-import time
-from pathlib import Path
 
 import pytest
 
@@ -91,38 +87,3 @@ def test_only_local_sources_have_a_fingerprint():
     assert fingerprints.content_of_rows(laptop) == ""
     assert fingerprints.content_of_base(laptop) == ""
     assert fingerprints.content_of_model(laptop, "latent-6-rl") == ""
-
-
-def test_lists_of_the_command_line_hold_numbers_again():
-    given = {"seeds": ["0", "1"], "runtime": {"device": "cpu", "threads": "2"}, "experiment": "x"}
-    assert fingerprints.command_line_values(given) == {
-        "seeds": [0, 1],
-        "runtime": {"device": "cpu", "threads": 2},
-        "experiment": "x",
-    }
-    assert fingerprints.command_line_values({"report": {"main": "null"}}) == {
-        "report": {"main": None}
-    }
-    assert fingerprints.command_line_values({"data": {"revision": "2025-11-01"}}) == {
-        "data": {"revision": "2025-11-01"}
-    }
-
-
-def test_the_resolved_configuration_is_rewritten_only_where_it_differs(tmp_path: Path):
-    experiment = load(PROJECT_ROOT / "config" / "test.yaml")
-    path = tmp_path / "results" / "test" / "config.yaml"
-    fingerprints.write_config(experiment, path)
-    written = path.stat().st_mtime_ns
-    fingerprints.write_config(experiment, path)
-    assert path.stat().st_mtime_ns == written
-    assert load(path) == experiment
-
-
-def test_files_dated_in_the_future_are_dated_now_and_others_left(tmp_path):
-    for name, date in (("past", 1000.0), ("future", time.time() + 86400)):
-        (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, (date, date))
-    assert fingerprints.forget_future(tmp_path) == 1
-    assert (tmp_path / "past").stat().st_mtime == 1000.0
-    assert (tmp_path / "future").stat().st_mtime <= time.time()
-    assert fingerprints.forget_future(tmp_path) == 0

@@ -29,8 +29,8 @@ from latent_reasoning import config
 from latent_reasoning.config import PROJECT_ROOT, ConfigError
 from latent_reasoning.dag import digests
 from latent_reasoning.dag.cost import describe
-from latent_reasoning.dag.fingerprints import write_config
 from latent_reasoning.dag.layout import Layout
+from latent_reasoning.dag.planning import write_config
 from latent_reasoning.data import __main__ as data_stage
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import DataError, read_rows

@@ -6,16 +6,14 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from latent_reasoning.config import PROJECT_ROOT
+from latent_reasoning.config import PROJECT_ROOT, load
 from latent_reasoning.runtime import tracking
 from latent_reasoning.runtime.tracking import (
     MlflowTracker,
     NullTracker,
-    RunIdentity,
     connect,
     flatten,
     open_tracker,
@@ -33,9 +31,8 @@ def uri(tmp_path_factory) -> str:
     return address
 
 
-def identity(model: str, **changes) -> RunIdentity:
-    values = {"experiment": "laptop", "model": model, "seed": 0, "stage": "sft", "digest": "d1"}
-    return RunIdentity(**(values | changes))
+def tags(model: str, **changes: str) -> dict[str, str]:
+    return {"model": model, "seed": "0", "stage": "sft", "config_digest": "d1"} | changes
 
 
 def runs(uri: str, model: str) -> list:
@@ -46,15 +43,10 @@ def runs(uri: str, model: str) -> list:
 
 def test_a_run_holds_name_tags_parameters_metrics_and_artifacts(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody-elses-run")
-    parent = tmp_path / "parent"
-    parent.mkdir()
-    (parent / "mlflow.json").write_text(
-        json.dumps({"run_id": "the-parent", "uri": uri, "digest": "x"})
-    )
     table = tmp_path / "table.csv"
     table.write_text("a\n")
-    tracker = MlflowTracker(uri, identity("cot-sft", parent=parent), tmp_path)
-    tracker.log_parameters({"training": {"steps": 3}, "lora": None})
+    parameters = {"training.steps": "3", "lora": "null"}
+    tracker = MlflowTracker(uri, "laptop", tags("cot-sft"), parameters, tmp_path)
     tracker.log_metrics({"loss": 2.0, "validation_accuracy": 0.5}, 1)
     tracker.log_metrics({"loss": 1.0}, 2)
     tracker.log_artifact(table)
@@ -62,18 +54,36 @@ def test_a_run_holds_name_tags_parameters_metrics_and_artifacts(uri, tmp_path, m
     (run,) = runs(uri, "cot-sft")
     assert run.info.run_name == "cot-sft/seed-0/sft"
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"training.steps": "3", "lora": "null"}
-    assert run.data.tags["config_digest"] == "d1"
-    assert run.data.tags["parent_run_id"] == "the-parent"
-    assert "git_commit" in run.data.tags
+    assert run.data.params == parameters
+    assert run.data.tags.items() >= tags("cot-sft").items()
     history = connect(uri).get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 1.0)]
     assert [a.path for a in connect(uri).list_artifacts(run.info.run_id)] == ["table.csv"]
 
 
-def test_a_resumed_training_goes_on_in_its_run_and_another_configuration_does_not(uri, tmp_path):
+def test_a_stages_run_says_where_it_comes_from(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    note = {"run_id": "the-parent", "uri": uri, "digest": "x"}
+    (tmp_path / "mlflow.json").write_text(json.dumps(note))
+    experiment = load(PROJECT_ROOT / "config" / "test.yaml")
+    experiment.experiment = "laptop"
+    which = {"model": "latent-6-rl", "seed": 0, "stage": "rl", "digest": "d7"}
+    open_tracker(experiment, **which, parent=tmp_path).close("KILLED")
+    (run,) = runs(uri, "latent-6-rl")
+    assert run.info.status == "KILLED"
+    assert run.data.tags["config_digest"] == "d7"
+    assert run.data.tags["parent_run_id"] == "the-parent"
+    assert len(run.data.tags["git_commit"]) >= len("unknown")
+    assert run.data.params["stage"] == "rl"
+    experiment.tracking.enabled = False
+    assert isinstance(open_tracker(experiment, **which), NullTracker)
+
+
+def test_a_resumed_training_continues_its_run_and_another_configuration_does_not(uri, tmp_path):
     for digest, step in (("d1", 1), ("d1", 2), ("d2", 3)):
-        tracker = MlflowTracker(uri, identity("latent-6", digest=digest), tmp_path)
+        which = tags("latent-6", config_digest=digest)
+        # A setting that is no science may change before a training is resumed.
+        tracker = MlflowTracker(uri, "laptop", which, {"save": str(step)}, tmp_path)
         tracker.log_metrics({"loss": float(step)}, step)
         tracker.close("FAILED" if step == 1 else "FINISHED")
     first, second = sorted(runs(uri, "latent-6"), key=lambda run: run.info.start_time)
@@ -85,57 +95,55 @@ def test_a_resumed_training_goes_on_in_its_run_and_another_configuration_does_no
 
 JOB = """
 import sys
-from pathlib import Path
-from latent_reasoning.runtime.tracking import MlflowTracker, RunIdentity
-uri, model, folder = sys.argv[1:]
-tracker = MlflowTracker(uri, RunIdentity("laptop", model, 0, "sft", "d1"), Path(folder))
-for step in range(300):
+from latent_reasoning.runtime import tracking
+uri, model = sys.argv[1:]
+tags = {"model": model, "seed": "0", "stage": "sft", "config_digest": "d1"}
+tracking.SECONDS_TO_CLOSE = 110  # a busy machine takes its time to make the tables
+tracker = tracking.MlflowTracker(uri, "laptop", tags)
+for step in range(2500):
     tracker.log_metrics({"loss": float(step)}, step)
 tracker.close()
 """
 
 
-def test_two_jobs_log_at_once(uri, tmp_path):
-    jobs = []
-    for model in ("job-a", "job-b"):
-        (tmp_path / model).mkdir()
-        command = [sys.executable, "-c", JOB, uri, model, str(tmp_path / model)]
-        jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+def test_two_jobs_that_use_a_new_store_at_once_log_everything(tmp_path):
+    new = f"sqlite:///{tmp_path}/new/mlflow.db"
+    commands = [[sys.executable, "-c", JOB, new, model] for model in ("job-a", "job-b")]
+    jobs = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
     for job in jobs:
         _, errors = job.communicate(timeout=120)
         assert job.returncode == 0
         assert "warning" not in errors
     for model in ("job-a", "job-b"):
-        (run,) = runs(uri, model)
-        assert len(connect(uri).get_metric_history(run.info.run_id, "loss")) == 300
+        (run,) = runs(new, model)
+        assert len(connect(new).get_metric_history(run.info.run_id, "loss")) == 2500
 
 
-def test_an_unreachable_store_is_reported_once_and_work_goes_on(capfd, tmp_path):
+def test_an_unreachable_store_is_reported_once_and_holds_up_nothing(capfd):
     start = time.monotonic()
-    tracker = MlflowTracker("http://127.0.0.1:9", identity("x"), tmp_path)
+    tracker = MlflowTracker("http://127.0.0.1:9", "laptop", tags("x"))
     for step in range(1000):
         tracker.log_metrics({"loss": 1.0}, step)
     assert time.monotonic() - start < 1.0, "logging does not wait for the store"
     tracker.close()
     errors = capfd.readouterr().err
-    assert errors.count("warning: MLflow cannot be reached, work goes on without it") == 1
+    assert errors.count("warning: MLflow cannot be reached, work continues without it") == 1
 
 
-def test_what_could_not_be_sent_is_sent_later(uri, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_BATCHES", 0.01)
-    original = tracking._RunStore.send_metrics
+def test_what_could_not_be_sent_is_sent_later(uri, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "SECONDS_AFTER_FAILURE", 0.01)
     failures = iter([OSError("locked"), OSError("locked")])
 
-    def unreliable(self, values):
+    def unreliable(address):
         for error in failures:
             raise error
-        original(self, values)
+        return connect(address)
 
-    monkeypatch.setattr(tracking._RunStore, "send_metrics", unreliable)
-    tracker = MlflowTracker(uri, identity("flaky"), tmp_path)
+    monkeypatch.setattr(tracking, "connect", unreliable)
+    tracker = MlflowTracker(uri, "laptop", tags("flaky"))
     tracker.log_metrics({"loss": 7.0}, 4)
     deadline = time.monotonic() + 30
-    while next(failures, None) is not None and time.monotonic() < deadline:
+    while not runs(uri, "flaky") and time.monotonic() < deadline:
         time.sleep(0.02)
     tracker.close()
     (run,) = runs(uri, "flaky")
@@ -143,7 +151,19 @@ def test_what_could_not_be_sent_is_sent_later(uri, tmp_path, monkeypatch, capfd)
     assert capfd.readouterr().err.count("warning") == 1
 
 
-def test_the_environments_store_goes_first_and_a_relative_sqlite_path_starts_at_the_project(
+def test_the_runs_pages_show_trainings_also_of_an_older_experiment(tmp_path, monkeypatch, capsys):
+    store = f"sqlite:///{tmp_path / 'old.db'}"
+    number = connect(store).create_experiment("older")
+    assert tracking.create_experiment(connect(store), store, "older") == number
+    kind = connect(store).get_experiment(number).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    tracking.main([])
+    page = f"http://127.0.0.1:5000/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert capsys.readouterr().out.split() == ["older", page]
+
+
+def test_the_environments_store_takes_precedence_and_a_relative_path_starts_at_the_project(
     monkeypatch,
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -160,12 +180,3 @@ def test_settings_are_flattened_to_text():
         "e": "text",
         "f": "{}",
     }
-
-
-def test_tracking_can_be_turned_off(tmp_path: Path):
-    class Off:
-        class tracking:  # noqa: N801
-            enabled = False
-
-    tracker = open_tracker(Off, model="m", seed=0, stage="sft", digest="d")
-    assert isinstance(tracker, NullTracker)

@@ -9,36 +9,26 @@ import argparse
 from pathlib import Path
 
 from latent_reasoning.config import load
-from latent_reasoning.dag.layout import Layout
-
-EVALUATION = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
-TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced")
-FIGURES = (
-    "accuracy_vs_tokens",
-    "length_distribution",
-    "length_by_steps",
-    "accuracy_forced",
-    "training_curves",
-)
+from latent_reasoning.dag.layout import EVALUATION_FILES, FIGURES, SPLITS, TABLES, Layout
 
 
 def files_of(options: argparse.Namespace, layout: Layout) -> list[Path]:
     """The files that the stage in `options` writes."""
     stage = options.module.removeprefix("latent_reasoning.")
-    if stage == "tracking":
+    if stage == "runtime.tracking":
         return []
     if stage == "data":
-        splits = [options.dataset] if options.dataset else ["sft", "rl", "validation", "test"]
+        splits = [options.dataset] if options.dataset else SPLITS
         files = [f(split) for split in splits for f in (layout.data, layout.data_digest)]
         dataset = options.dataset
         return [*files, layout.test_set_summary(dataset) if dataset else layout.data_summary]
-    if stage in ("model", "sft", "rl"):
+    if stage in ("base", "sft", "rl"):
         model = options.model or "base"
         folder, digest = layout.model(model, options.seed), layout.model_digest(model, options.seed)
         return [folder / "model.safetensors", digest]
     if stage == "evaluation":
         folder = layout.evaluation(options.model, options.seed, options.dataset)
-        return [folder / name for name in EVALUATION]
+        return [folder / name for name in EVALUATION_FILES]
     if options.what == "appendix":
         return [layout.tables / f"appendix.{kind}" for kind in ("csv", "md", "tex")]
     if options.what == "tables":

@@ -13,6 +13,7 @@ from latent_reasoning.config import PROJECT_ROOT
 from tests.workflow.workflow_tools import environment, planned_jobs, run
 
 PAPER = PROJECT_ROOT / "config" / "paper.yaml"
+H100 = PROJECT_ROOT / "config" / "h100.yaml"
 PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "slurm"
 NAMES = {"run_uuid": "id", "slurm_logfile": "log", "comment_str": "", "workdir": ""}
 
@@ -25,11 +26,12 @@ def submitted(job) -> list[str]:
 
 def test_the_paper_is_planned_with_the_profile_though_no_local_cores_are_given(tmp_path):
     arguments = ["-m", "snakemake", "-n", "--snakefile", PROJECT_ROOT / "Snakefile"]
-    arguments += ["--workflow-profile", PROFILE, "--configfile", PAPER]
+    arguments += ["--workflow-profile", PROFILE, "--configfile", PAPER, H100]
     arguments += ["--default-resources", "slurm_account=group", "slurm_partition=gpu"]
     result = run(arguments, tmp_path, environment(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "RL: latent-6-rl, seed 0" in result.stdout + result.stderr
+    assert "on one H100" in result.stderr
 
 
 @pytest.mark.parametrize(("rule", "gpus"), [("rl", 1), ("latent_sft", 1), ("prepare_data", 0)])
@@ -47,4 +49,4 @@ def test_every_training_is_warned_before_its_time_limit():
     trainings = ("base_model", "sft", "latent_sft", "rl")
     warned = {"slurm_extra": "'--signal=USR1@300'"}
     assert profile["set-resources"] == dict.fromkeys(trainings, warned)
-    assert "default-resources" not in profile  # those of the command line come through
+    assert "default-resources" not in profile  # those of your own profile come through

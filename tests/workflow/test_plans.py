@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from latent_reasoning.analysis.figures import FIGURES
-from latent_reasoning.analysis.tables import SUPPLEMENTS
-from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load, resolve
+from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load
 from latent_reasoning.dag.cost import device_of, evaluation_need, training_need
-from tests.workflow.workflow_tools import environment, plan, planned_jobs, run, snakemake
+from latent_reasoning.dag.layout import FIGURES, TABLES
+from tests.workflow.workflow_tools import (
+    environment,
+    plan,
+    planned_jobs,
+    run,
+    snakemake,
+    with_stand_ins,
+)
 
 CONFIG = PROJECT_ROOT / "config"
 SIX = ("cot-sft", "no-cot-sft", "latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl")
@@ -134,81 +141,68 @@ def test_figures_are_a_target_without_the_page(folder):
     assert "figures" in jobs
 
 
-def test_the_workflow_declares_the_figures_and_tables_that_are_made():
-    text = (PROJECT_ROOT / "workflow" / "rules" / "common.smk").read_text(encoding="utf-8")
-    declared = {}
-    for name in ("FIGURES", "TABLES"):
-        content = text.split(f"{name} = [")[1].split("]")[0]
-        declared[name] = {part.strip().strip('"') for part in content.split(",") if part.strip()}
-    assert declared["FIGURES"] == set(FIGURES)
-    assert declared["TABLES"] == {"claims", *SUPPLEMENTS}
-
-
 def test_every_caption_of_the_report_exists():
     folder = PROJECT_ROOT / "workflow" / "report"
-    for name in [*FIGURES, *(f"{table}_table" for table in SUPPLEMENTS), "main_table", "workflow"]:
+    for name in [*FIGURES, *(f"{table}_table" for table in TABLES), "main_table", "workflow"]:
         assert (folder / f"{name}.rst").read_text(encoding="utf-8").strip(), name
 
 
 # ------------------------------------------------------------------------- the configuration
 
 
-@pytest.mark.parametrize("name", ["smollm2", "paper"])
-def test_an_experiment_resolves_alike_with_and_without_laptop_yaml(folder, tmp_path, name):
+STORE = "results/{}/tracking.ready"
+"""A target whose rule is quick: a run for it writes the resolved configuration first."""
+
+
+def test_an_experiment_resolves_alike_where_there_is_no_laptop_yaml(folder):
     """`configfile:` would merge the default experiment under every other one."""
-    plan(folder, CONFIG / f"{name}.yaml")
-    resolved = (folder / "results" / name / "config.yaml").read_text(encoding="utf-8")
-    assert resolved == dump_yaml(load(CONFIG / f"{name}.yaml"))
-    project = tmp_path / "project"
+    project = folder / "project"
     for part in ("src", "workflow", "config"):
         shutil.copytree(PROJECT_ROOT / part, project / part)
-    shutil.copy(PROJECT_ROOT / "Snakefile", project)
+    for part in ("Snakefile", "environment.yml"):
+        shutil.copy(PROJECT_ROOT / part, project)
     (project / "config" / "laptop.yaml").unlink()
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    arguments = ["-m", "snakemake", "-n", "--snakefile", project / "Snakefile"]
-    result = run(
-        [*arguments, "--configfile", project / "config" / f"{name}.yaml"],
-        elsewhere,
-        environment(elsewhere) | {"PYTHONPATH": str(project / "src")},
-    )
+    command = ["-m", "snakemake", "--cores", "1", "--workflow-profile", "none"]
+    command += ["--snakefile", with_stand_ins(folder, project)]
+    command += ["--configfile", project / "config" / "paper.yaml", "--", STORE.format("paper")]
+    result = run(command, folder, environment(folder) | {"PYTHONPATH": str(project / "src")})
     assert result.returncode == 0, result.stderr
-    without = elsewhere / "results" / name / "config.yaml"
-    assert without.read_text(encoding="utf-8") == resolved
+    resolved = (folder / "results" / "paper" / "config.yaml").read_text(encoding="utf-8")
+    assert resolved == dump_yaml(load(CONFIG / "paper.yaml"))
 
 
 def test_the_default_experiment_is_the_laptop_and_a_value_is_overridden_by_the_command_line(folder):
-    result = snakemake(folder, "-n", "--quiet", "--config", "seeds=[3]", "experiment=other")
+    result = snakemake(folder, "-n", "--config", "seeds=[3]", "experiment=other")
     assert result.returncode == 0, result.stderr
-    resolved = yaml.safe_load((folder / "results" / "other" / "config.yaml").read_text("utf-8"))
-    laptop = yaml.safe_load((CONFIG / "laptop.yaml").read_text(encoding="utf-8"))
-    expected = resolve({**laptop, "seeds": [3], "experiment": "other"}, "laptop.yaml")
-    assert resolved == yaml.safe_load(dump_yaml(expected))
+    assert "Making the base model (scratch): results/other/base/seed-3" in result.stdout
+    assert "Evaluating latent-6-by-1-rl, seed 3" in result.stdout
 
 
-def test_the_resolved_configuration_is_written_only_where_it_differs(folder):
-    plan(folder, CONFIG / "test.yaml")
-    file = folder / "results" / "test" / "config.yaml"
-    before = file.stat().st_mtime_ns
-    plan(folder, CONFIG / "test.yaml")
-    assert file.stat().st_mtime_ns == before
-    file.write_text("experiment: broken\n", encoding="utf-8")
-    plan(folder, CONFIG / "test.yaml")
-    assert load(file) == load(CONFIG / "test.yaml")
-
-
-def test_planning_beside_a_running_workflow_leaves_its_configuration_alone(folder):
-    file = folder / "results" / "test" / "config.yaml"
-    plan(folder, CONFIG / "test.yaml")
-    locks = folder / ".snakemake" / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    (locks / "0.output.lock").write_text("results/test/report.html\n", encoding="utf-8")
-    before = file.read_text(encoding="utf-8")
+def test_a_dry_run_touches_nothing_and_a_run_writes_the_configuration_where_it_differs(folder):
+    snakefile = with_stand_ins(folder)
     changed = folder / "changed.yaml"
-    text = (CONFIG / "test.yaml").read_text(encoding="utf-8")
-    changed.write_text(text.replace("seeds: [0]", "seeds: [1]"), encoding="utf-8")
-    plan(folder, changed)
+    changed.write_text("seeds: [1]\n", encoding="utf-8")
+    target = ["--", STORE.format("test")]
+
+    def call(*arguments: str | Path) -> None:
+        result = snakemake(folder, *arguments, snakefile=snakefile)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    call("-n", "--configfile", CONFIG / "test.yaml")
+    assert not (folder / "results").exists()
+    call("--configfile", CONFIG / "test.yaml", *target)
+    file, store = (folder / "results" / "test" / n for n in ("config.yaml", "tracking.ready"))
+    assert load(file) == load(CONFIG / "test.yaml")
+    before = file.read_text(encoding="utf-8")
+    future = time.time() + 86400
+    os.utime(file, (future, future))
+    call("-n", "--configfile", CONFIG / "test.yaml", changed)
     assert file.read_text(encoding="utf-8") == before
+    assert file.stat().st_mtime == pytest.approx(future)
+    store.unlink()
+    call("--configfile", CONFIG / "test.yaml", changed, *target)
+    assert load(file).seeds == [1]
+    assert file.stat().st_mtime <= time.time()
 
 
 def test_a_bad_configuration_stops_with_file_and_key_and_no_traceback(folder):
@@ -283,17 +277,6 @@ def submitted_gpus(job: Any) -> str:
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
     return set_gres_string(job)
-
-
-def test_the_paper_is_planned_on_the_slurm_profile(folder):
-    """As documented: the profile in place of the default one; nothing is submitted by a dry run."""
-    profile = PROJECT_ROOT / "workflow" / "profiles" / "slurm"
-    command = ["-m", "snakemake", "-n", "--snakefile", PROJECT_ROOT / "Snakefile"]
-    command += ["--workflow-profile", profile, "--configfile", CONFIG / "paper.yaml"]
-    result = run([*command, CONFIG / "h100.yaml"], folder, environment(folder))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "latent_sft            2" in result.stdout + result.stderr
-    assert "on one H100" in result.stderr
 
 
 def test_a_training_of_several_processes_asks_for_a_gpu_each_and_is_no_other_training(folder):

@@ -70,7 +70,7 @@ def long_trainings(folder: Path) -> tuple[Path | str, ...]:
     return file, *(f"results/test/models/{name}/seed-0" for name in LONG)
 
 
-def with_stand_ins(folder: Path) -> Path:
+def with_stand_ins(folder: Path, project: Path = PROJECT_ROOT) -> Path:
     """A Snakefile that is the project's own, but for the program that its jobs run."""
     program = folder / "bin" / "python"
     program.parent.mkdir()
@@ -79,7 +79,7 @@ def with_stand_ins(folder: Path) -> Path:
     snakefile = folder / "Snakefile"
     prefix = f'export PATH={program.parent}:"$PATH"; '
     snakefile.write_text(
-        f'include: "{PROJECT_ROOT / "Snakefile"}"\n\n\nshell.prefix({prefix!r})\n',
+        f'include: "{project / "Snakefile"}"\n\n\nshell.prefix({prefix!r})\n',
         encoding="utf-8",
     )
     return snakefile
@@ -93,16 +93,21 @@ def plan(folder: Path, *configs: Path, targets: tuple[str, ...] = ()) -> set[str
 def planned_jobs(
     folder: Path, *configs: Path, targets: tuple[str, ...] = (), gpus: int = 1
 ) -> list[Any]:
-    """Snakemake's jobs of a dry run on so many GPUs, target rules left out."""
+    """Snakemake's jobs of a dry run on a number of GPUs, target rules left out."""
     from snakemake import api
     from snakemake.settings import types
 
     triggers = (types.RerunTrigger.MTIME, types.RerunTrigger.PARAMS, types.RerunTrigger.INPUT)
+    profile = yaml.safe_load((PROFILE / "config.yaml").read_text(encoding="utf-8"))
     before = Path.cwd()
     try:
         with api.SnakemakeApi(types.OutputSettings(dryrun=True)) as snake:
             workflow = snake.workflow(
-                types.ResourceSettings(cores=2, resources={"gpu": gpus}),
+                types.ResourceSettings(
+                    cores=2,
+                    resources={"gpu": gpus},
+                    default_resources=profile["default-resources"],
+                ),
                 config_settings=types.ConfigSettings(configfiles=configs),
                 snakefile=PROJECT_ROOT / "Snakefile",
                 workdir=folder,

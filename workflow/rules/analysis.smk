@@ -1,5 +1,10 @@
 # Evaluations -> tables -> figures -> the page. These rules are quick and read only results/.
 
+# Their code is an input: an edited figure is drawn again.
+ANALYSIS_CODE = sorted(
+    planning.shown(file) for file in PROJECT_ROOT.glob("src/latent_reasoning/analysis/*.py")
+)
+
 
 rule tables:
     input:
@@ -29,21 +34,18 @@ rule tables:
         benchmark_file("tables")
     conda:
         "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=2000,
-        runtime=30,
     params:
         config=CONFIG,
-        report=report_digest("main", "published", "rl_from"),
+        what="tables",
+        report=planning.report_digest(EXPERIMENT, "main", "published", "rl_from"),
     message:
         "Writing the tables"
     shell:
-        "python -m latent_reasoning.analysis tables --config {params.config:q} > {log:q} 2>&1"
+        "python -m latent_reasoning.analysis {params.what} --config {params.config:q} "
+        "> {log:q} 2>&1"
 
 
-rule appendix_tables:
+use rule tables as appendix_tables with:
     input:
         evaluations=evaluations(APPENDIX),
         code=ANALYSIS_CODE,
@@ -59,23 +61,14 @@ rule appendix_tables:
         log_file("appendix_tables"),
     benchmark:
         benchmark_file("appendix_tables")
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=2000,
-        runtime=30,
     params:
-        config=CONFIG,
-        report=report_digest("appendix", "published"),
+        what="appendix",
+        report=planning.report_digest(EXPERIMENT, "appendix", "published"),
     message:
         "Writing the appendix's table"
-    shell:
-        "python -m latent_reasoning.analysis appendix --config {params.config:q} " "> {log:q} 2>&1"
 
 
-rule figures:
+use rule tables as figures with:
     input:
         evaluations=evaluations(MAIN),
         models=trained(MAIN),
@@ -94,23 +87,14 @@ rule figures:
         log_file("figures"),
     benchmark:
         benchmark_file("figures")
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=2000,
-        runtime=30,
     params:
-        config=CONFIG,
-        report=report_digest("main", "rl_from"),
+        what="figures",
+        report=planning.report_digest(EXPERIMENT, "main", "rl_from"),
     message:
         "Drawing the figures"
-    shell:
-        "python -m latent_reasoning.analysis figures --config {params.config:q} > {log:q} 2>&1"
 
 
-rule report:
+use rule tables as report with:
     input:
         tables=rules.tables.output,
         figures=rules.figures.output,
@@ -122,17 +106,8 @@ rule report:
         log_file("report"),
     benchmark:
         benchmark_file("report")
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=2000,
-        runtime=30,
     params:
-        config=CONFIG,
-        report=report_digest("title", "notes", "main", "published", "rl_from"),
+        what="report",
+        report=planning.report_digest(EXPERIMENT, "title", "notes", "main", "published", "rl_from"),
     message:
         "Writing the page {output}"
-    shell:
-        "python -m latent_reasoning.analysis report --config {params.config:q} > {log:q} 2>&1"

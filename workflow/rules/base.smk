@@ -1,5 +1,7 @@
 # The model everything starts from, and models that were trained elsewhere.
 
+IMPORTED = [entry.path for entry in EXPERIMENT.models.values() if entry.stage == "import"]
+IMPORTS_FROM_HUB = any(path and not is_local(path) for path in IMPORTED)
 # Only one that is trained here is work to share.
 BASE_PROCESSES = RUNTIME.processes if LAYOUT.base_has_seeds else 1
 
@@ -23,12 +25,12 @@ rule base_model:
         gpu=GPU * BASE_PROCESSES if LAYOUT.base_has_seeds else 0,
         gpu_model=GPU_MODEL if LAYOUT.base_has_seeds else "",
         nodes=1,  # of a cluster: the processes of a training share a host
-        mem_mb=memory_of(base_need, BASE_PROCESSES),
-        runtime=minutes_of(base_need),
+        mem_mb=memory_mb(base_need(EXPERIMENT), BASE_PROCESSES),
+        runtime=minutes(base_need(EXPERIMENT)),
     params:
         config=CONFIG,
-        digest=science("base"),
-        content=content(fingerprints.content_of_base),
+        digest=science_digest(EXPERIMENT, "base"),
+        content=lambda wildcards: content(fingerprints.content_of_base),
         seed="{seed}" if LAYOUT.base_has_seeds else 0,
     message:
         "Making the base model ({EXPERIMENT.base.source}): {output.folder}"
@@ -48,19 +50,18 @@ rule import_model:
     benchmark:
         benchmark_file("import_model", "{model}", "seed-{seed}")
     wildcard_constraints:
-        model=models_of("import"),
+        model=planning.models_of(EXPERIMENT, "import"),
     retries: 3 if IMPORTS_FROM_HUB else 0
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads
     resources:
-        gpu=0,
-        mem_mb=memory_of(training_need),
-        runtime=minutes_of(training_need),
+        mem_mb=lambda wildcards: memory_mb(training_need(EXPERIMENT, wildcards.model)),
+        runtime=lambda wildcards: minutes(training_need(EXPERIMENT, wildcards.model)),
     params:
         config=CONFIG,
-        digest=science("model"),
-        content=content(fingerprints.content_of_model, "model"),
+        digest=lambda wildcards: science_digest(EXPERIMENT, "model", wildcards.model),
+        content=lambda wildcards: content(fingerprints.content_of_model, wildcards.model),
     message:
         "Bringing in {wildcards.model}"
     shell:

@@ -1,9 +1,9 @@
 # How fast the package is against the naive way, on one thread, and how its cost grows; measured anew
 # when the code changes.
 
-BENCHMARKS = shown(results_root()) / "benchmarks"
+BENCHMARKS = RESULTS / "benchmarks"
 BENCHMARK_CODE = sorted(
-    shown(file)
+    planning.shown(file)
     for folder in ("benchmarks", "src/latent_reasoning")
     for file in (PROJECT_ROOT / folder).rglob("*.py")
 )
@@ -21,13 +21,12 @@ rule benchmark:
         BENCHMARKS / "benchmark.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.resource_settings.cores or 1  # nothing may run beside what is timed
+    threads: CORES  # nothing may run beside what is timed
     resources:
-        gpu=0,
         mem_mb=4000,
         runtime=60,
     params:
-        project=shown(PROJECT_ROOT),
+        project=planning.shown(PROJECT_ROOT),
     message:
         "Timing the package against the naive paths: {output.summary[0]}, {output.scaling[0]}"
     shell:

@@ -13,15 +13,13 @@ rule prepare_data:
     retries: 3 if EXPERIMENT.data.source == "hub" else None
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
-        gpu=0,
         mem_mb=4000,
         runtime=60,
     params:
         config=CONFIG,
-        digest=science("data"),
-        content=content(fingerprints.content_of_rows),
+        digest=science_digest(EXPERIMENT, "data"),
+        content=lambda wildcards: content(fingerprints.content_of_rows),
     message:
         "Preparing the rows of {EXPERIMENT.experiment}"
     shell:
@@ -44,15 +42,13 @@ rule prepare_test_set:
         dataset="|".join(EXPERIMENT.data.extra_tests) or "(?!)",
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
-        gpu=0,
         mem_mb=4000,
         runtime=60,
     params:
         config=CONFIG,
-        digest=science("test_set"),
-        content=content(fingerprints.content_of_test_set, "dataset"),
+        digest=science_digest(EXPERIMENT, "test_set"),
+        content=lambda wildcards: content(fingerprints.content_of_test_set, wildcards.dataset),
     message:
         "Preparing the test set {wildcards.dataset}"
     shell:
@@ -69,11 +65,6 @@ rule tracking_store:
         benchmark_file("tracking_store")
     conda:
         "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=2000,
-        runtime=10,
     params:
         config=CONFIG,
     message:

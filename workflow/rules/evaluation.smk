@@ -17,11 +17,11 @@ rule evaluate:
     resources:
         gpu=GPU,
         gpu_model=GPU_MODEL,
-        mem_mb=memory_of(evaluation_need),
-        runtime=minutes_of(evaluation_need),
+        mem_mb=lambda wildcards: memory_mb(evaluation_need(EXPERIMENT, wildcards.model)),
+        runtime=lambda wildcards: minutes(evaluation_need(EXPERIMENT, wildcards.model)),
     params:
         config=CONFIG,
-        digest=science("evaluation"),
+        digest=lambda wildcards: science_digest(EXPERIMENT, "evaluation", wildcards.model),
     message:
         "Evaluating {wildcards.model}, seed {wildcards.seed}, on {wildcards.dataset}"
     shell:

@@ -14,7 +14,7 @@ rule rl:
     benchmark:
         benchmark_file("rl", "{model}", "seed-{seed}")
     wildcard_constraints:
-        model=models_of("rl"),
+        model=planning.models_of(EXPERIMENT, "rl"),
     retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
@@ -23,11 +23,13 @@ rule rl:
         gpu=GPU * RUNTIME.processes,
         gpu_model=GPU_MODEL,
         nodes=1,  # of a cluster: the processes of a training share a host
-        mem_mb=memory_of(training_need, RUNTIME.processes),
-        runtime=minutes_of(training_need),
+        mem_mb=lambda wildcards: memory_mb(
+            training_need(EXPERIMENT, wildcards.model), RUNTIME.processes
+        ),
+        runtime=lambda wildcards: minutes(training_need(EXPERIMENT, wildcards.model)),
     params:
         config=CONFIG,
-        digest=science("model"),
+        digest=lambda wildcards: science_digest(EXPERIMENT, "model", wildcards.model),
     message:
         "RL: {wildcards.model}, seed {wildcards.seed}"
     shell:

@@ -1,4 +1,4 @@
-# Supervised fine-tuning. Checkpoints lie outside the declared outputs: a killed job goes on from them.
+# Supervised fine-tuning. Checkpoints lie outside the declared outputs: a killed job resumes from them.
 
 
 rule sft:
@@ -14,7 +14,7 @@ rule sft:
     benchmark:
         benchmark_file("sft", "{model}", "seed-{seed}")
     wildcard_constraints:
-        model=models_of("sft"),
+        model=planning.models_of(EXPERIMENT, "sft"),
     retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
@@ -23,12 +23,14 @@ rule sft:
         gpu=GPU * RUNTIME.processes,
         gpu_model=GPU_MODEL,
         nodes=1,  # of a cluster: the processes of a training share a host
-        mem_mb=memory_of(training_need, RUNTIME.processes),
-        runtime=minutes_of(training_need),
+        mem_mb=lambda wildcards: memory_mb(
+            training_need(EXPERIMENT, wildcards.model), RUNTIME.processes
+        ),
+        runtime=lambda wildcards: minutes(training_need(EXPERIMENT, wildcards.model)),
     params:
         config=CONFIG,
-        digest=science("model"),
-        content=content(fingerprints.content_of_model, "model"),
+        digest=lambda wildcards: science_digest(EXPERIMENT, "model", wildcards.model),
+        content=lambda wildcards: content(fingerprints.content_of_model, wildcards.model),
     message:
         "Token SFT: {wildcards.model}, seed {wildcards.seed}"
     shell:
@@ -42,6 +44,6 @@ use rule sft as latent_sft with:
     benchmark:
         benchmark_file("latent_sft", "{model}", "seed-{seed}")
     wildcard_constraints:
-        model=models_of("latent_sft"),
+        model=planning.models_of(EXPERIMENT, "latent_sft"),
     message:
         "Latent SFT: {wildcards.model}, seed {wildcards.seed}"

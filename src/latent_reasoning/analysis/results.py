@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.config import Experiment, UserError
-from latent_reasoning.dag.layout import Layout
+from latent_reasoning.dag.layout import Layout, main_models
 from latent_reasoning.runtime.files import changed_files
 
 
@@ -47,9 +47,8 @@ class Results:
     @classmethod
     def of(cls, experiment: Experiment, *, appendix: bool = False) -> Results:
         """The main models of an experiment, or those of its appendix."""
-        report = experiment.report
-        models = report.main or [name for name in experiment.models if name not in report.appendix]
-        return cls(experiment, Layout.of(experiment), report.appendix if appendix else models)
+        models = experiment.report.appendix if appendix else main_models(experiment)
+        return cls(experiment, Layout.of(experiment), models)
 
     @property
     def seeds(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the workflow asks before anything runs: the resolved configuration, raw files' content.
+"""Fingerprints of files from outside: raw rows, base weights, imported models.
 
 Paths are not science. Raw rows, base weights and imported models therefore count by a fingerprint
 of their content: moving a folder reruns nothing, changing a row reruns what was made from it.
@@ -6,23 +6,10 @@ of their content: moving a folder reruns nothing, changing a row reruns what was
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from latent_reasoning.config import (
-    ConfigError,
-    Experiment,
-    digest,
-    dump_yaml,
-    expand_path,
-)
+from latent_reasoning.config import ConfigError, Experiment, digest, expand_path
 from latent_reasoning.runtime.files import sha256_of, write_text_atomically
 
 WHOLE_FILE_LIMIT = 256 * 1024**2
@@ -33,47 +20,6 @@ ROW_FILES = (".jsonl", ".parquet")
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
 """What counts of a model folder: what is loaded. Notes, and the card with its versions, do not."""
 CARD = "card.json"
-
-
-def command_line_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of Snakemake's `--config key=value`, whose lists and mappings hold text alone."""
-    return {key: _typed(value) for key, value in values.items()}
-
-
-def _typed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    if isinstance(value, str):
-        read = yaml.safe_load(value)
-        return read if read is None or isinstance(read, bool | int | float) else value
-    return value
-
-
-def write_config(experiment: Experiment, path: Path) -> None:
-    """Write the full configuration where it differs from what is there, atomically."""
-    text = dump_yaml(experiment)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text_atomically(path, text)
-
-
-def forget_future(folder: Path) -> int:
-    """Date files and folders that are dated in the future to now; returns how many there were.
-
-    A clock that was ahead leaves them, and Snakemake fails every job whose input is newer than what
-    it has just made.
-    """
-    now = time.time()
-    found = [
-        path
-        for path in (folder, *folder.rglob("*"))
-        if not path.is_symlink() and path.exists() and path.stat().st_mtime > now
-    ]
-    for path in found:
-        with contextlib.suppress(OSError):  # gone, or not ours to date
-            os.utime(path, (now, now))
-    return len(found)
 
 
 def content_of_rows(experiment: Experiment) -> str:

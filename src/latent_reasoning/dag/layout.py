@@ -8,11 +8,30 @@ from pathlib import Path
 
 from latent_reasoning.config import PROJECT_ROOT, Experiment
 
+SPLITS = ("sft", "rl", "validation", "test")
+"""What raw rows are split into; extra test sets stand beside them."""
+EVALUATION_FILES = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
+TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced")
+"""Tables beside the main one, by file name."""
+FIGURES = (
+    "accuracy_vs_tokens",
+    "length_distribution",
+    "length_by_steps",
+    "accuracy_forced",
+    "training_curves",
+)
+
 
 def results_root() -> Path:
-    """`results/` of the project; the environment's LATENT_REASONING_RESULTS goes first."""
+    """`results/` of the project, or the environment's LATENT_REASONING_RESULTS."""
     override = os.environ.get("LATENT_REASONING_RESULTS")
     return Path(override).resolve() if override else PROJECT_ROOT / "results"
+
+
+def main_models(experiment: Experiment) -> list[str]:
+    """The models of the main tables and figures: `report.main`, else all but the appendix's."""
+    report = experiment.report
+    return report.main or [name for name in experiment.models if name not in report.appendix]
 
 
 @dataclass(frozen=True)

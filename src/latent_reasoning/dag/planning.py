@@ -1,0 +1,123 @@
+"""What the workflow plans with, free of Snakemake: `workflow/rules/common.smk` connects the two.
+
+Nothing here that is called while a Snakefile is parsed touches a file: a dry run leaves everything
+as it is. `write_config` and `clamp_future_mtimes` are for the start of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latent_reasoning.config import (
+    PROJECT_ROOT,
+    ConfigError,
+    Experiment,
+    digest,
+    dump_yaml,
+    merge,
+    read,
+    resolve,
+)
+from latent_reasoning.dag.layout import main_models, results_root
+from latent_reasoning.runtime.files import write_text_atomically
+
+DEFAULT_CONFIG = PROJECT_ROOT / "config" / "laptop.yaml"
+
+
+def shown(path: Path) -> Path:
+    """A path relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def load_experiment(files: Sequence[Path], values: Mapping[str, Any]) -> Experiment:
+    """The experiment of the configuration files (default: laptop), and of `--config` over them."""
+    names = [str(shown(Path(file))) for file in files or [DEFAULT_CONFIG]]
+    raw = merge(read(names), command_line_values(values))
+    return resolve(raw, ", ".join([*names, *(["--config"] if values else [])]))
+
+
+def command_line_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of Snakemake's `--config key=value`, whose lists and mappings hold text alone."""
+    return {key: _typed(value) for key, value in values.items()}
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if isinstance(value, str):
+        plain = yaml.safe_load(value)
+        return plain if plain is None or isinstance(plain, bool | int | float) else value
+    return value
+
+
+def shown_results_root() -> Path:
+    """`results_root()` as file names begin with it; `ConfigError` where Snakemake cannot use it."""
+    root = results_root()
+    if set("{}\n") & set(str(root)):
+        raise ConfigError(
+            f"LATENT_REASONING_RESULTS: {root}: Snakemake would take a brace for a wildcard, and "
+            "has no line breaks in names; choose another folder"
+        )
+    return shown(root)
+
+
+# ------------------------------------------------------------------------- inputs and parameters
+
+
+def models_of(experiment: Experiment, *stages: str) -> str:
+    """Regular expression of the models that one of the stages makes; matches nothing for none."""
+    names = [name for name, entry in experiment.models.items() if entry.stage in stages]
+    return "|".join(names) or "(?!)"
+
+
+def parents_of(experiment: Experiment, model: str) -> list[str]:
+    """The models that a training reads: the one it starts from, and its frozen teacher."""
+    entry = experiment.models[model]
+    teachers = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
+    return [name for name in (entry.start, *teachers) if name not in (None, "self")]
+
+
+def report_digest(experiment: Experiment, *keys: str) -> str:
+    """The digest of the keys of the section `report` that a table, figure or page shows.
+
+    `main` counts as resolved: without it, the order of `models` is that of the rows.
+    """
+    section = experiment.report.model_dump(mode="json") | {"main": main_models(experiment)}
+    return digest([section[key] for key in keys])
+
+
+# ------------------------------------------------------------------------- at the start of a run
+
+
+def write_config(experiment: Experiment, path: Path) -> None:
+    """Write the full configuration where it differs from what is there, atomically."""
+    text = dump_yaml(experiment)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text_atomically(path, text)
+
+
+def clamp_future_mtimes(folder: Path) -> int:
+    """Date files and folders that are dated in the future to now; returns how many there were.
+
+    A clock that was ahead leaves them, and Snakemake fails every job whose input is newer than what
+    it has just made.
+    """
+    now = time.time()
+    found = [
+        path
+        for path in (folder, *folder.rglob("*"))
+        if not path.is_symlink() and path.exists() and path.stat().st_mtime > now
+    ]
+    for path in found:
+        with contextlib.suppress(OSError):  # gone, or not ours to date
+            os.utime(path, (now, now))
+    return len(found)
