@@ -67,7 +67,8 @@ def _verdict(checks: Iterable[Check], verbose: bool) -> tuple[str, str]:
         if isinstance(check.actual, Skip):
             skips.append(str(check.actual))
         elif isinstance(check.actual, Exception):
-            failures.append(f"{type(check.actual).__name__}: {check.actual}")
+            is_plain = isinstance(check.actual, ValueError)
+            failures.append(str(check.actual) if is_plain else repr(check.actual))
             if verbose:
                 traceback.print_exception(check.actual)
         elif reason := compare(check.actual, check.expected, check.tolerance, check.what):

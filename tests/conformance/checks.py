@@ -79,18 +79,19 @@ def _find(name: str, content: Any, keys: list[str], groups: tuple) -> Iterator[t
 
 def compare(actual: Any, expected: Any, tolerance: Tolerance = EXACT, what: str = "") -> str:
     """Why `actual` is not `expected`; empty where it is. Mappings and lists are compared inside."""
+    reasons = []
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if different := sorted({*actual} ^ {*expected}):
-            return f"{what}: on one side only: {', '.join(map(str, different))}"
-        pairs = [(key, actual[key], expected[key]) for key in expected]
+            reasons = [f"{what}: on one side only: {', '.join(map(str, different))}"]
+        pairs = [(key, actual[key], expected[key]) for key in expected if key in actual]
     elif isinstance(expected, list) and isinstance(actual, list) and not _is_flat(expected):
         if len(actual) != len(expected):
-            return f"{what}: length {_differ(len(actual), len(expected))}"
-        pairs = list(zip(range(len(expected)), actual, expected, strict=True))
+            reasons = [f"{what}: length {_differ(len(actual), len(expected))}"]
+        pairs = [(index, *pair) for index, pair in enumerate(zip(actual, expected, strict=False))]
     else:
         return _compare_values(actual, expected, tolerance, what)
     # All of them: what is compared is read.
-    reasons = [compare(own, other, tolerance, f"{what} {key}") for key, own, other in pairs]
+    reasons += [compare(own, other, tolerance, f"{what} {key}") for key, own, other in pairs]
     return next(filter(None, reasons), "")
 
 

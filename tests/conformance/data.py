@@ -10,18 +10,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from latent_reasoning.config import LatentSteps
+from latent_reasoning.data import sequences
 from latent_reasoning.data.answers import START, is_negative, is_plain_number
 from latent_reasoning.data.collation import collate_latent, collate_plain
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import (
-    SPECIAL_TOKENS,
-    LatentExample,
-    PlainExample,
-    encode_latent_rows,
-    encode_plain_rows,
-    encode_prompts,
-    within_limit,
-)
+from latent_reasoning.data.sequences import LatentExample, PlainExample, within_limit
 from latent_reasoning.data.splits import keep_numeric, split_positions
 from tests.conformance.checks import Check, Checks
 from tests.conformance.recording import Record, Vectors
@@ -84,9 +77,9 @@ def _encode(
     latent = {"mask_latent_labels": settings["mask_latent_labels"], "learn_start": LEARN_START}
     examples: list[Any]
     if settings["form"] == "latent":
-        examples = encode_latent_rows(kept, tokenizer, steps=steps, **latent, **common)
+        examples = sequences.encode_latent_rows(kept, tokenizer, steps=steps, **latent, **common)
     elif settings["form"] in ("cot", "no_cot"):
-        examples = encode_plain_rows(kept, tokenizer, form=settings["form"], **common)
+        examples = sequences.encode_plain_rows(kept, tokenizer, form=settings["form"], **common)
     else:
         raise ValueError(f"form {settings['form']!r} is not cot, no_cot or latent")
     pairs = zip(kept, examples, strict=True)
@@ -116,7 +109,7 @@ def _collate(examples: list[Any], pad_id: int) -> dict[str, Tensor]:
 
 
 def _special_tokens(vectors: Vectors, name: str, ids: Record) -> Checks:
-    tokens = [token for token in SPECIAL_TOKENS if token in ids]
+    tokens = [token for token in sequences.SPECIAL_TOKENS if token in ids]
     own = _tokenizer(vectors, name).convert_tokens_to_ids(tokens)
     yield Check(name, own, [ids[token] for token in tokens])
 
@@ -185,7 +178,7 @@ def _evaluation_prompts(
     vectors: Vectors, name: str, expected: list[Record], kind: str, forced: str | None
 ) -> Checks:
     rows = _rows(vectors, name, "eval_rows")
-    prompts = encode_prompts(
+    prompts = sequences.encode_prompts(
         rows,
         _tokenizer(vectors, name),
         prefix=PROMPT_PREFIX,
@@ -207,7 +200,9 @@ def _rl_prompts(
     if percent is not None:
         _, rows = _slices(vectors, name, 1 - int(percent) / 100)
     kept, _ = keep_numeric(rows, drop_negative=False)
-    prompts = encode_prompts(kept, _tokenizer(vectors, name), prefix=PROMPT_PREFIX, latent=True)
+    prompts = sequences.encode_prompts(
+        kept, _tokenizer(vectors, name), prefix=PROMPT_PREFIX, latent=True
+    )
     own = [
         {"prompt": row.question + START, "label": row.answer, "prompt_id": index}
         for index, (row, prompt) in enumerate(zip(kept, prompts, strict=True))

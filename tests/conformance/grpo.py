@@ -17,10 +17,10 @@ from latent_reasoning.config import Reward
 from latent_reasoning.model.lora import adapter_disabled, load_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.reward import Verdict, Verdicts, judge, rewards
+from latent_reasoning.rl.reward import Verdicts, judge, rewards
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
 from latent_reasoning.rl.scoring import loss_mask, score
-from tests.conformance.checks import Check, Checks, Tolerance
+from tests.conformance.checks import Check, Checks, Tolerance, guarded
 from tests.conformance.losses import adapter_name
 from tests.conformance.recording import Record, Vectors
 
@@ -59,6 +59,7 @@ def _advantages(vectors: Vectors, name: str, entry: Record) -> Checks:
 
 def _synthetic(vectors: Vectors, name: str, entry: Record, kind: str) -> Checks:
     arrays, old = vectors.file(f"grpo/{kind}.npz"), entry["old_logps"]
+    reference = arrays["ref_logps"]
     log_probs = arrays["logps"].clone().requires_grad_()
     result = policy_loss(
         log_probs,
@@ -69,7 +70,7 @@ def _synthetic(vectors: Vectors, name: str, entry: Record, kind: str) -> Checks:
         kl_weight=entry["beta"],
         max_completion_length=entry["max_completion_length"],
         old_log_probs={"none": None, "given": arrays["old_logps"]}[old],
-        reference=arrays["ref_logps"] if entry["beta"] else None,
+        reference=reference if entry["beta"] else None,
     )
     result.loss.backward()
     yield Check(name, result.loss, entry["loss"], CLOSE, "loss")
@@ -95,58 +96,32 @@ def _synthetic(vectors: Vectors, name: str, entry: Record, kind: str) -> Checks:
 
 def _step(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
     """One optimiser step of the public code: N samples, in blocks of G a prompt."""
-    step, size = _RecordedStep(vectors, entry, key), entry["num_generations"]
+    step = _RecordedStep(vectors, entry, key)
     yield Check(f"{name}/settings", entry["old_per_token_logps_is_None"], True)
-    prompts, labels = (
-        [value for value in entry[key] for _ in range(size)] for key in ("prompts", "labels")
-    )
-    samples = zip(prompts, entry["decoded_completions"], labels, strict=True)
-    verdicts, recorded = [judge(*sample) for sample in samples], entry["rewards_per_func"]
-    yield from _verdicts(f"{name}/verdicts", verdicts, size, recorded)
-    groups = [index // size for index in range(len(verdicts))]
-    own, case = rewards(groups, Verdicts.of(verdicts), Reward()), f"{name}/rewards"
-    yield Check(case, own, recorded["RelativeLengthRewarder"], REWARD)
-    weights = zip(recorded, entry["reward_weights"], strict=True)
-    if {key for key, weight in weights if weight} <= {"RelativeLengthRewarder"}:
-        yield Check(case, own, step.arrays["rewards"], REWARD)
-    own, case = advantages(step.arrays["rewards"], size), f"{name}/advantages"
+    yield from guarded(f"{name}/verdicts", step.check_verdicts, name)
+    own, case = advantages(step.arrays["rewards"], step.size), f"{name}/advantages"
     yield Check(case, own, step.arrays["advantages"], CLOSE)
     yield Check(case, own, entry["advantages"], CLOSE)
-    yield from step.log_probs("ref_per_token_logps", "reference")
-    yield from step.log_probs("ref_per_token_logps", "adapter", "/adapter_off")
-    yield from step.log_probs("policy_per_token_logps", "adapter")
+    yield from step.check_log_probs("ref_per_token_logps", "reference")
+    yield from step.check_log_probs("ref_per_token_logps", "adapter", "/adapter_off")
+    yield from step.check_log_probs("policy_per_token_logps", "adapter")
     for kind, loss in entry["loss"].items():
-        yield from step.compare_loss(f"{name}/loss/{kind}", "adapter", kind, loss)
-    yield from step.gradients("lora", "adapter")
-    yield from step.log_probs("policy_per_token_logps_merged", "merged")
+        yield from step.check_loss(f"{name}/loss/{kind}", "adapter", kind, loss)
+    yield from step.check_gradients("lora", "adapter")
+    yield from step.check_log_probs("policy_per_token_logps_merged", "merged")
     for key in [key for key in entry if key.startswith("loss_merged_")]:
         kind = key.removeprefix("loss_merged_")
-        yield from step.compare_loss(f"{name}/{key}", "merged", kind, entry[key])
-    yield from step.gradients("merged_fullparam", "merged")
-
-
-def _verdicts(name: str, verdicts: list[Verdict], size: int, recorded: Record) -> Checks:
-    right = [verdict.correct for verdict in verdicts]
-    groups = [right[i : i + size] for i in range(0, len(right), size)]
-    all_right, some_right = (sum(map(test, groups)) / len(groups) for test in (all, any))
-    for key, own in (
-        ("SimpleFormatRewarder", [verdict.well_formatted for verdict in verdicts]),
-        ("SimpleAccuracyRewarder", right),
-        ("SimpleLatentLengthRewarder", [verdict.length for verdict in verdicts]),
-        ("AllGensCorrectProportion", [all_right] * len(right)),
-        ("SomeGensCorrectProportion", [some_right - all_right] * len(right)),
-        ("AllGensWrongProportion", [1 - some_right] * len(right)),
-    ):
-        yield Check(name, own, recorded.get(key, own), what=key)
+        yield from step.check_loss(f"{name}/{key}", "merged", kind, entry[key])
+    yield from step.check_gradients("merged_fullparam", "merged")
 
 
 class _RecordedStep:
-    """What a step's policies make of its samples."""
+    """The samples of a step, and what its policies make of them."""
 
     def __init__(self, vectors: Vectors, entry: Record, key: str) -> None:
         self.vectors, self.entry, self.file = vectors, entry, f"grpo/{key}"
-        self.arrays = vectors.file(f"{self.file}.npz")
-        self.rollout = self._rollout(entry["num_generations"])
+        self.arrays, self.size = vectors.file(f"{self.file}.npz"), entry["num_generations"]
+        self.rollout = self._rollout(self.size)
         self.sampling = SamplingSettings(
             temperature=entry["temperature"],
             max_new_tokens=entry["max_completion_length"],
@@ -164,6 +139,34 @@ class _RecordedStep:
         completions = self.arrays["completion_ids"].view(len(groups), size, -1)
         lengths = self.arrays["completion_mask"].sum(1).view(len(groups), size)
         return collect(groups, completions, lengths)
+
+    def check_verdicts(self, name: str) -> Checks:
+        """The verdicts on the decoded completions, and their rewards."""
+        size, recorded = self.size, self.entry["rewards_per_func"]
+        prompts, labels = (
+            [value for value in self.entry[key] for _ in range(size)]
+            for key in ("prompts", "labels")
+        )
+        samples = zip(prompts, self.entry["decoded_completions"], labels, strict=True)
+        verdicts = Verdicts.of([judge(*sample) for sample in samples])
+        groups = verdicts.correct.view(-1, size)
+        all_right, some_right = (
+            right.double().mean().item() for right in (groups.all(1), groups.any(1))
+        )
+        for key, own in (
+            ("SimpleFormatRewarder", verdicts.well_formatted),
+            ("SimpleAccuracyRewarder", verdicts.correct),
+            ("SimpleLatentLengthRewarder", verdicts.length),
+            ("AllGensCorrectProportion", [all_right] * len(prompts)),
+            ("SomeGensCorrectProportion", [some_right - all_right] * len(prompts)),
+            ("AllGensWrongProportion", [1 - some_right] * len(prompts)),
+        ):
+            yield Check(f"{name}/verdicts", own, recorded.get(key, own), what=key)
+        own = rewards([i // size for i in range(len(prompts))], verdicts, Reward())
+        yield Check(f"{name}/rewards", own, recorded["RelativeLengthRewarder"], REWARD)
+        weights = dict(zip(recorded, self.entry["reward_weights"], strict=True))
+        if not any(weight for key, weight in weights.items() if key != "RelativeLengthRewarder"):
+            yield Check(f"{name}/rewards", own, self.arrays["rewards"], REWARD)
 
     def policy(self, variant: str) -> LatentReasoner:
         """`merged`: all weights trained; `adapter`: the LoRA policy; `reference`: the start."""
@@ -202,7 +205,7 @@ class _RecordedStep:
             reference=reference,
         )
 
-    def log_probs(self, array: str, variant: str, suffix: str = "") -> Checks:
+    def check_log_probs(self, array: str, variant: str, suffix: str = "") -> Checks:
         """Those recorded in `array`, where it is; with a suffix the adapter is off."""
         if array not in self.arrays:
             return
@@ -213,13 +216,13 @@ class _RecordedStep:
         own, expected = own[mask[:, : own.shape[1]]], self.arrays[array][mask]
         yield Check(f"{self.file}.npz/{array}{suffix}", own, expected, LOG_PROB)
 
-    def compare_loss(self, name: str, variant: str, kind: str, expected: float) -> Checks:
+    def check_loss(self, name: str, variant: str, kind: str, expected: float) -> Checks:
         result = self.loss(self.policy(variant), kind)
         yield Check(name, result.loss, expected, LOG_PROB, "loss")
         recorded = self.entry["kl_metric"] if self.entry["beta"] else result.kl
         yield Check(name, result.kl, recorded, KL, "KL")
 
-    def gradients(self, infix: str, variant: str) -> Checks:
+    def check_gradients(self, infix: str, variant: str) -> Checks:
         """Those of each kind of loss that a file holds."""
         start = f"{self.file}_{infix}_grads_"
         for name in self.vectors.names(f"{start}*.npz"):

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import START, answers_match, parse_number
-from latent_reasoning.rl.reward import (
-    Verdicts,
-    answer_is_right,
-    judge,
-    label_number,
-    latent_tokens,
-    rewards,
-)
+from latent_reasoning.rl import reward
 from tests.conformance.checks import Check, Checks, Tolerance
 from tests.conformance.recording import Record, Vectors
 
@@ -32,7 +25,7 @@ def _answers(vectors: Vectors, name: str, entry: Record) -> Checks:
 
 def _is_refused(label: str) -> bool:
     try:
-        label_number(label, "row")
+        reward.label_number(label, "row")
     except ValueError:
         return True
     return False
@@ -42,11 +35,11 @@ def _format(vectors: Vectors, name: str, entry: Record) -> Checks:
     text = entry["completion_w_special"]
     prefix, length = "answer_verifier_label", "latent_length_with_prompt_Q_START"
     if "formatted" in entry:
-        yield Check(name, judge("", text, "0").well_formatted, entry["formatted"])
+        yield Check(name, reward.judge("", text, "0").well_formatted, entry["formatted"])
     if length in entry:
-        yield Check(name, latent_tokens(f"Q{START}{text}"), entry[length], what="length")
+        yield Check(name, reward.latent_tokens(f"Q{START}{text}"), entry[length], what="length")
     for key in [key for key in entry if key.startswith(prefix)]:
-        right = answer_is_right(text, key.removeprefix(prefix))
+        right = reward.answer_is_right(text, key.removeprefix(prefix))
         yield Check(name, right, entry[key] is True, what=key)
         yield Check(name, right, entry.get("answer_verifier_bad_format_false", right), what=key)
 
@@ -57,7 +50,9 @@ def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
         value if isinstance(value, list) else [value] * len(texts)
         for value in (entry["prompt"], entry["label"])
     )
-    verdicts = Verdicts.of([judge(*sample) for sample in zip(prompts, texts, labels, strict=True)])
+    verdicts = reward.Verdicts.of(
+        [reward.judge(*sample) for sample in zip(prompts, texts, labels, strict=True)]
+    )
     for key, own in (
         ("is_formatted", verdicts.well_formatted),
         ("is_correct", verdicts.correct),
@@ -66,13 +61,13 @@ def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
         yield Check(name, own, entry.get(key, own), what=key)
     settings = entry["settings"]
     penalty, bonus = settings["length_penalty"], settings["length_reward"]
-    reward = Reward(
+    config = Reward(
         penalty=penalty,
         bonus=penalty if bonus == "same" else bonus,
         accuracy_requirement=settings["accuracy_requirement"],
     )
     groups = list(zip(entry.get("prompt_id", prompts), prompts, strict=True))
-    yield Check(name, rewards(groups, verdicts, reward), entry["rewards"], REWARD, "rewards")
+    yield Check(name, reward.rewards(groups, verdicts, config), entry["rewards"], REWARD, "rewards")
 
 
 READERS = {
