@@ -84,11 +84,9 @@ def _summary(
 def _total_loss(vectors: Vectors, name: str, entry: Record) -> Checks:
     """One batch: all parts of the loss and all parameters' gradients."""
     model = vectors.model(entry["checkpoint"])
-    own = compute_losses(model, _batch(vectors, entry), _configure(model, entry["settings"]))
-    yield Check(name, own, entry["loss_components"], COMPONENT)
-    own[TOTAL].backward()
+    losses = compute_losses(model, _batch(vectors, entry), _configure(model, entry["settings"]))
     arrays, zeros = vectors.file(f"losses/{entry['grads']}"), entry["params_with_no_grad"]
-    yield from _gradients(name, model, entry, arrays, zeros, our_name)
+    yield from _backward(name, model, losses, entry, arrays, zeros, our_name)
 
 
 def _batch(vectors: Vectors, entry: Record) -> dict[str, Tensor]:
@@ -111,15 +109,18 @@ def compute_losses(
     return own | {TOTAL: sum(losses.values())}
 
 
-def _gradients(
+def _backward(
     name: str,
     model: LatentReasoner,
+    losses: dict[str, Tensor],
     entry: Record,
     arrays: Record,
     zeros: list[str],
     rename: Callable[[str], str],
 ) -> Checks:
-    """All gradients and their norms; `rename` gives our name of a recorded parameter."""
+    """The losses, all their gradients and norms; `rename` gives our name of a parameter."""
+    yield Check(name, losses, entry["loss_components"], COMPONENT)
+    losses[TOTAL].backward()
     # Zero where the loss does not reach a parameter.
     own = {
         key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -278,12 +279,10 @@ def _lora(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
     yield Check(name, shapes, {adapter_name(key): n for key, n in entry["trainable"].items()})
     yield from _compare_groups(name, entry, model, adapter_name)
     batch = _batch(vectors, entry)
-    own = compute_losses(model, batch, distillation)
-    yield Check(name, own, entry["loss_components"], COMPONENT)
-    own[TOTAL].backward()
+    losses = compute_losses(model, batch, distillation)
     arrays = vectors.file(f"losses/{entry.get('grads', f'lora_grads_{key}.npz')}")
     zeros = entry["trainable_without_grad"]
-    yield from _gradients(name, model, entry, arrays, zeros, adapter_name)
+    yield from _backward(name, model, losses, entry, arrays, zeros, adapter_name)
     merge_lora(model)
     merged = vectors.model(f"losses/{entry['merged_checkpoint']}")
     yield Check(name, dict(model.named_parameters()), dict(merged.named_parameters()), MERGED)
