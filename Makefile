@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done)
 CORES ?= all
-CONFORMANCE ?= ../shared/conformance
+CONFORMANCE ?= tests/conformance/vectors
 
 .PHONY: help
 help: ## list the targets
@@ -60,7 +60,7 @@ docs: $(STAMP) ## write the schema and config/README.md's tables from the typed 
 
 .PHONY: conformance
 conformance: $(STAMP) ## replay recorded vectors of the paper's public code: CONFORMANCE=folder
-	$(BIN)/python -m latent_reasoning.conformance $(CONFORMANCE)
+	$(BIN)/python -m tests.conformance $(CONFORMANCE)
 
 .PHONY: golden
 golden: $(STAMP) ## record the golden numbers anew, where a RECIPE was raised: tests/golden/

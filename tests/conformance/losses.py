@@ -1,0 +1,333 @@
+"""Cases of `losses/`: distillation losses, whole losses with gradients, AdamW, schedule, LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.config import Distillation, Runtime, Training
+from latent_reasoning.model.lora import PEFT_PREFIX, load_adapter, merge_lora
+from latent_reasoning.model.published import our_name
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
+from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses
+from latent_reasoning.training import loop
+from latent_reasoning.training.checkpoints import parameter_names
+from latent_reasoning.training.text import cross_entropy
+from tests.conformance.checks import Check, Checks, Tolerance
+from tests.conformance.recording import Record, Vectors
+
+INFORMATION = {"notes", "checks", "note", "modules_to_save"}
+FIXED = Tolerance(relative=1e-5)
+COMPONENT = Tolerance(absolute=2e-4)
+# Gradients reach 600: never elementwise.
+GRADIENT, GRADIENT_NORM = Tolerance(relative=1e-3, by_norm=True), Tolerance(relative=1e-3)
+RATE = Tolerance(relative=1e-9)
+MERGED = Tolerance(absolute=1e-5)
+# Relative to the step's total loss and to each parameter's norm. Three AdamW steps amplify
+# rounding: an element whose gradient is near zero moves by the learning rate in whichever direction
+# rounding points, so that one part in ten million in the weights may move the third loss by 1 %.
+STEP_LOSS_RELATIVE, PARAMETER_RELATIVE = 1e-3, 5e-4
+PERTURBATION, PERTURBED_RUNS = 1e-7, 3
+
+COMPONENTS = {
+    TEACHER_LOSS: "teacher_ce_loss",
+    STUDENT_LOSS: "student_ce_loss",
+    "codi_loss": "codi_loss",
+    "meaned_loss": "mean_reasoning_loss",
+}
+"""Recorded names of our parts of the loss."""
+TOTAL = "total_loss"
+DEFAULT_SETTINGS = {"codi_weight": 20}
+"""Where an entry has none."""
+
+
+# ------------------------------------------------------------------------------------ whole losses
+
+
+def _fixed_state(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
+    """Distillation losses of recorded hidden states, and the gradient of the student's."""
+    arrays, settings = vectors.file("losses/fixed_states.npz"), _distillation(entry["settings"])
+    states = arrays["s_hs"].clone().requires_grad_()
+    maps = arrays["target_token_map"], arrays["reasoning_map"]
+    teacher = _summary(arrays["t_hs"], *maps, settings)
+    maps = arrays["latent_target_token_map"], arrays["latent_continue_map"]
+    losses = distillation_losses(teacher, _summary(states, *maps, settings), settings)
+    total = sum(losses.values())
+    own = {COMPONENTS[part]: loss for part, loss in losses.items()}
+    yield Check(name, own, entry["loss_components"], FIXED)
+    yield Check(name, total, entry["sum"], FIXED, "sum")
+    total.backward()
+    norms = states.grad.flatten(1).norm(dim=1)
+    yield Check(name, norms, entry["grad_norm_per_hidden_state"], FIXED, "gradient norms")
+    gradient = arrays.get(f"grad_s_hs_{key.replace('/', '_')}")
+    if gradient is not None:
+        yield Check(name, states.grad, gradient, FIXED._replace(by_norm=True), "gradient")
+
+
+def _summary(
+    states: Tensor, target_map: Tensor, span_map: Tensor, settings: Distillation
+) -> StateSummary:
+    selected = target_map | span_map
+    chosen = [layer[selected] for layer in states]
+    return summarise_states(chosen, selected, target_map, span_map, settings.block_range)
+
+
+def _total_loss(vectors: Vectors, name: str, entry: Record) -> Checks:
+    """One batch: all parts of the loss and all parameters' gradients."""
+    model = vectors.model(entry["checkpoint"])
+    losses = compute_losses(model, _batch(vectors, entry), _configure(model, entry["settings"]))
+    arrays, zeros = vectors.file(f"losses/{entry['grads']}"), entry["params_with_no_grad"]
+    yield from _backward(name, model, losses, entry, arrays, zeros, our_name)
+
+
+def _batch(vectors: Vectors, entry: Record) -> dict[str, Tensor]:
+    return dict(vectors.file(f"losses/{entry['batch']}"))
+
+
+def compute_losses(
+    model: LatentReasoner, batch: dict[str, Tensor], distillation: Distillation
+) -> dict[str, Tensor]:
+    """The loss parts of a recorded batch and their total, under their recorded names.
+
+    The teacher's alone on plain text.
+    """
+    if "latent_input_ids" in batch:
+        losses = latent_sft_losses(model, batch, distillation)
+    else:
+        output = model(batch["input_ids"], batch["attention_mask"])
+        losses = {TEACHER_LOSS: cross_entropy(model, output, batch["labels"])}
+    own = {COMPONENTS[part]: loss for part, loss in losses.items()}
+    return own | {TOTAL: sum(losses.values())}
+
+
+def _backward(
+    name: str,
+    model: LatentReasoner,
+    losses: dict[str, Tensor],
+    entry: Record,
+    arrays: Record,
+    zeros: list[str],
+    rename: Callable[[str], str],
+) -> Checks:
+    """The losses, all their gradients and norms; `rename` gives our name of a parameter."""
+    yield Check(name, losses, entry["loss_components"], COMPONENT)
+    losses[TOTAL].backward()
+    # Zero where the loss does not reach a parameter.
+    own = {
+        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter, key in parameter_names(model).items()
+    }
+    recorded = {rename(key): gradient for key, gradient in arrays.items()}
+    yield Check(name, own, recorded, GRADIENT, "gradient")
+    norms = dict(entry["grad_norms"]) | dict.fromkeys(zeros, 0.0)
+    ours = {key: own[rename(key)].norm() for key in norms}
+    yield Check(name, ours, norms, GRADIENT_NORM, "gradient norm")
+    total = torch.stack([gradient.norm() for gradient in own.values()]).norm()
+    yield Check(name, total, entry.get("total_grad_norm", total), GRADIENT_NORM, "gradient norm")
+
+
+# -------------------------------------------------------------------------------------- optimiser
+
+
+def _trajectory(vectors: Vectors, name: str, recorded: Record, size: str) -> Checks:
+    """Some steps of AdamW on one batch, in micro-batches of `size`."""
+    entry = vectors.file("losses/expected.json")["optimizer_trajectory"]
+    batch, steps = _batch(vectors, entry), recorded["loss_components_steps_1_to_3"]
+    norms, rows = recorded["param_norms_after_3_steps"], len(batch["input_ids"])
+    file, stored = f"losses/params_after_{len(steps)}_adamw_steps.npz", {}
+    # Recorded for the whole batch at once only.
+    if int(size) == rows and vectors.names(file):
+        stored = vectors.file(file)
+    training = Training(
+        steps=len(steps),
+        batch_size=rows,
+        learning_rate=entry["lr"],
+        schedule="constant",
+        **{key: entry[key] for key in ("weight_decay", "max_grad_norm", "betas", "eps")},
+    )
+    pieces = zip(*(tensor.split(int(size)) for tensor in batch.values()), strict=True)
+    batches = [dict(zip(batch, piece, strict=True)) for piece in pieces]
+
+    def run(perturbation: int | None = None) -> dict[str, float]:
+        model = vectors.model(entry["checkpoint"])
+        distillation = _configure(model, entry.get("settings") or DEFAULT_SETTINGS)
+        if perturbation is not None:
+            _perturb(model, perturbation)
+        values = _train(model, batches, distillation, training)
+        own = {name: value.detach() for value, name in parameter_names(model).items()}
+        for key in norms:
+            values[f"norm of {key}"] = own[our_name(key)].norm().item()
+        for key, tensor in stored.items():
+            values[f"distance of {key}"] = (own[our_name(key)] - tensor).norm().item()
+        return values
+
+    own, expected = run(), _expected(steps, norms, stored)
+    yield Check(name, {*own}, {*expected})
+    is_far = any(not abs(own[key] - value) <= far for key, (value, far) in expected.items())
+    # A value beyond its tolerance is compared with what rounding alone does to it here.
+    others = [run(perturbation=seed) for seed in range(PERTURBED_RUNS)] if is_far else []
+    for key, (value, allowed) in expected.items():
+        rounding = 2 * max((abs(other[key] - own[key]) for other in others), default=0.0)
+        yield Check(name, own[key], value, Tolerance(allowed + rounding), key)
+
+
+def _expected(
+    steps: list[Record], norms: Record, stored: Mapping[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Every recorded number of a trajectory by name, and how far ours may be off."""
+    values = {}
+    for step, components in enumerate(steps, start=1):
+        allowed = COMPONENT.absolute if step == 1 else STEP_LOSS_RELATIVE * components[TOTAL]
+        values |= {f"step {step}, {key}": (loss, allowed) for key, loss in components.items()}
+    for key, norm in norms.items():
+        values[f"norm of {key}"] = norm, PARAMETER_RELATIVE * norm
+    for key, tensor in stored.items():
+        values[f"distance of {key}"] = 0.0, PARAMETER_RELATIVE * tensor.norm().item()
+    return values
+
+
+def _perturb(model: LatentReasoner, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + PERTURBATION * torch.randn(parameter.shape, generator=generator))
+
+
+def _train(
+    model: LatentReasoner,
+    batches: list[dict[str, Tensor]],
+    distillation: Distillation,
+    training: Training,
+) -> dict[str, float]:
+    """The project's training loop on the same batches at each step: each step's losses by name."""
+
+    def loss(batch: dict[str, Tensor]) -> loop.LossOutput:
+        losses = compute_losses(model, batch, distillation)
+        return loop.LossOutput(losses[TOTAL], len(batch["input_ids"]), losses)
+
+    task = SimpleNamespace(
+        name="recorded",
+        iterations=1,
+        plan=SimpleNamespace(micro_batch_size=training.batch_size, reorder=lambda rollbacks: None),
+        micro_batches=lambda step: batches,
+        loss=loss,
+        validate=dict,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = loop.train(
+            model,
+            task,
+            training,
+            runtime=Runtime(device="cpu", precision="float32"),
+            checkpoint_folder=Path(folder) / "checkpoints",
+            digest="recorded",
+            seed=0,
+            tracker=NullTracker(),
+            log_every=1,
+            log=lambda line: None,
+        )
+        steps = [step for step in loop.read_metrics(result.metrics) if TOTAL in step]
+    names = {TOTAL, *COMPONENTS.values()}
+    return {f"step {step['step']}, {key}": step[key] for step in steps for key in names & {*step}}
+
+
+def _decay_groups(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
+    model = vectors.model(entry.get("checkpoint", f"forward/ckpt/{key}"))
+    yield from _compare_groups(name, entry, model, our_name)
+
+
+def _compare_groups(
+    name: str, entry: Record, model: LatentReasoner, rename: Callable[[str], str]
+) -> Checks:
+    for key, own in zip(("decay", "no_decay"), loop.decay_groups(model), strict=True):
+        yield Check(name, sorted(own), sorted(map(rename, entry.get(key, []))), what=key)
+
+
+def _schedule(
+    vectors: Vectors, name: str, entry: Record, kind: str, warmup: str, steps: str, rate: str
+) -> Checks:
+    numbers = {"warmup_steps": int(warmup), "steps": int(steps), "learning_rate": float(rate)}
+    own = loop.learning_rate(Training(schedule=kind, **numbers))
+    yield Check(name, {step: own(int(step)) for step in entry}, entry, RATE, "rate at")
+
+
+# ------------------------------------------------------------------------------------------- LoRA
+
+
+def _lora(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
+    """An adapter: what it trains, its loss and gradients, and the same merged."""
+    model = vectors.model(entry["base_checkpoint"])
+    distillation = _configure(model, entry.get("settings") or DEFAULT_SETTINGS)
+    load_adapter(model, vectors.folder(f"losses/{entry['adapter']}"))
+    model.eval()
+    yield Check(name, True, entry.get("eval_mode", True), what="eval_mode")
+    lora, recorded = model.adapter.lora, entry["lora_config"]
+    for what, own in (("r", lora.r), ("lora_alpha", lora.alpha), ("lora_dropout", lora.dropout)):
+        yield Check(name, own, recorded[what], what=what)
+    targets = {*recorded["target_modules"]}
+    yield Check(name, {*lora.target_modules}, targets, what="target_modules")
+    shapes = {key: list(parameter.shape) for parameter, key in parameter_names(model).items()}
+    yield Check(name, shapes, {adapter_name(key): n for key, n in entry["trainable"].items()})
+    yield from _compare_groups(name, entry, model, adapter_name)
+    batch = _batch(vectors, entry)
+    losses = compute_losses(model, batch, distillation)
+    arrays = vectors.file(f"losses/{entry.get('grads', f'lora_grads_{key}.npz')}")
+    zeros = entry["trainable_without_grad"]
+    yield from _backward(name, model, losses, entry, arrays, zeros, adapter_name)
+    merge_lora(model)
+    merged = vectors.model(f"losses/{entry['merged_checkpoint']}")
+    yield Check(name, dict(model.named_parameters()), dict(merged.named_parameters()), MERGED)
+    for candidate in (model, merged):
+        own = compute_losses(candidate, batch, distillation)
+        yield Check(name, own, entry["merged_loss_components"], COMPONENT, "merged")
+
+
+def adapter_name(name: str) -> str:
+    """Our name of a parameter of the public code's peft model."""
+    return our_name(name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default", ""))
+
+
+# --------------------------------------------------------------------------------------- settings
+
+
+def _configure(model: LatentReasoner, settings: Mapping[str, Any]) -> Distillation:
+    """Apply the settings of the stop head to `model`; returns those of the distillation."""
+    own = model.settings
+    model.settings = dataclasses.replace(
+        own,
+        detach_stop_head=bool(settings.get("detach_stop_head", own.detach_stop_head)),
+        stop_head_temperature=settings.get("binary_head_temp", own.stop_head_temperature),
+    )
+    return _distillation(settings)
+
+
+def _distillation(settings: Mapping[str, Any]) -> Distillation:
+    """null is the default; no normalisation is null; a weight of `true` stands for one."""
+    names = ("codi_weight", "meaned_weight", "block_range", "distance", "normalise")
+    given = {key: settings[key] for key in names if settings.get(key) is not None}
+    if "normalise" in settings:
+        given["normalise"] = settings["normalise"] or "none"
+    for weight in ("codi_weight", "meaned_weight"):
+        given[weight] = float(given.get(weight, 0))
+    return Distillation(**given)
+
+
+READERS = {
+    "losses/expected.json": {
+        "fixed_states/(.+)": _fixed_state,
+        "total_loss/.+": _total_loss,
+        r"optimizer_trajectory/by_micro_batch_size/(\d+)": _trajectory,
+        "weight_decay_groups/(.+)": _decay_groups,
+        r"(cosine|linear|constant)_warmup(\d+)_(\d+)_lr_used_at_step_index.*/(.+)": _schedule,
+        "lora/(.+)": _lora,
+    }
+}
