@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from latent_reasoning.config import PROJECT_ROOT
-from latent_reasoning.rl import groups
+from latent_reasoning.rl import reward
 from latent_reasoning.training.metrics import read_metrics
 from tests.runtime.trainings import STEPS, TRAININGS, half_are_right, run_all
 
@@ -40,7 +40,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     """Of one process and of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "judge", half_are_right)
+        patch.setattr(reward, "judge_sample", half_are_right)
         run_all(one)
     train_with_two_processes(two)
     return one, two
