@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.measure import Measurement
-from latent_reasoning.analysis.figures import AFTER, BEFORE
-from latent_reasoning.analysis.style import STYLE, WIDTH
+from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, WIDTH
 from latent_reasoning.runtime.files import write_text_atomically
 
 COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
