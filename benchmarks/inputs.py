@@ -101,8 +101,7 @@ class Inputs:
     """A model and what it is run on; prompts are ids without padding, and end in START.
 
     `ending` follows the last latent step where their number is forced. Evaluation writes at most
-    `evaluation_tokens`, `batch_size` prompts at a time. RL samples `group_size` completions of at
-    most `rollout_tokens`, all of `sampled_steps` latent steps (None: as the model decides).
+    `evaluation_tokens`, `batch_size` prompts at a time. RL samples as `shape` says.
     """
 
     model: LatentReasoner
@@ -111,11 +110,9 @@ class Inputs:
     prompts: list[list[int]]
     ending: list[int]
     grpo: list[RlPrompt]
+    shape: Shape
+    batch_size: int
     evaluation_tokens: int = 32
-    batch_size: int = 32
-    group_size: int = 16
-    rollout_tokens: int = 40
-    sampled_steps: int | None = None
 
     @property
     def decoding(self) -> dict[str, int]:
@@ -151,10 +148,8 @@ def build_inputs(shape: Shape) -> Inputs:
         prompts[: shape.rows],
         ending=[settings.stop_id, *range(2, 2 + ANSWER_WORDS + 1)],
         grpo=[RlPrompt(p, tokenizer.decode(p), label="1") for p in prompts[: shape.grpo_prompts]],
+        shape=shape,
         batch_size=shape.rows,
-        group_size=shape.group_size,
-        rollout_tokens=shape.rollout_tokens,
-        sampled_steps=shape.sampled_steps,
     )
 
 
@@ -179,9 +174,9 @@ def trained_inputs(folder: Path, file: Path, *, batch_size: int, max_new_tokens:
         prompts=prompts,
         ending=unthinking[0][len(prompts[0]) :],
         grpo=rl_prompts(rows[:TRAINED_PROMPTS], tokenizer, prefix=prefix, max_prompt_tokens=None),
-        evaluation_tokens=max_new_tokens,
+        shape=Shape(rollout_tokens=TRAINED_TOKENS),
         batch_size=batch_size,
-        rollout_tokens=TRAINED_TOKENS,
+        evaluation_tokens=max_new_tokens,
     )
 
 

@@ -133,15 +133,8 @@ def _fast_answers(inputs: Inputs, prompts: list[list[int]]) -> Work:
     return Work(prompts, [generation.ids for generation in written])
 
 
-def _evaluation_adaptive(inputs: Inputs, name: str) -> Workload:
-    return _evaluation_of(inputs, name, inputs.prompts)
-
-
-def _evaluation_forced(inputs: Inputs, name: str) -> Workload:
-    return _evaluation_of(inputs, name, inputs.forced(STEPS))
-
-
-def _evaluation_of(inputs: Inputs, name: str, prompts: list[list[int]]) -> Workload:
+def _answers(inputs: Inputs, name: str, prompts: list[list[int]]) -> Workload:
+    """Greedy answers to the prompts."""
     return Workload(
         name,
         len(prompts),
@@ -186,16 +179,17 @@ class _Grpo:
     """What the three workloads of RL share: the task, and the same step without sharing."""
 
     def __init__(self, inputs: Inputs, name: str) -> None:
-        self.inputs, self.model, self.prompts = inputs, inputs.model, inputs.grpo
+        self.tokenizer, self.shape = inputs.tokenizer, inputs.shape
+        self.model, self.prompts = inputs.model, inputs.grpo
         self.ids = [prompt.ids for prompt in self.prompts]
-        self.samples = len(self.prompts) * inputs.group_size
+        self.samples = len(self.prompts) * self.shape.group_size
         self.entry = RlModel(
             **{"from": "latent"},
-            group_size=inputs.group_size,
-            max_new_tokens=inputs.rollout_tokens,
+            group_size=self.shape.group_size,
+            max_new_tokens=self.shape.rollout_tokens,
             training=_training(len(self.prompts)),
         )
-        of = name, self.model, inputs.tokenizer, self.prompts, self.entry, RUNTIME
+        of = name, self.model, self.tokenizer, self.prompts, self.entry, RUNTIME
         self.task = AdaptiveLengthTask(*of, seed=0, validate=dict)
         self.task._draws = lambda round_: (self.draws(round_),)
 
@@ -204,9 +198,8 @@ class _Grpo:
 
         A decision continues below its probability: 0 always does, `BELOW_ONE` never.
         """
-        shape = len(self.prompts), self.inputs.group_size, self.entry.max_new_tokens
-        draws = draw_uniforms(*shape, seed=repetition)
-        steps = self.inputs.sampled_steps
+        size = len(self.prompts), self.shape.group_size, self.shape.rollout_tokens
+        draws, steps = draw_uniforms(*size, seed=repetition), self.shape.sampled_steps
         if steps is not None:
             draws[:, :, :steps] = 0
             draws[:, :, steps : steps + 1] = BELOW_ONE
@@ -222,7 +215,7 @@ class _Grpo:
         (order,) = self.task.plan.micro_batches(repetition)
         prompts = [self.prompts[index] for index in order]
         rollout = self.naive_rollout([prompt.ids for prompt in prompts], repetition)
-        verdicts = judge_completions(rollout, prompts, self.inputs.tokenizer)
+        verdicts = judge_completions(rollout, prompts, self.tokenizer)
         questions = [prompt.text for prompt in prompts]
         advantages, _ = reward_groups([rollout], [verdicts], questions, self.entry.reward)
         self.naive_update(rollout, advantages[0])
@@ -317,8 +310,8 @@ def _grpo_step(inputs: Inputs, name: str) -> Workload:
 WORKLOADS: dict[str, Callable[[Inputs, str], Workload]] = {
     "latent_sft": _latent_sft,
     "cot_sft": _cot_sft,
-    "evaluation_adaptive": _evaluation_adaptive,
-    "evaluation_forced": _evaluation_forced,
+    "evaluation_adaptive": lambda inputs, name: _answers(inputs, name, inputs.prompts),
+    "evaluation_forced": lambda inputs, name: _answers(inputs, name, inputs.forced(STEPS)),
     "evaluation": _evaluation,
     "grpo_rollout": _grpo_rollout,
     "grpo_update": _grpo_update,

@@ -154,20 +154,3 @@ def test_grpo_has_the_packages_samples_loss_and_gradients(variant, allow_rethink
     )
     assert own.kl.item() > 0
     assert_same(model, own.loss, expected.loss)
-
-
-def test_a_latent_column_is_a_forward_of_its_own_for_all_rows(batch, monkeypatch):
-    model = build_reasoner()
-    widths: list[tuple[int, int]] = []
-    body = model.base.base_model.forward
-
-    def forward(*arguments, **keywords):
-        widths.append(tuple(keywords["inputs_embeds"].shape[:2]))
-        return body(*arguments, **keywords)
-
-    monkeypatch.setattr(model.base.base_model, "forward", forward)
-    naive.read(model, batch["latent_input_ids"], batch["latent_attention_mask"])
-    latent = batch["latent_continue_map"].any(0)
-    assert widths.count((len(ROWS), 1)) >= int(latent.sum())
-    assert sum(width for _, width in widths) == latent.numel()
-    assert {rows for rows, _ in widths} == {len(ROWS)}
