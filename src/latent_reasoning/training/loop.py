@@ -66,6 +66,9 @@ class Trainer:
     tracker: Tracker = field(default_factory=NullTracker)
     log_every: int = 10
     stop: StopRequest = field(default_factory=StopRequest)
+    progress: Progress = field(init=False)
+    metrics: MetricsLog = field(init=False)
+    lines: ProgressLines = field(init=False)
 
     def __post_init__(self) -> None:
         self.name, self.model = self.task.name, self.task.model
