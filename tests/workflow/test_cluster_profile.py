@@ -37,11 +37,11 @@ def test_the_paper_is_planned_with_the_profile_though_no_local_cores_are_given(t
 @pytest.mark.parametrize(("rule", "gpus"), [("rl", 1), ("latent_sft", 1), ("prepare_data", 0)])
 def test_what_a_rule_asks_for_reaches_sbatch(tmp_path, monkeypatch, rule, gpus):
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
-    job = next(job for job in planned_jobs(tmp_path, PAPER) if job.rule.name == rule)
+    job = next(job for job in planned_jobs(tmp_path, PAPER, H100) if job.rule.name == rule)
     words = submitted(job)
     assert words[words.index("-t") + 1] == str(job.resources["runtime"])
     assert words[words.index("--mem") + 1] == str(job.resources["mem_mb"])
-    assert [word for word in words if word.startswith("--gpus")] == ["--gpus=1"] * gpus
+    assert [word for word in words if word.startswith("--gpus")] == ["--gpus=h100:1"] * gpus
 
 
 def test_every_training_is_warned_before_its_time_limit():

@@ -7,13 +7,11 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load
 from latent_reasoning.dag.cost import device_of, evaluation_need, training_need
-from latent_reasoning.dag.layout import FIGURES, TABLES
 from tests.workflow.workflow_tools import (
     environment,
     plan,
@@ -141,12 +139,6 @@ def test_figures_are_a_target_without_the_page(folder):
     assert "figures" in jobs
 
 
-def test_every_caption_of_the_report_exists():
-    folder = PROJECT_ROOT / "workflow" / "report"
-    for name in [*FIGURES, *(f"{table}_table" for table in TABLES), "main_table", "workflow"]:
-        assert (folder / f"{name}.rst").read_text(encoding="utf-8").strip(), name
-
-
 # ------------------------------------------------------------------------- the configuration
 
 
@@ -235,14 +227,9 @@ def test_a_costly_experiment_tells_its_hours_and_disk_and_a_small_one_does_not(f
     assert "from nothing" not in small.stderr
 
 
-@pytest.mark.parametrize(("experiment", "gpus"), [("laptop", 0), ("paper", 1)])
-def test_only_trainings_and_evaluations_ask_for_a_gpu_and_only_off_the_cpu(
-    folder, experiment, gpus
-):
-    jobs = planned_jobs(folder, CONFIG / f"{experiment}.yaml")
-    asked = {job.rule.name: job.resources["gpu"] for job in jobs}
-    heavy = {"sft", "latent_sft", "rl", "evaluate"}
-    assert {name for name, count in asked.items() if count} == (heavy if gpus else set())
+def test_on_the_cpu_no_job_asks_for_a_gpu(folder):
+    jobs = planned_jobs(folder, CONFIG / "laptop.yaml")
+    assert {job.resources["gpu"] for job in jobs} == {0}
 
 
 def test_a_job_asks_for_the_configured_threads_memory_and_time(folder):
@@ -266,17 +253,8 @@ def test_the_papers_jobs_ask_for_what_is_planned_for_the_card(folder, overlay, c
             need = need_of(experiment, model, device)
             assert (asked["mem_mb"], asked["runtime"]) == (need.host_mb, need.minutes)
             assert (asked["gpu"], asked["gpu_model"]) == (1, "h100" if overlay else "")
-            assert submitted_gpus(job) == (" --gpus=h100:1" if overlay else " --gpus=1")
         else:
             assert asked["gpu"] == 0
-            assert submitted_gpus(job) == ""
-
-
-def submitted_gpus(job: Any) -> str:
-    """What the SLURM plugin adds to the submission for a job's GPUs."""
-    from snakemake_executor_plugin_slurm.utils import set_gres_string
-
-    return set_gres_string(job)
 
 
 def test_a_training_of_several_processes_asks_for_a_gpu_each_and_is_no_other_training(folder):
