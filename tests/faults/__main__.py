@@ -40,7 +40,7 @@ from latent_reasoning.analysis.environment import environment
 from latent_reasoning.config import PROJECT_ROOT, load
 from tests.faults import damage, surroundings
 from tests.faults.cases import Case
-from tests.faults.fuzz import Tally, fuzz_commands, fuzz_configurations, fuzz_rows
+from tests.faults.fuzz import Tally, fuzz_configurations, fuzz_rows
 from tests.faults.kills import ALL, ALONE, JOB, Kill, KillCampaign, planned_kills
 from tests.faults.reference import Reference
 from tests.faults.workbench import Workbench, seconds_by_rule, write_experiment
@@ -55,8 +55,8 @@ QUICK_KILLS = [
     Kill("tables", JOB, 0.5),
 ]
 EXTRA_KILLS = 15
-FUZZ = {"quick": (130, 66, 4), "full": (700, 400, 14)}
-"""Cases of configurations, rows and command lines."""
+FUZZ = {"quick": (130, 66), "full": (700, 400)}
+"""Cases of configurations and rows."""
 
 Fault = Callable[[Workbench, Reference, random.Random], Case]
 
@@ -109,65 +109,21 @@ class Campaign:
 
     def tasks(self) -> list[tuple[str, Callable[[], None]]]:
         """Everything to do after the reference, by name."""
-        tasks = [("kills", self.kill)]
-        for number, (name, fault) in enumerate(self.faults()):
-            tasks.append((name, partial(self.do, number, name, fault)))
-        return [*tasks, ("fuzz", self.fuzz)]
+        named = faults(self.quick, random.Random(f"{self.seed} faults"))
+        tasks = [(name, partial(self.do, n, name, f)) for n, (name, f) in enumerate(named)]
+        return [("kills", self.kill), *tasks, ("fuzz", self.fuzz)]
 
     def wanted(self, name: str) -> bool:
         return not self.only or any(word in name for word in self.only)
 
-    # ------------------------------------------------------------------------------- faults
-
     def kill(self) -> None:
         """The DAG from nothing, under kills."""
-        randomness = random.Random(f"{self.seed} kills")
         rules = sorted(set(self.seconds) - {"benchmark"})
-        kills = QUICK_KILLS if self.quick else planned_kills(rules, EXTRA_KILLS, randomness)
+        chance = random.Random(f"{self.seed} kills")
+        kills = QUICK_KILLS if self.quick else planned_kills(rules, EXTRA_KILLS, chance)
         bench = Workbench(self.folder / "kills", cores=1 if self.quick else AT_ONCE)
         write_experiment(bench.folder, self.experiment())
-        campaign = KillCampaign(bench, self.reference, self.seconds, self.targets)
-        self.note(campaign.run(kills, randomness))
-
-    def faults(self) -> list[tuple[str, Fault]]:
-        """Each kind of fault by name; the full campaign does most of them in several ways."""
-        choice = random.Random(f"{self.seed} faults")
-        latent = "latent-6"
-        outputs = list(damage.every_damage(choice))
-        checkpoints = [(latent, kind) for kind in damage.DAMAGES]
-        inputs = [("rows", "truncated"), ("weights", "one bit flipped")]
-        disks = [(0, surroundings.BEFORE), (16, surroundings.DURING)]
-        stores, days = list(surroundings.STORES), [400]
-        if self.quick:
-            outputs = [(damage.OUTPUTS[0], "one bit flipped")]
-            checkpoints = [(latent, choice.choice(list(damage.DAMAGES)))]
-            inputs, disks = inputs[:1], disks[1:]
-            stores = ["server that refuses", "locked sqlite file"]
-        else:
-            inputs += [("rows", "overwritten"), ("weights", "truncated")]
-            checkpoints += [("base", "truncated"), ("latent-6-rl", "overwritten")]
-            disks += [(60, surroundings.DURING), (120, surroundings.DURING)]
-            days = [400, -400]
-        made: list[tuple[str, Fault]] = []
-
-        def add(name: str, function: Callable[..., Case], **options) -> None:
-            made.append((name, partial(function, **options)))
-
-        for output, kind in outputs:
-            add("damaged output", damage.damaged_output, output=output, damage=kind, model=latent)
-        for model, kind in checkpoints:
-            add("damaged checkpoint", damage.damaged_checkpoint, model=model, damage=kind)
-        for what, kind in inputs:
-            add("damaged input", damage.damaged_input, what=what, damage=kind)
-        for kilobytes, when in disks:
-            add("full disk", surroundings.full_disk, kilobytes=kilobytes, when=when)
-        add("read-only results", surroundings.read_only)
-        add("two Snakemakes", surroundings.two_at_once)
-        for store in stores:
-            add("tracking", surroundings.tracking, trouble=store)
-        for shift in days:
-            add("clock", surroundings.clock_was_off, days=shift)
-        return made
+        self.note(KillCampaign(bench, self.reference, self.seconds, self.targets).run(kills))
 
     def do(self, number: int, name: str, fault: Fault) -> None:
         """One fault, on a copy of the reference of its own."""
@@ -175,7 +131,7 @@ class Campaign:
         randomness = random.Random(f"{self.seed} {number} {name}")
         try:
             case = fault(bench, self.reference, randomness)
-        except Exception as error:  # the campaign goes on, and counts it
+        except Exception as error:  # the campaign continues, and counts it
             case = Case(name, "", problems=[f"the campaign's own {type(error).__name__}: {error}"])
         bench.orphans()
         self.note([case])
@@ -183,30 +139,25 @@ class Campaign:
             shutil.rmtree(bench.folder, ignore_errors=True)
 
     def fuzz(self) -> None:
-        """Random configurations, rows and command lines."""
+        """Random configurations and rows."""
         folder = self.folder / "fuzz"
         folder.mkdir()
-        kinds = (fuzz_configurations, fuzz_rows, fuzz_commands)
-        for kind, cases in zip(kinds, FUZZ["quick" if self.quick else "full"], strict=True):
+        cases = FUZZ["quick" if self.quick else "full"]
+        for kind, number in zip((fuzz_configurations, fuzz_rows), cases, strict=True):
             with contextlib.redirect_stdout(io.StringIO()):
-                tally = kind(folder, cases, self.seed)
+                tally = kind(folder, number, self.seed)
             self.tallies.append(tally)
             self.say(
                 f"fuzz: {tally.cases} {tally.kind}, {tally.accepted} accepted, "
                 f"{tally.refused} refused in words, {len(tally.findings)} findings"
             )
 
-    # ------------------------------------------------------------------------------- report
-
     def note(self, cases: list[Case]) -> None:
         for case in cases:
             self.cases.append(case)
             state = "skipped" if case.skipped else "survived" if case.survived else "NOT SURVIVED"
-            row = case.row
-            self.say(
-                f"{state}: {case.fault}, {case.rule}: {case.injected} ({case.seconds:.0f} s)"
-                + (f": {row['note']}" if row["note"] else "")
-            )
+            what = f"{case.fault}, {case.rule}: {case.injected} ({case.seconds:.0f} s)"
+            self.say(f"{state}: {what}" + (f": {case.row['note']}" if case.row["note"] else ""))
         self.write()
 
     def say(self, line: str) -> None:
@@ -242,25 +193,47 @@ class Campaign:
     def write(self, finished: bool = False) -> None:
         """The files of the module's docstring, after each fault: a campaign may be stopped."""
         with self.lock:
-            self._write(finished)
+            self.output.mkdir(parents=True, exist_ok=True)
+            write_csv(self.output / "faults.csv", [case.row for case in self.cases])
+            write_csv(self.output / "fuzz.csv", [tally.row for tally in self.tallies])
+            text = json.dumps(self.summary(finished), indent=2, ensure_ascii=False)
+            (self.output / "summary.json").write_text(text + "\n", encoding="utf-8")
 
-    def _write(self, finished: bool) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        rows = [case.row for case in self.cases]
-        write_csv(self.output / "faults.csv", rows or [Case("", "").row])
-        tallies = [
-            {
-                "kind": tally.kind,
-                "cases": tally.cases,
-                "accepted": tally.accepted,
-                "refused": tally.refused,
-                "findings": len(tally.findings),
-            }
-            for tally in self.tallies
-        ]
-        write_csv(self.output / "fuzz.csv", tallies)
-        text = json.dumps(self.summary(finished), indent=2, ensure_ascii=False)
-        (self.output / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+def faults(quick: bool, choice: random.Random) -> list[tuple[str, Fault]]:
+    """Each kind of fault by name; the full campaign does most of them in several ways."""
+    latent, kinds = "latent-6", list(damage.DAMAGES)
+    outputs = list(damage.every_damage(choice))
+    checkpoints = [(latent, kind) for kind in kinds]
+    checkpoints += [("base", "truncated"), ("latent-6-rl", "overwritten")]
+    inputs = [("rows", "truncated"), ("weights", "one bit flipped")]
+    inputs += [("rows", "overwritten"), ("weights", "truncated")]
+    disks = [(16, surroundings.DURING), (0, surroundings.BEFORE)]
+    disks += [(60, surroundings.DURING), (120, surroundings.DURING)]
+    stores = list(surroundings.STORES)
+    if quick:
+        outputs = [(damage.OUTPUTS[0], "one bit flipped")]
+        checkpoints = [(latent, choice.choice(kinds))]
+        inputs, disks, stores = inputs[:1], disks[:1], stores[:2]
+    made: list[tuple[str, Fault]] = [
+        ("read-only results", surroundings.read_only),
+        ("two Snakemakes", surroundings.two_at_once),
+        ("clock", surroundings.clock_was_ahead),
+    ]
+    for output, kind in outputs:
+        fault = partial(damage.damaged_output, output=output, damage=kind, model=latent)
+        made.append(("damaged output", fault))
+    for model, kind in checkpoints:
+        fault = partial(damage.damaged_checkpoint, model=model, damage=kind)
+        made.append(("damaged checkpoint", fault))
+    for what, kind in inputs:
+        made.append(("damaged input", partial(damage.damaged_input, what=what, damage=kind)))
+    for kilobytes, when in disks:
+        fault = partial(surroundings.full_disk, kilobytes=kilobytes, when=when)
+        made.append(("full disk", fault))
+    for store in stores:
+        made.append(("tracking", partial(surroundings.tracking, trouble=store)))
+    return made
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

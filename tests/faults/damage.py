@@ -17,54 +17,42 @@ from tests.faults.reference import Reference
 from tests.faults.workbench import TRACEBACK, Run, Workbench, write_experiment
 
 
-def truncate(file: Path, randomness: random.Random) -> None:
-    """Cut the end off."""
-    data = file.read_bytes()
-    file.write_bytes(data[: randomness.randrange(1, max(2, len(data)))])
+def flipped(data: bytes, chance: random.Random) -> bytes:
+    """Another value of one bit."""
+    changed = bytearray(data)
+    changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
 
 
-def empty(file: Path, randomness: random.Random) -> None:
-    """Nothing is left, as after a crash of the machine."""
-    file.write_bytes(b"")
-
-
-def flip(file: Path, randomness: random.Random) -> None:
-    """Another value in one byte."""
-    data = bytearray(file.read_bytes())
-    data[randomness.randrange(len(data))] ^= 1 << randomness.randrange(8)
-    file.write_bytes(data)
-
-
-def overwrite(file: Path, randomness: random.Random) -> None:
-    """As long as before, of random bytes."""
-    file.write_bytes(randomness.randbytes(file.stat().st_size))
-
-
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
-    "truncated": truncate,
-    "emptied": empty,
-    "one bit flipped": flip,
-    "overwritten": overwrite,
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "truncated": lambda data, chance: data[: chance.randrange(1, max(2, len(data)))],
+    "emptied": lambda data, chance: b"",  # as after a crash of the machine
+    "one bit flipped": flipped,
+    "overwritten": lambda data, chance: chance.randbytes(len(data)),
 }
-
 MODEL, EVALUATION = "models/{model}/seed-0", "evaluations/{model}/seed-0/test"
-# What is damaged, and what is made from it next.
+SUMMARY, TABLE = f"{EVALUATION}/summary.json", "tables/main.csv"
 OUTPUTS = [
-    ("data/test.jsonl", f"{EVALUATION}/summary.json"),
-    (f"{MODEL}/model.safetensors", f"{EVALUATION}/summary.json"),
-    ("data/sft.jsonl", MODEL),
-    ("data/validation.jsonl", MODEL),
-    ("base/seed-0/model.safetensors", MODEL),
-    (f"{MODEL}/config.json", f"{EVALUATION}/summary.json"),
-    (f"{MODEL}/tokenizer.json", f"{EVALUATION}/summary.json"),
-    (f"{MODEL}/latent.json", f"{EVALUATION}/summary.json"),
-    (f"{EVALUATION}/summary.json", "tables/main.csv"),
-    (f"{EVALUATION}/predictions.parquet", "tables/main.csv"),
-    (f"{EVALUATION}/forced.csv", "tables/main.csv"),
-    ("data/summary.json", "report.html"),
-    ("tables/main.csv", "report.html"),
-    ("config.yaml", f"{EVALUATION}/summary.json"),
+    ("prepare_data", "data/test.jsonl", SUMMARY),
+    ("latent_sft", f"{MODEL}/model.safetensors", SUMMARY),
+    ("prepare_data", "data/sft.jsonl", MODEL),
+    ("prepare_data", "data/validation.jsonl", MODEL),
+    ("base_model", "base/seed-0/model.safetensors", MODEL),
+    ("latent_sft", f"{MODEL}/config.json", SUMMARY),
+    ("latent_sft", f"{MODEL}/tokenizer.json", SUMMARY),
+    ("latent_sft", f"{MODEL}/latent.json", SUMMARY),
+    ("evaluate", SUMMARY, TABLE),
+    ("evaluate", f"{EVALUATION}/predictions.parquet", TABLE),
+    ("evaluate", f"{EVALUATION}/forced.csv", TABLE),
+    ("prepare_data", "data/summary.json", "report.html"),
+    ("tables", TABLE, "report.html"),
+    ("(the configuration)", "config.yaml", SUMMARY),
 ]
+"""The rule that makes it, what is damaged, and what is made from it next."""
+
+
+def damage_file(file: Path, damage: str, chance: random.Random) -> None:
+    file.write_bytes(DAMAGES[damage](file.read_bytes(), chance))
 
 
 def check_refusal(case: Case, run: Run, *named: str) -> None:
@@ -105,33 +93,26 @@ def damaged_output(
     reference: Reference,
     randomness: random.Random,
     *,
-    output: tuple[str, str],
+    output: tuple[str, str, str],
     damage: str,
     model: str,
 ) -> Case:
     """Damage one result, make what depends on it, remove what the error names, make it again."""
-    damaged, target = (name.format(model=model) for name in output)
-    case = Case("damaged output", rule_that_makes(damaged, bench), f"{damaged} {damage}")
+    rule, damaged, target = (part.format(model=model) for part in output)
+    case = Case("damaged output", rule, f"{damaged} {damage}")
     remove(bench.results / target)
     if target.startswith("models/"):
         remove(bench.results / "checkpoints" / model)
-    DAMAGES[damage](bench.results / damaged, randomness)
-    path = f"results/{bench.experiment['experiment']}/{target}"
-    first = bench.run(path)
-    if first.returncode == 0:  # the damage was healed, or stood where nothing is read
-        remove(unit_of(bench.results, damaged))
-    else:
+    damage_file(bench.results / damaged, damage, randomness)
+    first = bench.make(target)
+    if first.returncode:  # otherwise it was healed, or stood where nothing is read
         check_refusal(case, first, Path(damaged).name)
-        case.problems += [
-            problem
-            for problem in reference.problems(bench.results)
-            if not problem.startswith(damaged)
-        ]
-        remove(unit_of(bench.results, damaged))
-        if damaged.endswith(".jsonl"):
-            remove((bench.results / damaged).with_suffix(".sha256"))
-    made_again = f"results/{bench.experiment['experiment']}/{target}"
-    check_results(case, bench, reference, bench.run(made_again), target)
+        problems = reference.problems(bench.results)
+        case.problems += [problem for problem in problems if not problem.startswith(damaged)]
+    remove(unit_of(bench.results, damaged))
+    if first.returncode and damaged.endswith(".jsonl"):
+        remove((bench.results / damaged).with_suffix(".sha256"))
+    check_results(case, bench, reference, bench.make(target), target)
     return case.finish()
 
 
@@ -148,9 +129,8 @@ def damaged_checkpoint(
     case = Case("damaged checkpoint", stage, f"{model}: {newest.name}/{file.name} {damage}")
     target = "base/seed-0" if model == "base" else f"models/{model}/seed-0"
     remove(bench.results / target)
-    DAMAGES[damage](file, randomness)
-    run = bench.run(f"results/{bench.experiment['experiment']}/{target}")
-    check_results(case, bench, reference, run, target)
+    damage_file(file, damage, randomness)
+    check_results(case, bench, reference, bench.make(target), target)
     return case.finish()
 
 
@@ -174,16 +154,16 @@ def damaged_input(
     }[what]
     case = Case("damaged input", rule, f"{file.name} {damage}")
     good = file.read_bytes()
-    DAMAGES[damage](file, randomness)
+    damage_file(file, damage, randomness)
     bad = file.read_bytes()
-    run = bench.run(f"results/local/{target}")
+    run = bench.make(target)
     # A flipped bit in a row may leave a row; weights have a digest.
     if run.returncode or what == "weights" or damage != "one bit flipped":
         check_refusal(case, run, str(file))
     case.check(file.read_bytes() == bad, "the input was changed")
     case.check(not (bench.results / target).exists() or not run.returncode, "half a result is left")
     file.write_bytes(good)
-    run = bench.run(f"results/local/{target}")
+    run = bench.make(target)
     case.check(run.returncode == 0, "the next run failed")
     if what == "weights":
         ours = bench.results / "base/model.safetensors"
@@ -193,21 +173,7 @@ def damaged_input(
     return case.finish()
 
 
-def rule_that_makes(path: str, bench: Workbench) -> str:
-    """The rule of a result."""
-    parts = Path(path).parts
-    if parts[0] == "models":
-        return bench.experiment["models"][parts[1]]["stage"]
-    return {
-        "data": "prepare_data",
-        "base": "base_model",
-        "evaluations": "evaluate",
-        "tables": "tables",
-        "config.yaml": "(the configuration)",
-    }[parts[0]]
-
-
-def every_damage(randomness: random.Random) -> Iterator[tuple[tuple[str, str], str]]:
+def every_damage(randomness: random.Random) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Every output with one damage, each kind of damage in turn."""
     kinds = list(DAMAGES)
     start = randomness.randrange(len(kinds))

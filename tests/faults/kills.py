@@ -63,16 +63,19 @@ class KillCampaign:
         self.targets = targets
         self.cases: list[Case] = []
 
-    def run(self, kills: Sequence[Kill], randomness: random.Random) -> list[Case]:
+    def run(self, kills: Sequence[Kill]) -> list[Case]:
         """One case a kill, and a last one that compares all results."""
         pending, end = list(kills), Case("kills: all results in the end", "all")
+        again: list[str] = []
         for _ in range(ROUNDS):
             struck = len(self.cases)
-            run_ended_well = self._round(pending)
+            run_ended_well = self._round(pending, again)
             if run_ended_well and not pending:
                 break
-            if run_ended_well and len(self.cases) == struck:
-                self._make_again(pending[0].rule, randomness)
+            again = []
+            if run_ended_well and len(self.cases) == struck:  # a kill came too late
+                again = ["--forcerun", pending[0].rule]
+                shutil.rmtree(self.bench.results / "checkpoints")
         else:
             end.check(False, f"not finished after {ROUNDS} starts")
         end.check(not pending, f"{len(pending)} kills found no job")
@@ -84,10 +87,10 @@ class KillCampaign:
             case.problems.append("the results in the end differ")
         return [*self.cases, end.finish()]
 
-    def _round(self, pending: list[Kill]) -> bool:
+    def _round(self, pending: list[Kill], options: Sequence[str]) -> bool:
         """One Snakemake, struck as pending kills say; whether it came to its end."""
         first = len(self.cases)
-        workflow = self.bench.start("--", *self.targets)
+        workflow = self.bench.start(*options, "--", *self.targets)
         aims: dict[int, tuple[Job, Kill]] = {}
         seen: set[int] = set()
         listed = 0.0
@@ -95,12 +98,11 @@ class KillCampaign:
             if time.monotonic() - listed > SECONDS_BETWEEN_LISTS:
                 listed = time.monotonic()
                 for job in self.bench.jobs(workflow):
-                    if job.process.pid not in seen:
-                        seen.add(job.process.pid)
-                        kill = next((k for k in pending if k.rule == job.rule), None)
-                        if kill is not None:
-                            aims[job.process.pid] = job, kill
-                            pending.remove(kill)
+                    kill = next((k for k in pending if k.rule == job.rule), None)
+                    if job.process.pid not in seen and kill is not None:
+                        aims[job.process.pid] = job, kill
+                        pending.remove(kill)
+                    seen.add(job.process.pid)
             for pid, (job, kill) in list(aims.items()):
                 if not job.process.is_running():
                     pending.append(aims.pop(pid)[1])  # it ended before its moment came
@@ -163,28 +165,3 @@ class KillCampaign:
         for case in cases:
             case.problems += problems
             case.finish()
-
-    def _make_again(self, rule: str, randomness: random.Random) -> None:
-        """Remove what a job of a rule made, so that a kill that came too late finds it again."""
-        results = self.bench.results
-        made = {
-            "prepare_data": ["data/sft.jsonl"],
-            "prepare_test_set": ["data/extra.jsonl"],
-            "tracking_store": ["tracking.ready"],
-            "base_model": ["base/seed-0", "checkpoints/base/seed-0"],
-            "tables": ["tables/main.csv"],
-            "appendix_tables": ["tables/appendix.csv"],
-            "figures": ["figures/length_by_steps.png"],
-            "report": ["report.html"],
-        }.get(rule)
-        if made is None:
-            stage = {"import_model": "import"}.get(rule, rule)
-            models = self.bench.experiment["models"].items()
-            names = [name for name, entry in models if stage in ("evaluate", entry["stage"])]
-            name = randomness.choice(names)
-            if rule == "evaluate":
-                made = [f"evaluations/{name}/seed-0/test/summary.json"]
-            else:
-                made = [f"models/{name}/seed-0", f"checkpoints/{name}/seed-0"]
-        for path in (results / name for name in made):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

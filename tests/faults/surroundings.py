@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.faults.cases import Case
@@ -18,7 +19,7 @@ from tests.faults.damage import check_refusal, check_results, remove
 from tests.faults.reference import Reference
 from tests.faults.workbench import TRACEBACK, Started, Workbench
 
-DAY = 86400
+DAY, DAYS_AHEAD = 86400, 400
 BEFORE, DURING = "before the run", "once a job runs"
 
 
@@ -27,8 +28,14 @@ def model_of(bench: Workbench) -> str:
     return next(n for n, e in bench.experiment["models"].items() if e["stage"] == "latent_sft")
 
 
-def forget(bench: Workbench, model: str) -> str:
-    """Remove a model with its checkpoints, so that it is trained again; returns its target."""
+def evaluation_of(bench: Workbench) -> str:
+    """The result of evaluating that model."""
+    return f"evaluations/{model_of(bench)}/seed-0/test/summary.json"
+
+
+def forget(bench: Workbench) -> str:
+    """Remove that model with its checkpoints, so that it is trained again; returns its target."""
+    model = model_of(bench)
     remove(bench.results / "models" / model)
     remove(bench.results / "checkpoints" / model)
     return f"models/{model}/seed-0"
@@ -38,10 +45,6 @@ def wait_for_a_job(bench: Workbench, workflow: Started) -> None:
     """Until a stage runs, or Snakemake has ended."""
     while workflow.runs and not any(bench.jobs(workflow)):
         time.sleep(0.05)
-
-
-def path_of(bench: Workbench, target: str) -> str:
-    return f"results/{bench.experiment['experiment']}/{target}"
 
 
 # ------------------------------------------------------------------------------------------ disk
@@ -73,19 +76,18 @@ def full_disk(
     bench: Workbench, reference: Reference, randomness: random.Random, *, kilobytes: int, when: str
 ) -> Case:
     """A tmpfs that is full before Snakemake starts or while a training does, and then is not."""
-    model = model_of(bench)
     case = Case("full disk", "latent_sft", f"{kilobytes} KiB left {when}")
     if reason := why_no_mounts():
         case.skipped = f"no mounts here: {reason}"
         return case
-    target = forget(bench, model)
+    target = forget(bench)
     aside = bench.root.rename(bench.folder / "aside")
     bench.root.mkdir()
     with mounted(bench.root, ["-t", "tmpfs", "-o", "size=64m", "tmpfs"]):
         shutil.copytree(aside, bench.root, symlinks=True, dirs_exist_ok=True)
         if when == BEFORE:
             fill(bench.root / "filler", kilobytes)
-        workflow = bench.start("--", path_of(bench, target))
+        workflow = bench.start("--", bench.path_of(target))
         if when == DURING:
             wait_for_a_job(bench, workflow)
             fill(bench.root / "filler", kilobytes)
@@ -93,7 +95,7 @@ def full_disk(
         check_refusal(case, run, "No space left on device", str(bench.root.name), "free some space")
         case.problems += reference.problems(bench.results)
         (bench.root / "filler").unlink()
-        check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+        check_results(case, bench, reference, bench.make(target), target)
     return case.finish()
 
 
@@ -108,17 +110,16 @@ def fill(file: Path, kilobytes: int) -> None:
 
 def read_only(bench: Workbench, reference: Reference, randomness: random.Random) -> Case:
     """A results folder that is read-only, and then is not."""
-    model = model_of(bench)
     case = Case("read-only results", "evaluate", "bind mount, remounted read-only")
     if reason := why_no_mounts():
         case.skipped = f"no mounts here: {reason}"
         return case
-    target = f"evaluations/{model}/seed-0/test/summary.json"
+    target = evaluation_of(bench)
     remove(bench.results / target)
     with mounted(bench.root, ["--bind", str(bench.root)], ["-o", "remount,ro,bind"]):
-        run = bench.run(path_of(bench, target))
+        run = bench.make(target)
         check_refusal(case, run, "Read-only file system", "results", "make it writable")
-    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    check_results(case, bench, reference, bench.make(target), target)
     return case.finish()
 
 
@@ -127,18 +128,17 @@ def read_only(bench: Workbench, reference: Reference, randomness: random.Random)
 
 def two_at_once(bench: Workbench, reference: Reference, randomness: random.Random) -> Case:
     """A second Snakemake in the same folder is refused, and the first goes its way."""
-    model = model_of(bench)
-    target = f"evaluations/{model}/seed-0/test/summary.json"
+    target = evaluation_of(bench)
     case = Case("two Snakemakes at once", "evaluate", target)
     remove(bench.results / target)
-    first = bench.start("--", path_of(bench, target))
+    first = bench.start("--", bench.path_of(target))
     wait_for_a_job(bench, first)
-    run = bench.run(path_of(bench, target))
+    run = bench.make(target)
     case.check(run.returncode != 0, "the second was not refused")
     case.check("lock" in run.output, "the second does not speak of a lock")
     case.check(TRACEBACK not in run.output, "a traceback in the second's output")
     case.check(bench.finish(first).returncode == 0, "the first failed")
-    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+    check_results(case, bench, reference, bench.make(target), target)
     return case.finish()
 
 
@@ -150,9 +150,9 @@ def tracking(
 ) -> Case:
     """A training goes on, to the same weights, without the store it reports to."""
     case = Case("tracking store", "latent_sft", trouble)
-    target = forget(bench, model_of(bench))
+    target = forget(bench)
     with STORES[trouble](bench):
-        run = bench.run(path_of(bench, target))
+        run = bench.make(target)
     log = bench.results / "logs" / "latent_sft" / model_of(bench) / "seed-0.log"
     case.check("MLflow cannot be reached" in log.read_text("utf-8"), "no warning in the log")
     check_results(case, bench, reference, run, target)
@@ -160,17 +160,13 @@ def tracking(
 
 
 @contextlib.contextmanager
-def nobody_there(bench: Workbench) -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        bench.surroundings["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free.getsockname()[1]}"
-        yield
-
-
-@contextlib.contextmanager
-def never_answers(bench: Workbench) -> Iterator[None]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        bench.surroundings["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+def server(bench: Workbench, listens: bool) -> Iterator[None]:
+    """A store whose port refuses, or takes the connection and never answers."""
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if listens:
+            port.listen()
+        bench.surroundings["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port.getsockname()[1]}"
         yield
 
 
@@ -188,8 +184,8 @@ def garbage(bench: Workbench) -> Iterator[None]:
 
 
 STORES = {
-    "server that refuses": nobody_there,
-    "server that never answers": never_answers,
+    "server that refuses": partial(server, listens=False),
+    "server that never answers": partial(server, listens=True),
     "locked sqlite file": locked,
     "sqlite file overwritten": garbage,
 }
@@ -198,19 +194,16 @@ STORES = {
 # ----------------------------------------------------------------------------------------- clock
 
 
-def clock_was_off(
-    bench: Workbench, reference: Reference, randomness: random.Random, *, days: int
-) -> Case:
-    """Everything so far was made while the clock was off; now it has jumped back to the right time.
+def clock_was_ahead(bench: Workbench, reference: Reference, randomness: random.Random) -> Case:
+    """Everything so far was made while the clock was ahead; now it has jumped back.
 
     Done by time stamps: under libfaketime Snakemake itself fails or hangs, whatever the workflow.
     """
-    model = model_of(bench)
-    target = f"evaluations/{model}/seed-0/test/summary.json"
-    case = Case("clock", "evaluate", f"all files made {days:+d} days from now")
+    target = evaluation_of(bench)
+    case = Case("clock", "evaluate", f"all files made {DAYS_AHEAD:+d} days from now")
     remove(bench.results / target)
     for path in [bench.results, *bench.results.rglob("*")]:
         times = path.stat()
-        os.utime(path, (times.st_atime + days * DAY, times.st_mtime + days * DAY))
-    check_results(case, bench, reference, bench.run(path_of(bench, target)), target)
+        os.utime(path, (times.st_atime + DAYS_AHEAD * DAY, times.st_mtime + DAYS_AHEAD * DAY))
+    check_results(case, bench, reference, bench.make(target), target)
     return case.finish()

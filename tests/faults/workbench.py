@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +55,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Job:
-    """A running stage: its process, and the rule and wildcards that it runs for."""
+    """A running stage: its process, its rule, and its name (the rule with its wildcards)."""
 
     process: psutil.Process
     rule: str
@@ -143,6 +142,14 @@ class Workbench:
         """Run Snakemake up to its end."""
         return self.finish(self.start("--", *targets))
 
+    def path_of(self, result: str) -> str:
+        """What Snakemake calls a result that is given by its path below the experiment's folder."""
+        return f"results/{self.experiment['experiment']}/{result}"
+
+    def make(self, result: str) -> Run:
+        """Ask for one result, by its path below the experiment's folder."""
+        return self.run(self.path_of(result))
+
     def unlock(self) -> Run:
         """What the documentation tells a user to do after a killed Snakemake."""
         return self.finish(self.start("--unlock"))
@@ -163,19 +170,19 @@ class Workbench:
         """The stages that a Snakemake is running."""
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(workflow.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
+                with contextlib.suppress(psutil.Error, OSError):
                     if process.name().startswith("python") and (job := self._job(process)):
                         yield job
 
     def _job(self, process: psutil.Process) -> Job | None:
-        words = process.cmdline()
-        stage = next((w for w in words if w.startswith("latent_reasoning.")), None)
-        if stage is None:
+        """A stage's standard output is its log, `logs/RULE[/wildcards].log`."""
+        if not any(word.startswith("latent_reasoning.") for word in process.cmdline()):
             return None
-        options = dict(itertools.pairwise(words))
-        model, dataset = options.get("--model"), options.get("--dataset")
-        rule = rule_of(stage.partition(".")[2], words, model, dataset, self.experiment)
-        return Job(process, rule, "/".join(part for part in (rule, model, dataset) if part))
+        log = Path(f"/proc/{process.pid}/fd/1").readlink()
+        if not log.is_relative_to(self.results / "logs"):
+            return None
+        name = log.relative_to(self.results / "logs").with_suffix("")
+        return Job(process, name.parts[0], str(name))
 
     def orphans(self) -> list[str]:
         """Processes still there after the time in which they are to end; they are ended then."""
@@ -188,22 +195,6 @@ class Workbench:
                 names.append(" ".join(process.cmdline()))
                 process.send_signal(signal.SIGKILL)
         return names
-
-
-def rule_of(
-    stage: str, words: Sequence[str], model: str | None, dataset: str | None, experiment: Mapping
-) -> str:
-    """The rule whose shell command runs a stage with these words."""
-    if stage == "data":
-        return "prepare_test_set" if dataset else "prepare_data"
-    if stage == "model":
-        return "import_model" if model else "base_model"
-    if stage == "sft":
-        return experiment["models"][model]["stage"]
-    if stage == "analysis":
-        made = words[words.index("latent_reasoning.analysis") + 1]
-        return "appendix_tables" if made == "appendix" else made
-    return {"tracking": "tracking_store", "rl": "rl", "evaluation": "evaluate"}[stage]
 
 
 def seconds_by_rule(results: Path) -> dict[str, float]:

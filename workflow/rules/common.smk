@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from latent_reasoning.config import PROJECT_ROOT, ConfigError, is_local
 from latent_reasoning.dag import fingerprints, planning
+from latent_reasoning.dag.changes import changed_keys
 from latent_reasoning.dag.cost import base_need, describe, evaluation_need, training_need
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import (
@@ -108,8 +109,8 @@ def benchmark_file(*parts):
 
 
 def announce():
-    """Before anything runs, also in a dry run: what a costly experiment costs."""
-    for line in [describe(EXPERIMENT, MAIN)]:
+    """Before anything runs, also in a dry run: what it costs, and which keys make it run again."""
+    for line in [describe(EXPERIMENT, MAIN), *changed_keys(EXPERIMENT, LAYOUT)]:
         if line:
             print(line, file=sys.stderr)
     # Snakemake itself fails where it cannot lock its folder, and does not say what to do.
