@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from latent_reasoning.data.splits import keep_numeric, split_positions
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -14,8 +13,9 @@ from latent_reasoning.config import LatentSteps
 from latent_reasoning.data import sequences
 from latent_reasoning.data.answers import START, is_negative, is_plain_number
 from latent_reasoning.data.collation import collate_latent, collate_plain
+from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
+from latent_reasoning.data.prepare import split_positions
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import LatentExample, PlainExample, within_limit
 from tests.conformance.checks import Check, Checks
 from tests.conformance.recording import Record, Vectors
 
@@ -58,6 +58,10 @@ def _slices(vectors: Vectors, name: str, sft_share: float) -> list[list[Row]]:
     return [[rows[position] for position in part] for part in parts]
 
 
+def _numeric(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if is_plain_number(row.answer)]
+
+
 def _encode(
     rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
@@ -65,23 +69,32 @@ def _encode(
     max_tokens: int | None,
 ) -> list[tuple[Row, Example]]:
     """The rows that the settings keep, each with its example, as the training stages do it."""
-    kept, _ = keep_numeric(rows, drop_negative=settings["drop_negative_answers"])
-    keys = ("natural_language", "drop_last_step", "shift_target")
-    common = {"prefix": TRAINING_PREFIX, **{key: settings[key] for key in keys}}
+    if settings["form"] not in ("cot", "no_cot", "latent"):
+        raise ValueError(f"form {settings['form']!r} is not cot, no_cot or latent")
+    kept = _numeric(rows)
+    if settings["drop_negative_answers"]:
+        kept = [row for row in kept if not is_negative(row.answer)]
+    texts = {key: settings[key] for key in ("natural_language", "drop_last_step")}
     steps = LatentSteps(
         factor=settings["steps_factor"] or 0,
         bias=settings["steps_bias"] or 0,
         min=settings["steps_min"],
         max=settings["steps_max"],
     )
-    latent = {"mask_latent_labels": settings["mask_latent_labels"], "learn_start": LEARN_START}
-    examples: list[Any]
-    if settings["form"] == "latent":
-        examples = sequences.encode_latent_rows(kept, tokenizer, steps=steps, **latent, **common)
-    elif settings["form"] in ("cot", "no_cot"):
-        examples = sequences.encode_plain_rows(kept, tokenizer, form=settings["form"], **common)
-    else:
-        raise ValueError(f"form {settings['form']!r} is not cot, no_cot or latent")
+    examples: list[Any] = sequences.encode_latent_rows(
+        kept,
+        tokenizer,
+        steps=steps,
+        prefix=TRAINING_PREFIX,
+        reasonings=[
+            "" if settings["form"] == "no_cot" else sequences.reasoning_text(row, **texts)
+            for row in kept
+        ],
+        learn_start=LEARN_START,
+        **{key: settings[key] for key in ("drop_last_step", "shift_target", "mask_latent_labels")},
+    )
+    if settings["form"] != "latent":  # text alone is the teacher's side
+        examples = [example.teacher for example in examples]
     pairs = zip(kept, examples, strict=True)
     return [(row, example) for row, example in pairs if within_limit(example, max_tokens)]
 
@@ -199,7 +212,7 @@ def _rl_prompts(
     rows = _rows(vectors, name)
     if percent is not None:
         _, rows = _slices(vectors, name, 1 - int(percent) / 100)
-    kept, _ = keep_numeric(rows, drop_negative=False)
+    kept = _numeric(rows)
     prompts = sequences.encode_prompts(
         kept, _tokenizer(vectors, name), prefix=PROMPT_PREFIX, latent=True
     )

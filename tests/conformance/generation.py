@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import Distillation
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
-from latent_reasoning.evaluation.evaluator import score
+from latent_reasoning.evaluation.evaluator import prediction_of
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import Evaluation, Prediction
 from latent_reasoning.model.folder import load_tokenizer
@@ -59,7 +59,7 @@ def _run(vectors: Vectors, name: str, entry: Record) -> Checks:
     expected = [_pairs(row["continue_stop_probs"]) for row in recorded]
     yield Check(f"{name}/stop_probabilities", own, expected, PROBABILITY)
     predictions = [
-        score(row, generation, tokenizer, latent=latent, forced_steps=forced)
+        prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced)
         for row, generation in zip(rows, generations, strict=True)
     ]
     compared = [row["compare_length"] for row in recorded]
@@ -132,7 +132,7 @@ def _predict(vectors: Vectors, kind: str, row: Record) -> Prediction:
     tokenizer, ids = _any_tokenizer(vectors), row.get("output_ids")
     if ids is None:
         ids = tokenizer(row["output_text"], add_special_tokens=False)["input_ids"]
-    return score(
+    return prediction_of(
         _row(row.get("label", "18")),
         Generation(ids, [], 0, cut_off=tokenizer.eos_token_id not in ids),
         tokenizer,

@@ -17,9 +17,9 @@ from latent_reasoning.config import Reward
 from latent_reasoning.model.lora import adapter_disabled, load_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.reward import Verdicts, judge, rewards
+from latent_reasoning.rl.reward import Outcomes, judge_sample, rewards
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
-from latent_reasoning.rl.scoring import loss_mask, score
+from latent_reasoning.rl.scoring import loss_mask, score_completions
 from tests.conformance.checks import Check, Checks, Tolerance, guarded
 from tests.conformance.losses import adapter_name
 from tests.conformance.recording import Record, Vectors
@@ -148,7 +148,7 @@ class _RecordedStep:
             for key in ("prompts", "labels")
         )
         samples = zip(prompts, self.entry["decoded_completions"], labels, strict=True)
-        verdicts = Verdicts.of([judge(*sample) for sample in samples])
+        verdicts = Outcomes.of([judge_sample(*sample) for sample in samples])
         groups = verdicts.correct.view(-1, size)
         all_right, some_right = (
             right.double().mean().item() for right in (groups.all(1), groups.any(1))
@@ -183,7 +183,9 @@ class _RecordedStep:
 
     def scores(self, model: LatentReasoner) -> Tensor:
         """Log-probabilities of the distinct completions, (U, T)."""
-        return score(model, self.rollout.prompts, self.rollout.completions, self.sampling)
+        return score_completions(
+            model, self.rollout.prompts, self.rollout.completions, self.sampling
+        )
 
     def loss(self, model: LatentReasoner, kind: str) -> PolicyLoss:
         """The loss of `model` on these samples, with its graph."""

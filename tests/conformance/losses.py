@@ -16,11 +16,14 @@ from latent_reasoning.config import Distillation, Runtime, Training
 from latent_reasoning.model.lora import PEFT_PREFIX, load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.tracking import NullTracker
+from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
 from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses
-from latent_reasoning.training import loop
-from latent_reasoning.training.checkpoints import parameter_names
+from latent_reasoning.training.checkpoints import CheckpointStore, parameter_names
+from latent_reasoning.training.loop import Trainer
+from latent_reasoning.training.metrics import read_metrics
+from latent_reasoning.training.optimiser import decay_groups, learning_rate
+from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance
 from tests.conformance.recording import Record, Vectors
@@ -210,32 +213,25 @@ def _train(
 ) -> dict[str, float]:
     """The project's training loop on the same batches at each step: each step's losses by name."""
 
-    def loss(batch: dict[str, Tensor]) -> loop.LossOutput:
+    def loss(batch: dict[str, Tensor]) -> LossOutput:
         losses = compute_losses(model, batch, distillation)
-        return loop.LossOutput(losses[TOTAL], len(batch["input_ids"]), losses)
+        return LossOutput(losses[TOTAL], len(batch["input_ids"]), losses)
 
     task = SimpleNamespace(
         name="recorded",
         iterations=1,
+        model=model,
+        processes=ALONE,
         plan=SimpleNamespace(micro_batch_size=training.batch_size, reorder=lambda rollbacks: None),
         micro_batches=lambda step: batches,
         loss=loss,
         validate=dict,
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = loop.train(
-            model,
-            task,
-            training,
-            runtime=Runtime(device="cpu", precision="float32"),
-            checkpoint_folder=Path(folder) / "checkpoints",
-            digest="recorded",
-            seed=0,
-            tracker=NullTracker(),
-            log_every=1,
-            log=lambda line: None,
-        )
-        steps = [step for step in loop.read_metrics(result.metrics) if TOTAL in step]
+        store = CheckpointStore(Path(folder) / "checkpoints", "recorded", lambda line: None)
+        runtime = Runtime(device="cpu", precision="float32")
+        result = Trainer(task, training, runtime, store, seed=0, log_every=1).run()
+        steps = [step for step in read_metrics(result.metrics) if TOTAL in step]
     names = {TOTAL, *COMPONENTS.values()}
     return {f"step {step['step']}, {key}": step[key] for step in steps for key in names & {*step}}
 
@@ -248,7 +244,7 @@ def _decay_groups(vectors: Vectors, name: str, entry: Record, key: str) -> Check
 def _compare_groups(
     name: str, entry: Record, model: LatentReasoner, rename: Callable[[str], str]
 ) -> Checks:
-    for key, own in zip(("decay", "no_decay"), loop.decay_groups(model), strict=True):
+    for key, own in zip(("decay", "no_decay"), decay_groups(model), strict=True):
         yield Check(name, sorted(own), sorted(map(rename, entry.get(key, []))), what=key)
 
 
@@ -256,7 +252,7 @@ def _schedule(
     vectors: Vectors, name: str, entry: Record, kind: str, warmup: str, steps: str, rate: str
 ) -> Checks:
     numbers = {"warmup_steps": int(warmup), "steps": int(steps), "learning_rate": float(rate)}
-    own = loop.learning_rate(Training(schedule=kind, **numbers))
+    own = learning_rate(Training(schedule=kind, **numbers))
     yield Check(name, {step: own(int(step)) for step in entry}, entry, RATE, "rate at")
 
 

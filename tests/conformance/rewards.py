@@ -35,7 +35,7 @@ def _format(vectors: Vectors, name: str, entry: Record) -> Checks:
     text = entry["completion_w_special"]
     prefix, length = "answer_verifier_label", "latent_length_with_prompt_Q_START"
     if "formatted" in entry:
-        yield Check(name, reward.judge("", text, "0").well_formatted, entry["formatted"])
+        yield Check(name, reward.judge_sample("", text, "0").well_formatted, entry["formatted"])
     if length in entry:
         yield Check(name, reward.latent_tokens(f"Q{START}{text}"), entry[length], what="length")
     for key in [key for key in entry if key.startswith(prefix)]:
@@ -50,8 +50,8 @@ def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
         value if isinstance(value, list) else [value] * len(texts)
         for value in (entry["prompt"], entry["label"])
     )
-    verdicts = reward.Verdicts.of(
-        [reward.judge(*sample) for sample in zip(prompts, texts, labels, strict=True)]
+    verdicts = reward.Outcomes.of(
+        [reward.judge_sample(*sample) for sample in zip(prompts, texts, labels, strict=True)]
     )
     for key, own in (
         ("is_formatted", verdicts.well_formatted),
