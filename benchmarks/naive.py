@@ -262,7 +262,7 @@ def grpo_loss(
     return policy_loss(
         score(model, prompts, completions, settings),
         advantages,
-        loss_mask(completions, model.settings, settings),
+        loss_mask(completions, model.settings),
         kind="bnpo",
         epsilon=0.2,
         kl_weight=kl_weight,

@@ -144,7 +144,7 @@ def test_grpo_has_the_packages_samples_loss_and_gradients(variant, allow_rethink
     expected = policy_loss(
         score_completions(model, PROMPTS, rollout.completions, settings),
         advantages,
-        loss_mask(rollout.completions, model.settings, settings),
+        loss_mask(rollout.completions, model.settings),
         kind="bnpo",
         epsilon=0.2,
         kl_weight=0.1,

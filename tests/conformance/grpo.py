@@ -198,7 +198,7 @@ class _RecordedStep:
         return policy_loss(
             self.scores(model),
             self.arrays["advantages"][first],
-            loss_mask(completions, model.settings, self.sampling),
+            loss_mask(completions, model.settings),
             kind=kind,
             epsilon=self.entry["epsilon"],
             kl_weight=self.entry["beta"],

@@ -160,17 +160,14 @@ def _read(model: LatentReasoner, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def slow_greedy(
-    model: LatentReasoner, prompt: list[int], max_new_tokens: int, max_latent_steps: int | None
-) -> list[int]:
+def slow_greedy(model: LatentReasoner, prompt: list[int], max_new_tokens: int) -> list[int]:
     """Greedy completion of one prompt, the whole sequence read again for every token."""
-    ids = list(prompt)
+    ids, bound = list(prompt), model.settings.max_latent_steps
     for _ in range(max_new_tokens):
         input_ids = torch.tensor([ids])
         output = model(input_ids, torch.ones_like(input_ids))
         token = int(model.full_logits(output)[0, -1].argmax())
-        full = max_latent_steps and ids[-max_latent_steps:] == [CONTINUE] * max_latent_steps
-        if token == CONTINUE and full:
+        if token == CONTINUE and bound and ids[-bound:] == [CONTINUE] * bound:
             token = STOP
         ids.append(token)
         if token == EOS:

@@ -154,10 +154,27 @@ def test_pickled_weights_are_never_loaded(folder):
     refused(folder, "pickled weights")
 
 
-def test_unknown_latent_settings_are_refused(folder):
-    content = json.loads((folder / "latent.json").read_text()) | {"surprise": 1}
-    (folder / "latent.json").write_text(json.dumps(content))
+def test_unknown_and_missing_latent_settings_are_refused(folder):
+    content = json.loads((folder / "latent.json").read_text())
+    (folder / "latent.json").write_text(json.dumps(content | {"surprise": 1}))
     refused(folder, r"latent\.json: unknown or missing.*surprise")
+    del content["stop_id"]
+    (folder / "latent.json").write_text(json.dumps(content))
+    refused(folder, r"latent\.json: unknown or missing.*stop_id")
+
+
+def test_the_bound_on_latent_steps_is_saved_and_older_folders_have_none(tmp_path):
+    write(tmp_path / "m", max_latent_steps=4)
+    assert loaded(tmp_path / "m").settings.max_latent_steps == 4
+    file = tmp_path / "m" / "latent.json"
+    # What `latent.json` held before the bound was a setting of the model.
+    file.write_text(
+        '{"allow_rethinking": false, "continue_id": 32, "detach_stop_head": false, "end_id": 31, '
+        '"recurrent_filter": "MLP", "special_rows": "embedding", "start_id": 30, "stop_id": 33, '
+        '"stop_head_temperature": null}'
+    )
+    (tmp_path / "m" / SUMS).unlink()
+    assert loaded(tmp_path / "m").settings.max_latent_steps is None
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,14 @@ def completions(model, **options):
 def test_batched_completions_are_those_of_each_prompt_alone(
     architecture, max_latent_steps, modules
 ):
-    model = build_reasoner(architecture, modules=modules, allow_rethinking=True)
+    settings = {"allow_rethinking": True, "max_latent_steps": max_latent_steps}
+    model = build_reasoner(architecture, modules=modules, **settings)
     with torch.no_grad():  # so that START is written too
         model.move_special_rows("embedding")
         model.base.get_output_embeddings().weight[START] *= 3
         model.move_special_rows("modules" if modules else "embedding")
-    own = completions(model, max_latent_steps=max_latent_steps)
-    expected = [slow_greedy(model, prompt, 12, max_latent_steps) for prompt in PROMPTS]
+    own = completions(model)
+    expected = [slow_greedy(model, prompt, 12) for prompt in PROMPTS]
     assert [generation.ids for generation in own] == expected
     assert {START, CONTINUE, STOP} <= {token for generation in own for token in generation.ids}
 
@@ -57,10 +58,8 @@ def test_the_batch_size_changes_nothing(batch_size):
 
 
 def test_stop_probabilities_are_those_of_the_forward_and_counted_once_a_decision():
-    model = build_reasoner()
-    (generation,) = generate(
-        model, [[5, 6, START]], max_new_tokens=6, eos_id=EOS, batch_size=1, max_latent_steps=3
-    )
+    model = build_reasoner(max_latent_steps=3)
+    (generation,) = generate(model, [[5, 6, START]], max_new_tokens=6, eos_id=EOS, batch_size=1)
     ids = [5, 6, START, *generation.ids]
     decisions = generation.ids.index(STOP) + 1
     assert generation.latent_steps == decisions - 1

@@ -50,8 +50,8 @@ class TestStopDistribution:
     def test_is_the_product_of_the_decisions_and_sums_to_one(
         self, reasoner, max_latent_steps, longest
     ):
-        model = reasoner()
-        settings = SamplingSettings(0.8, 6, EOS, max_latent_steps)
+        model = reasoner(max_latent_steps=max_latent_steps)
+        settings = SamplingSettings(0.8, 6, EOS)
         trajectory = Trajectory.begin(model, PROMPTS)
         survival = survival_probabilities(model, trajectory, settings)
         assert survival.shape == (3, longest)
@@ -83,8 +83,8 @@ def test_a_sample_answers_at_each_length_what_it_would_have_answered_there(
     reasoner, max_latent_steps, allow_rethinking
 ):
     """Draws that continue n times and then stop make the sampled estimator say the same."""
-    model = reasoner(allow_rethinking=allow_rethinking)
-    settings = SamplingSettings(1.0, 7, EOS, max_latent_steps)
+    model = reasoner(allow_rethinking=allow_rethinking, max_latent_steps=max_latent_steps)
+    settings = SamplingSettings(1.0, 7, EOS)
     uniforms, draws = draw_uniforms(3, 4, 7, seed=5), draw_stratified(3, 4, seed=6, groups=16)
     rollout, trajectory = sample_all_lengths(model, PROMPTS, uniforms, draws, settings)
     survival = survival_probabilities(model, Trajectory.begin(model, PROMPTS), settings)
@@ -109,8 +109,8 @@ def test_a_sample_answers_at_each_length_what_it_would_have_answered_there(
 
 
 def test_lengths_occur_as_often_as_they_are_likely(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(1.0, 9, EOS, 3)
+    model = reasoner(max_latent_steps=3)
+    settings = SamplingSettings(1.0, 9, EOS)
     draws = draw_stratified(3, 5, seed=2)
     rollout, trajectory = sample_all_lengths(
         model, PROMPTS, draw_uniforms(3, 5, 9, seed=1), draws, settings
@@ -131,8 +131,8 @@ def test_a_bandit_with_two_lengths_by_hand(reasoner):
     Only groups with one of each have advantages: +-a, a = 0.5 / (sqrt(0.5) + 1e-4). A sample is in
     such a group, and right, with probability p(0) p(1): so much of `a` do right samples earn.
     """
-    model = reasoner()
-    settings = SamplingSettings(1.0, 2, EOS, 1)
+    model = reasoner(max_latent_steps=1)
+    settings = SamplingSettings(1.0, 2, EOS)
     draws = draw_stratified(1, 2, seed=0, groups=20_000)
     rollout, trajectory = sample_all_lengths(
         model, PROMPTS[:1], draw_uniforms(1, 2, 2, seed=0), draws, settings
@@ -189,13 +189,13 @@ class Enumeration:
 
 @pytest.fixture
 def enumeration(reasoner) -> Enumeration:
-    model, settings = reasoner(), SamplingSettings(1.0, 3, EOS, 2)
+    model, settings = reasoner(max_latent_steps=2), SamplingSettings(1.0, 3, EOS)
     answers = [(t,) for t in range(8)]
     pairs = [(s, t) for s in range(8) for t in range(8) if s != EOS] + [(EOS,)]
     every = [(STOP, *pair) for pair in pairs]
     every += [(CONTINUE, STOP, *answer) for answer in answers] + [(CONTINUE, CONTINUE, STOP)]
     completions = [Completion(0, ids) for ids in every]
-    mask = loss_mask(completions, model.settings, settings)
+    mask = loss_mask(completions, model.settings)
     log_probs = (score_completions(model, PROMPTS[:1], completions, settings) * mask).sum(1)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = [
@@ -255,7 +255,7 @@ def test_the_loss_has_the_gradient_that_its_weights_and_advantages_say(enumerati
     loss = policy_loss(
         score_completions(model, PROMPTS[:1], rollout.completions, settings, trajectory),
         values,
-        loss_mask(rollout.completions, model.settings, settings),
+        loss_mask(rollout.completions, model.settings),
         kind="dr_grpo",
         epsilon=0.2,
         kl_weight=0.0,

@@ -95,6 +95,7 @@ def test_the_folder_holds_model_card_curves_and_adapter(stage):
     folder = layout.model("lora", 0)
     card = json.loads((folder / "card.json").read_text())
     assert (card["stage"], card["parent"], card["seed"]) == ("rl", "latent", 0)
+    assert load_model(folder, device="cpu").settings.max_latent_steps == 3
     assert set(card["data_digests"]) == {"rl", "validation"}
     assert card["metrics"]["steps_run"] == 4
     assert (folder / "adapter" / "adapter_model.safetensors").exists()

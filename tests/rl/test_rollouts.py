@@ -12,7 +12,7 @@ def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> t
     ids: list[int] = []
     steps = 0
     for uniform in uniforms:
-        if (prompt + ids)[-1] in (START, CONTINUE) and steps == settings.max_latent_steps:
+        if (prompt + ids)[-1] in (START, CONTINUE) and steps == model.settings.max_latent_steps:
             token = STOP
         else:
             sequence = torch.tensor([prompt + ids])
@@ -37,8 +37,12 @@ def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> t
 def test_samples_equal_those_drawn_alone(
     reasoner, max_latent_steps, allow_rethinking, architecture
 ):
-    model = reasoner(architecture=architecture, allow_rethinking=allow_rethinking)
-    settings = SamplingSettings(1.0, 9, EOS, max_latent_steps)
+    model = reasoner(
+        architecture=architecture,
+        allow_rethinking=allow_rethinking,
+        max_latent_steps=max_latent_steps,
+    )
+    settings = SamplingSettings(1.0, 9, EOS)
     uniforms = draw_uniforms(3, 10, 9, seed=5)
     rollout, _ = sample(model, PROMPTS, uniforms, settings)
     with torch.no_grad():
@@ -55,8 +59,8 @@ def test_samples_equal_those_drawn_alone(
 
 
 def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(1.0, 9, EOS, 3)
+    model = reasoner(max_latent_steps=3)
+    settings = SamplingSettings(1.0, 9, EOS)
     rows = []
     model.base.base_model.layers[0].mlp.register_forward_pre_hook(
         lambda _module, arguments: rows.append(arguments[0].shape[:2])

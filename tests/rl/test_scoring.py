@@ -8,7 +8,7 @@ from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_unif
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
-SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=9, eos_id=EOS, max_latent_steps=3)
+SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=9, eos_id=EOS)
 
 # Two samples that are equal; answers cut off; stopping at once; cut off while thinking; STOP
 # forced after three steps; one that thinks again, twice.
@@ -58,9 +58,9 @@ def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_loss_and_every_gradient_equal_scoring_each_sample_alone(
     reasoner, variant, allow_rethinking, kind
 ):
-    model = reasoner(allow_rethinking=allow_rethinking, **variant)
+    model = reasoner(allow_rethinking=allow_rethinking, max_latent_steps=3, **variant)
     completions = ON_TRAJECTORY + (THINKS_AGAIN if allow_rethinking else [])
-    mask = loss_mask(completions, model.settings, SETTINGS)
+    mask = loss_mask(completions, model.settings)
     advantages = torch.linspace(-1, 1, len(completions), dtype=torch.float64)
     weights = torch.tensor([completion.count for completion in completions])
     noise = torch.Generator().manual_seed(1)
@@ -101,7 +101,7 @@ def test_loss_and_every_gradient_equal_scoring_each_sample_alone(
 
 
 def test_the_trajectory_of_sampling_serves_the_update(reasoner):
-    model = reasoner()
+    model = reasoner(max_latent_steps=3)
     uniforms = draw_uniforms(3, 16, SETTINGS.max_new_tokens, seed=0)
     rollout, trajectory = sample(model, PROMPTS, uniforms, SETTINGS)
     forwards = []
@@ -116,8 +116,8 @@ def test_the_trajectory_of_sampling_serves_the_update(reasoner):
 
 
 def test_probabilities_of_all_completions_sum_to_one(reasoner):
-    model = reasoner()
-    settings = SamplingSettings(1.0, max_new_tokens=4, eos_id=EOS, max_latent_steps=2)
+    model = reasoner(max_latent_steps=2)
+    settings = SamplingSettings(1.0, max_new_tokens=4, eos_id=EOS)
     words = [token for token in range(8) if token != EOS]
 
     def answers(tokens: int) -> list[tuple[int, ...]]:
@@ -132,19 +132,19 @@ def test_probabilities_of_all_completions_sum_to_one(reasoner):
         for answer in answers(4 - steps - 1)
     ]
     log_probs = score_completions(model, PROMPTS, completions, settings)
-    mask = loss_mask(completions, model.settings, settings)
+    mask = loss_mask(completions, model.settings)
     total = (log_probs * mask).sum(1).exp().sum().item()
     assert total == pytest.approx(1.0, abs=1e-9)
 
 
 def test_mask_covers_eos_and_cut_off_tokens_but_no_forced_stop(reasoner):
-    special = reasoner().settings
+    special = reasoner(max_latent_steps=3).settings
     completions = [
         Completion(0, (CONTINUE, CONTINUE, CONTINUE, STOP, 3, EOS)),
         Completion(0, (CONTINUE, CONTINUE, STOP, 3, 4, 5, 6)),
         Completion(0, (STOP, START, CONTINUE, CONTINUE, CONTINUE, STOP)),
     ]
-    assert loss_mask(completions, special, SETTINGS).int().tolist() == [
+    assert loss_mask(completions, special).int().tolist() == [
         [1, 1, 1, 0, 1, 1, 0],
         [1, 1, 1, 1, 1, 1, 1],
         [1, 1, 1, 1, 1, 0, 0],

@@ -45,9 +45,8 @@ def build(reasoner, tokenizer, prompts, monkeypatch):
             **{"from": "latent"},
             group_size=4,
             max_new_tokens=5,
-            max_latent_steps=3,
             training=Training(steps=4, batch_size=4, learning_rate=1e-3, validate_every=6),
-            **settings,
+            **{"max_latent_steps": 3} | settings,
         )
         runtime = runtime or Runtime(checkpoint_every=2)
         return AdaptiveLengthTask(
@@ -161,7 +160,7 @@ def test_iterations_update_on_the_same_samples_with_their_first_log_probabilitie
     assert task.micro_batches(1)[0] is batch
     assert first["clip_share"] == 0
     # Sum of advantages over tokens: the ratio is exactly 1.
-    mask = loss_mask(batch.rollout.completions, task.model.settings, task.sampling)
+    mask = loss_mask(batch.rollout.completions, task.model.settings)
     tokens = mask.sum(1) * batch.rollout.weights
     expected = -(batch.advantages * tokens).sum() / tokens.sum()
     assert first["loss"] == pytest.approx(expected.item(), rel=1e-6)
@@ -183,6 +182,13 @@ def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build
     task.loss(batch)
     assert len(calls) - sampling_calls == 1
     assert batch.trajectory is None
+
+
+@pytest.mark.parametrize("bound", [2, None])
+def test_the_bound_on_latent_steps_is_the_entry_s_whatever_the_model_had(build, bound):
+    task = build(max_latent_steps=bound)
+    assert task.model.settings.max_latent_steps == bound
+    assert task.start_model.settings.max_latent_steps == bound
 
 
 def test_samples_cannot_lie_between_checkpoint_and_update(build):

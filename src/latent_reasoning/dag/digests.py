@@ -36,7 +36,7 @@ RECIPE = {
     "base": 1,
     "sft": 1,
     "latent_sft": 1,
-    "rl": 1,
+    "rl": 2,
     "import": 1,
     "evaluation": 1,
 }

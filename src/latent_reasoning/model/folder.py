@@ -62,6 +62,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 LATENT_SETTINGS = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
+LATER_SETTINGS = {"max_latent_steps"}
+"""Keys of `latent.json` that older folders lack: they read as the default."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -239,7 +241,7 @@ def _published_settings(config: dict[str, Any], file: Path) -> LatentSettings:
 def _read_latent_settings(file: Path) -> LatentSettings:
     content = _read_json(file)
     known = {field.name for field in dataclasses.fields(LatentSettings)}
-    if set(content) != known:
+    if not known - LATER_SETTINGS <= set(content) <= known:
         wrong = ", ".join(sorted(set(content) ^ known))
         raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
     return LatentSettings(**content)

@@ -49,20 +49,16 @@ def generate(
     max_new_tokens: int,
     eos_id: int,
     batch_size: int,
-    max_latent_steps: int | None = None,
 ) -> list[Generation]:
     """Greedy completions of prompts of token ids, in the prompts' order.
 
-    `max_latent_steps` forces STOP once a latent run has that many steps; null: bounded by
-    `max_new_tokens` alone. Model mode (eval) and autocast are the caller's. A batch too large for
-    the memory is written in halves.
+    STOP is forced where the model's settings say so (`LatentSettings.max_latent_steps`). Model mode
+    (eval) and autocast are the caller's. A batch too large for the memory is written in halves.
     """
 
     def write(batch: Sequence[int]) -> list[Generation]:
         ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
-        writer = _Writer.after_prompts(
-            model, ids.to(model.device), mask.to(model.device), max_latent_steps
-        )
+        writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
         return [
             _generation(model, row, decisions, eos_id)
@@ -133,17 +129,10 @@ def _generation(
 class _Writer:
     """One batch being written; R rows are unfinished, and `rows` says which of the B they are."""
 
-    def __init__(
-        self,
-        model: LatentReasoner,
-        state: ReasoningState,
-        kinds: Tensor,
-        max_latent_steps: int | None = None,
-    ) -> None:
+    def __init__(self, model: LatentReasoner, state: ReasoningState, kinds: Tensor) -> None:
         """Continue `state`, whose last positions are of `kinds` (B,)."""
         self.model = model
         self.settings = model.settings
-        self.max_latent_steps = max_latent_steps
         self.state = state
         self.kinds = kinds
         self.rows = torch.arange(len(kinds), device=model.device)
@@ -151,11 +140,7 @@ class _Writer:
 
     @classmethod
     def after_prompts(
-        cls,
-        model: LatentReasoner,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        max_latent_steps: int | None,
+        cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
     ) -> _Writer:
         """Read prompts (B, T), padded on the left, to continue them."""
         kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
@@ -164,7 +149,7 @@ class _Writer:
             return cls(model, state, kinds)
         has_stopped = (attention_mask.bool() & (input_ids == model.settings.stop_id)).any(1)
         kinds = torch.where(has_stopped, int(Kind.ANSWER), kinds)
-        writer = cls(model, state, kinds, max_latent_steps)
+        writer = cls(model, state, kinds)
         is_continue = input_ids == model.settings.continue_id
         writer.run_steps = is_continue[:, :-1].flip(1).cumprod(1).sum(1)
         writer._note(input_ids[:, -1])
@@ -204,8 +189,8 @@ class _Writer:
             logits = decision_logits(self.model, hidden[thinking])
             probabilities[self.rows[thinking]] = logits.softmax(-1).float()
             stops = logits[:, STOPS] > logits[:, CONTINUES]
-            if self.max_latent_steps is not None:
-                stops |= self.run_steps[thinking] >= self.max_latent_steps
+            if self.settings.max_latent_steps is not None:
+                stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
         return tokens
 

@@ -12,7 +12,12 @@ from latent_reasoning.config import Lora
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """What makes a language model a latent reasoner (docs/method.md, section 3)."""
+    """What makes a language model a latent reasoner (docs/method.md, section 3).
+
+    `max_latent_steps` is the policy's bound on thinking: wherever the model samples, scores or
+    writes, STOP is forced after this number of latent steps since the last START. None: STOP is
+    never forced.
+    """
 
     start_id: int
     end_id: int
@@ -23,6 +28,7 @@ class LatentSettings:
     detach_stop_head: bool = False
     allow_rethinking: bool = False
     special_rows: Literal["embedding", "modules"] = "embedding"
+    max_latent_steps: int | None = None
 
 
 @dataclass

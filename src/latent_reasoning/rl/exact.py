@@ -105,7 +105,7 @@ def survival_probabilities(
     survival: list[Tensor] = []
     for step in range(settings.max_new_tokens):
         trajectory.extend(model, step)
-        if step == settings.max_latent_steps:
+        if step == model.settings.max_latent_steps:
             break
         with torch.no_grad():
             continues = continue_probability(model, trajectory, step, settings)[:, 0]

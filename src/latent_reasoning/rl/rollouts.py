@@ -27,13 +27,15 @@ from latent_reasoning.model.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are sampled, and so how they are scored."""
+    """How completions are sampled, and so how they are scored.
+
+    The bound on latent steps is the model's (`LatentSettings.max_latent_steps`): a STOP that it
+    forces has probability 1 and is outside the loss.
+    """
 
     temperature: float
     max_new_tokens: int
     eos_id: int
-    max_latent_steps: int | None = None
-    """Latent steps in a row after which STOP is forced: probability 1, outside the loss."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _sample_stops(
     thinking = torch.ones_like(steps, dtype=torch.bool)
     for step in range(settings.max_new_tokens):
         trajectory.extend(model, step)
-        if step == settings.max_latent_steps:
+        if step == model.settings.max_latent_steps:
             thinking = torch.zeros_like(thinking)
             break
         with torch.no_grad():
@@ -212,8 +214,8 @@ def _next_tokens(
     # The first token whose cumulative probability exceeds the draw: never one of probability 0.
     draws = uniforms[rows.prompt, :, rows.length] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, draws, right=True)
-    if settings.max_latent_steps is not None:
-        forced = rows.steps_since_start >= settings.max_latent_steps
+    if model.settings.max_latent_steps is not None:
+        forced = rows.steps_since_start >= model.settings.max_latent_steps
         tokens = torch.where(forced[:, None], model.settings.stop_id, tokens)
     return tokens
 

@@ -25,9 +25,7 @@ from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 
 
-def loss_mask(
-    completions: Sequence[Completion], special: LatentSettings, settings: SamplingSettings
-) -> Tensor:
+def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
     """True (U, T) at the tokens that were sampled: all but a STOP that was forced."""
     width = max(len(completion.ids) for completion in completions)
     mask = torch.zeros(len(completions), width, dtype=torch.bool)
@@ -38,7 +36,7 @@ def loss_mask(
             if token == special.continue_id:
                 steps += 1
                 continue
-            if token == special.stop_id and steps == settings.max_latent_steps:
+            if token == special.stop_id and steps == special.max_latent_steps:
                 row[position] = False
             steps = 0
     return mask

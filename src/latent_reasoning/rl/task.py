@@ -73,7 +73,8 @@ class GroupBatch:
 class AdaptiveLengthTask:
     """Learn to stop as early as accuracy allows.
 
-    `model` must be in its starting state, the adapter attached: it is the reference policy.
+    `model` must be in its starting state, the adapter attached: it is the reference policy. It
+    takes over the entry's bound on latent steps, which holds wherever it thinks from now on.
     """
 
     def __init__(
@@ -99,11 +100,11 @@ class AdaptiveLengthTask:
         self.seed = seed
         self.validate = validate
         self.processes = processes
+        model.change_settings(max_latent_steps=entry.max_latent_steps)
         self.sampling = SamplingSettings(
             temperature=entry.temperature,
             max_new_tokens=entry.max_new_tokens,
             eos_id=tokenizer.eos_token_id,
-            max_latent_steps=entry.max_latent_steps,
         )
         lengths = [len(prompt.ids) for prompt in prompts]
         self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, processes=processes)
@@ -140,7 +141,7 @@ class AdaptiveLengthTask:
         result = policy_loss(
             log_probs,
             micro_batch.advantages.to(device),
-            loss_mask(rollout.completions, self.model.settings, self.sampling).to(device),
+            loss_mask(rollout.completions, self.model.settings).to(device),
             kind=entry.loss,
             epsilon=entry.epsilon,
             kl_weight=entry.kl_weight,

@@ -126,7 +126,7 @@ def latent_model(
 
 
 def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:
-    """Change the stop head's settings to the wanted ones."""
+    """Change the stop head's settings to the wanted ones, and lift a bound that RL set."""
     if model.settings.recurrent_filter != wanted.recurrent_filter:
         raise ConfigError(
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
@@ -136,6 +136,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
         allow_rethinking=wanted.allow_rethinking,
+        max_latent_steps=None,
     )
 
 
