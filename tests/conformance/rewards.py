@@ -5,6 +5,7 @@ from __future__ import annotations
 from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import START, answers_match, parse_number
 from latent_reasoning.rl import reward
+from latent_reasoning.rl.prompts import label_number
 from tests.conformance.checks import Check, Checks, Tolerance
 from tests.conformance.recording import Record, Vectors
 
@@ -25,7 +26,7 @@ def _answers(vectors: Vectors, name: str, entry: Record) -> Checks:
 
 def _is_refused(label: str) -> bool:
     try:
-        reward.label_number(label, "row")
+        label_number(label, "row")
     except ValueError:
         return True
     return False
