@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,6 +16,9 @@ from latent_reasoning.config import ConfigError, Experiment, UserError
 from latent_reasoning.runtime.files import explain, first_line
 from latent_reasoning.runtime.rank import launched, rank
 from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow
+
+TRACKING_THREAD = "tracking"
+"""The name of the thread that sends to the tracking store (`tracking.py`)."""
 
 ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint; the same command goes on from there."""
@@ -67,6 +71,8 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     end_with_workflow()
     try:
         main(None)
+        if _store_is_waited_for():
+            _leave(0)
     except TrainingInterruptedError as interruption:
         if rank() == 0:
             print(interruption, file=sys.stderr)
@@ -87,16 +93,20 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; one of several processes does so at once.
+    """Exit; at once where winding up Python may hang or abort.
 
-    What it shares with the others is still open: winding up Python under it may hang or abort, and
-    the launcher would take that for the cause.
+    That is so for one of several processes, which share what is still open, and where a thread
+    still waits for the tracking store: the job's result is written, and must not look failed.
     """
-    if launched():
+    if launched() or _store_is_waited_for():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _store_is_waited_for() -> bool:
+    return any(thread.name == TRACKING_THREAD for thread in threading.enumerate())
 
 
 def _for_the_user(error: Exception) -> str | None:

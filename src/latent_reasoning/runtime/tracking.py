@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_reasoning.config import PROJECT_ROOT, Experiment, Tracking, dump, load
-from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.command import TRACKING_THREAD, run_stage
 from latent_reasoning.runtime.files import first_line, write_json
 
 SECONDS_BETWEEN_BATCHES = 5.0
@@ -126,7 +126,7 @@ class MlflowTracker(Tracker):
         self._status = ""
         self._warned = False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=TRACKING_THREAD, daemon=True)
         self._thread.start()
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
