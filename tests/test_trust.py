@@ -252,7 +252,7 @@ def test_mlflows_page_listens_on_this_machine_alone(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    line = made.stdout.replace("\\\n", " ").replace("5000", port)
+    line = made.stdout.replace("\\\n", " ").replace("5000", port).splitlines()[-1]
     arguments = shlex.split(line)[1:-1]
     assert arguments[:3] == ["ui", "--host", "127.0.0.1"]
     command = [sys.executable, "-m", "mlflow", *arguments, f"sqlite:///{tmp_path}/mlflow.db"]

@@ -35,7 +35,7 @@ from latent_reasoning.runtime.files import first_line, write_json
 
 SECONDS_BETWEEN_BATCHES = 5.0
 SECONDS_AFTER_FAILURE = 60.0
-SECONDS_TO_CLOSE = 30.0
+SECONDS_TO_CLOSE = 60.0
 LONGEST_BATCH = 1000
 """Metrics that MLflow takes at once."""
 RUN_FILE = "mlflow.json"
