@@ -17,7 +17,7 @@ from latent_reasoning.runtime.rank import launched, rank
 from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow
 
 ENDED_EARLY = os.EX_TEMPFAIL
-"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
+"""Exit code 75: ended early with a checkpoint, from which the same command resumes."""
 
 
 def parser(
@@ -46,7 +46,7 @@ def parser(
 
 
 def entry_of(experiment: Experiment, model: str, *stages: str):
-    """The entry `model` of `models`; `ConfigError` where it is missing or of another stage."""
+    """The entry `model` of `models`; `ConfigError` if it is missing or of another stage."""
     if model not in experiment.models:
         raise ConfigError(
             f"models: {model!r} is not in the configuration; it has {', '.join(experiment.models)}"
@@ -87,10 +87,10 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; one of several processes does so at once.
+    """Exit; one of several processes exits at once.
 
-    What it shares with the others is still open: winding up Python under it may hang or abort, and
-    the launcher would take that for the cause.
+    Its connections to the other processes are still open: Python's shutdown may hang or abort over
+    them, and the launcher would report that as the cause.
     """
     if launched():
         sys.stdout.flush()
@@ -100,7 +100,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _for_the_user(error: Exception) -> str | None:
-    """The text of the project's own errors, of the file system's and of those of memory."""
+    """The message of an error of the project, the file system or the memory; None for any other."""
     if isinstance(error, OSError):
         return explain(error)
     if isinstance(error, UserError):
