@@ -316,7 +316,7 @@ class Reward(Section):
     """Reward of a sample."""
 
     penalty: Annotated[NonNegative, IMPORTANT] = 1e-4
-    """Size of the length penalty where the group meets the requirement."""
+    """Size of the length penalty if the group meets the requirement."""
     bonus: Annotated[Number | None, IMPORTANT] = 1e-1
     """Coefficient below the requirement, where longer samples earn more; null: no term."""
     accuracy_requirement: Annotated[NonNegative | None, IMPORTANT] = 1.0

@@ -54,7 +54,7 @@ SCIENTIFIC: dict[str, type[Section]] = {
 }
 """The sections whose keys are science, by the stage of `RECIPE` that ends their name.
 
-A key counts for that stage, unless it is marked otherwise where it is defined (`config.fields`).
+A key counts for that stage, unless a mark on it says otherwise (`config.fields`).
 """
 
 BASE_FROM_ELSEWHERE = "import"

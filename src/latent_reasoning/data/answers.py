@@ -32,7 +32,7 @@ Thinking = Literal["latent", "text", "forced"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a completion is scored: `extracted` is the number's text, None where there is none."""
+    """How a completion is scored: `extracted` is the number's text, None if there is none."""
 
     extracted: str | None
     well_formatted: bool

@@ -22,7 +22,7 @@ class PlainExample:
     Attributes:
         input_ids: ids of the whole sequence, BOS and EOS included, int32 (T,).
         question_length: ids before the reasoning.
-        reasoning_length: ids of the reasoning, 0 where there is none.
+        reasoning_length: ids of the reasoning, 0 if there is none.
         first_label: position of the first id that is learned.
         target_position: where hidden states are distilled (` The answer is:`, or one later).
     """

@@ -209,7 +209,7 @@ def _origins(
 
 
 def _range(value: Fraction, numbers: Sequence[_Number], question: str) -> _Free:
-    """What `value` may become: the same unit (`_unit`), within 50 %, or 3 units where it is small.
+    """What `value` may become: the same unit (`_unit`), within 50 %, or 3 units if it is small.
 
     Percentages stay at most 100, and counts at least 2: `1 apples` would not be English.
     """

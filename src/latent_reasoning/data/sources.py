@@ -88,7 +88,7 @@ def read_split(split: str, records: Iterator[Record], data: Data, log: Log) -> R
     """Check the records of one split.
 
     Raises:
-        DataError: a bad row where `on_bad_row` is `error`, or no row at all.
+        DataError: a bad row if `on_bad_row` is `error`, or no row at all.
     """
     rows: list[Row] = []
     bad_rows = 0

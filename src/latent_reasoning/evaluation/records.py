@@ -24,10 +24,10 @@ class Prediction:
     """One evaluated example.
 
     `completion` is the generated text, special tokens included; `extracted` the number read as
-    its answer, None where there is none. `reasoning_tokens` is n + 2 for a latent model that
+    its answer, None if there is none. `reasoning_tokens` is n + 2 for a latent model that
     stopped (START, n CONTINUE, STOP) and the tokens before ` The answer is:` for a plain one;
     `latent_steps` is n, 0 for a plain model. `gold_steps` is the number of reasoning steps of the
-    data, None where the row has none.
+    data, None if the row has none.
     """
 
     id: str

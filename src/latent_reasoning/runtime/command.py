@@ -35,7 +35,7 @@ def parser(
         help="configuration; a later file overrides an earlier one",
     )
     arguments.add_argument(
-        "--digest", help="refuse to run where the stage's own keys have another digest"
+        "--digest", help="refuse to run if the stage's own keys have another digest"
     )
     if model:
         arguments.add_argument("--model", required=True, metavar="NAME", help="entry of models")

@@ -80,7 +80,7 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
 
 
 def _exit_code(codes: list[int]) -> int:
-    """The code of a process that ended by itself, if any: the rest may have crashed over it."""
+    """The code of a process that ended by itself, if any: it may have made the rest crash."""
     own = [code for code in codes if code > 0]
     return own[0] if own else 128 - codes[0]
 

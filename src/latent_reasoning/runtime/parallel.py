@@ -164,7 +164,7 @@ class SeveralProcesses(OneProcess):
 
 
 ALONE = OneProcess()
-"""What `join_processes` returns where no launcher started this process."""
+"""What `join_processes` returns if no launcher started this process."""
 
 
 def join_processes(device: torch.device) -> OneProcess:
