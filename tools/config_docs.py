@@ -2,7 +2,7 @@
 defaults and the tables of `config/README.md`.
 
 python -m tools.config_docs            write the files
-python -m tools.config_docs --check    fail where a file on disk is not current
+python -m tools.config_docs --check    fail if a file on disk is not current
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def schema_text() -> str:
 
 
 def with_tables(path: Path, made: str) -> str:
-    """A file with `made` between the markers.
+    """A file's text with `made` between the markers.
 
-    Raises `ValueError` where the file lacks the markers.
+    Raises `ValueError` if the file lacks the markers.
     """
     before, begin, rest = _read(path).partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -60,8 +60,8 @@ def with_tables(path: Path, made: str) -> str:
 def tables() -> str:
     """A heading and a table for each section, in the order of the configuration.
 
-    A section that stands in several places has one table, headed by all their names. A star marks
-    the keys to look at first; `source` tells whose the value in `config/paper.yaml` is.
+    A section that occurs in several places has one table, headed by all their names. A star marks
+    the keys to look at first; `source` says where the value in `config/paper.yaml` comes from.
     """
     sources = sources_of_values(_read(PAPER))
     titles: dict[type[BaseModel], list[str]] = {Experiment: ["Top level"]}
@@ -78,8 +78,8 @@ def tables() -> str:
 def sources_of_values(text: str) -> dict[str, set[str]]:
     """The tags of `paper.yaml`'s values (`paper`, `code`, `trl`, `ours`), by key.
 
-    Keys go by the section's name in the tables: a model's by `models.NAME`, whatever its stage. A
-    tag beside a section is that of the keys that stand on its line.
+    Keys have the names of the tables: a model's begin with `models.NAME`, whatever its stage. A tag
+    holds for every key that begins on its line.
     """
     lines = text.splitlines()
     found: dict[str, set[str]] = {}
@@ -192,7 +192,7 @@ def _allowed_list(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 def wanted_files() -> dict[Path, str]:
     """Every generated file as it should be.
 
-    Raises `ConfigError` where a default of science changed without a new recipe (`science.py`).
+    Raises `ConfigError` if a scientific default changed without a new recipe (`dag/digests.py`).
     """
     return {
         SCHEMA: schema_text(),
@@ -202,7 +202,7 @@ def wanted_files() -> dict[Path, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the files, or say which is not current, or which default may not change silently."""
+    """Write the files, or with `--check` report those that are not current."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,9 +2,9 @@
 
     python -m tools.pin_revisions config/paper.yaml [--output config/pinned.yaml]
 
-asks the hub for the commit of `data.hub_id` and of `base.hub_id`, and writes them as a small
-configuration that is put over the experiment: `--configfile config/paper.yaml config/pinned.yaml`.
-A revision is science: what was made from another one, or from none, runs again.
+asks the hub for the commits of `data.hub_id` and `base.hub_id`, and writes them as a small
+configuration that overrides the experiment's: `--configfile config/paper.yaml config/pinned.yaml`.
+A revision is science: results of another revision, or of none, are made again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latent_reasoning.config import PROJECT_ROOT, ConfigError, Experiment, UserE
 
 OUTPUT = PROJECT_ROOT / "config" / "pinned.yaml"
 Ask = Callable[[str, str, str | None], str]
-"""The commit of a kind (`dataset`, `model`), an id and a branch, tag or commit (None: newest)."""
+"""Finds the commit of a kind (`dataset`, `model`), an id and a branch, tag or commit (or None)."""
 
 
 class HubError(UserError):
@@ -28,7 +28,7 @@ class HubError(UserError):
 
 
 def ask_hub(kind: str, hub_id: str, revision: str | None) -> str:
-    """The commit of a data set or model on the hub; raises `HubError` where it names none."""
+    """The commit of a data set or model on the hub; raises `HubError` if it names none."""
     from huggingface_hub import HfApi
 
     info = {"dataset": HfApi().dataset_info, "model": HfApi().model_info}[kind]
@@ -49,9 +49,9 @@ def ask_hub(kind: str, hub_id: str, revision: str | None) -> str:
 
 
 def pinned(experiment: Experiment, ask: Ask = ask_hub) -> dict[str, dict[str, str]]:
-    """The revisions of an experiment's data and base model, as the configuration has them.
+    """The revisions of an experiment's data and base model, as a configuration holds them.
 
-    Raises `ConfigError` where neither comes from the hub, `HubError` where it does not answer.
+    Raises `ConfigError` if neither comes from the hub, `HubError` if the hub does not answer.
     """
     sections = {"data": ("dataset", experiment.data), "base": ("model", experiment.base)}
     found = {
@@ -65,7 +65,7 @@ def pinned(experiment: Experiment, ask: Ask = ask_hub) -> dict[str, dict[str, st
 
 
 def main(arguments: list[str] | None = None, ask: Ask = ask_hub) -> int:
-    """Write the overlay; exit code 1, and no file, where a revision is not known."""
+    """Write the overlay; exit code 1, and no file, if a revision cannot be found."""
     command = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
 """The typed configuration: one source for defaults, checks, the JSON schema and the documentation.
 
-An experiment is one YAML file (a second may override it). `load` merges the files, fills every
-default, checks everything and returns an `Experiment`; anything wrong is a `ConfigError` that names
-the file, the key and what is allowed. Each key says where it is defined which results depend on it.
+An experiment is one YAML file, which further files may override. `load` merges the files, fills in
+every default, checks everything and returns an `Experiment`; every mistake is a `ConfigError` that
+names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
-From bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`, `experiment`
-(the root), `load` (YAML, messages, schema).
+The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
+`experiment` (the root), `load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (

@@ -52,7 +52,7 @@ class GeneratedData(Section):
 
 
 class Augmentation(Section):
-    """Extra training rows made from the others; validation and test are never augmented."""
+    """Extra training rows made from the given ones; validation and test are never augmented."""
 
     method: Literal["none", "numeric_perturbation"] = "none"
     """`numeric_perturbation` replaces the numbers that occur in both question and steps, recomputes
@@ -79,7 +79,7 @@ class SplitRows(Section):
     """Numbers of rows of the source's splits, before train is cut into SFT's and RL's part."""
 
     train: PositiveInt | None = None
-    """Rows of train; null: all, or any number."""
+    """Rows of train; null: all (`limits`) or any number (`expected_rows`)."""
     validation: PositiveInt | None = None
     """Rows of validation."""
     test: PositiveInt | None = None
@@ -98,10 +98,10 @@ class Data(Section):
     hub_id: Annotated[str | None, FROM_HUB] = None
     """Dataset id of the `hub` source."""
     revision: Annotated[str | None, FROM_HUB] = None
-    """Pinned commit of the `hub` source (`tools.pin_revisions` asks for it)."""
+    """Pinned commit of the `hub` source (`tools.pin_revisions` finds it)."""
     expected_rows: Annotated[SplitRows, NOT_SCIENCE] = Field(default_factory=SplitRows)
-    """Rows that the source must have; another number stops the stage. Not checked where `limits`
-    takes only the first ones."""
+    """Numbers of rows that the source must have; other numbers stop the stage. A split that
+    `limits` cuts is not checked."""
     licence: Annotated[str | None, NOT_SCIENCE] = None
     """Licence of the rows, for the models' cards."""
     generated: Annotated[GeneratedData, only_when("source", "generated")] = Field(
@@ -109,7 +109,7 @@ class Data(Section):
     )
     """Settings of the `generated` source."""
     natural_language: Annotated[bool, science_for("sft", "latent_sft")] = False
-    """Steps are sentences: a space goes before each (GSM8K-Aug-NL)."""
+    """Steps are sentences, each preceded by a space (GSM8K-Aug-NL)."""
     prompt: Prompt = Field(default_factory=Prompt)
     """Prefixes of the question."""
     sft_share: Annotated[Share, Field(gt=0), IMPORTANT] = 0.85
@@ -119,19 +119,19 @@ class Data(Section):
     drop_negative_for_sft: Annotated[bool, science_for("latent_sft")] = True
     """Latent SFT drops rows with a negative answer."""
     max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = 512
-    """SFT drops rows of more tokens than this, less four separators (512 means 508)."""
+    """SFT drops rows with more tokens than this less four separators (512 means 508)."""
     on_bad_row: Annotated[Literal["error", "skip"], science_for("data", "test_set")] = "error"
     """A malformed row stops the stage, or is skipped and counted."""
     special_token_text: Annotated[
         Literal["error", "skip", "escape", "keep"],
         science_for("base", "sft", "latent_sft", "rl", "evaluation"),
     ] = "error"
-    """Literal special-token text in a question: refuse, skip the row, break it up with a space, or
+    """Literal special-token text in a row: refuse, skip the row, break the text up with a space, or
     read it as the token, as the public code does."""
     augmentation: Augmentation = Field(default_factory=Augmentation)
     """Extra training rows."""
     limits: SplitRows = Field(default_factory=SplitRows)
-    """Take only this many first rows."""
+    """Read only this number of rows of each split, the first ones."""
     extra_tests: Annotated[dict[DatasetName, str], NOT_SCIENCE] = Field(default_factory=dict)
     """More test sets: name -> file of JSON lines with question and answer
     (`${LATENT_REASONING_DATA}` allowed)."""

@@ -1,4 +1,4 @@
-"""The root of the configuration, how it is run, evaluated and reported, and what has to agree."""
+"""The root of the configuration: how it is run and reported, and checks across its sections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Evaluation(Section):
     max_forced_steps: Count = 8
     """Accuracy is measured at every forced n from 0 to this."""
     forced_rows: PositiveInt | None = None
-    """First rows of the split used for forced n; null: all."""
+    """Number of rows used for forced n, the first of the split; null: all."""
 
 
 class Guard(Section):
@@ -49,37 +49,36 @@ class Guard(Section):
     )
 
     enabled: bool = True
-    """false: a loss or gradient that is not finite ends the training, and nothing else is looked
-    at."""
+    """false: a loss or gradient that is not finite ends the training; nothing else is checked."""
     rollbacks: Count = 2
-    """Rollbacks with nothing but another data order. Two more follow, each of which halves the
+    """Rollbacks that change nothing but the data order. Two more follow, each of which halves the
     learning rate; then the training fails."""
 
 
 class Runtime(Section):
-    """How, not what: none of these keys retrains anything."""
+    """How the experiment runs; none of these keys retrains anything."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], IMPORTANT] = "auto"
     """Where tensors live."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast on cuda; auto: bfloat16 where the GPU has it."""
+    """Autocast; auto: bfloat16 on a GPU that has it, else none."""
     threads: Annotated[PositiveInt, IMPORTANT] = 1
     """Torch threads of one process."""
     processes: PositiveInt = 1
-    """Processes of one training, a GPU each, which share every step's batch."""
+    """Processes of one training, each with its own GPU, which share every step's batch."""
     micro_batch_size: Annotated[PositiveInt | None, IMPORTANT] = None
-    """Examples (RL: prompts) a forward; null: a process's share of the batch."""
+    """Examples (RL: prompts) per forward; null: a process's share of the batch."""
     evaluation_batch_size: Annotated[PositiveInt, IMPORTANT] = 64
-    """Prompts a generation batch."""
+    """Prompts per generation batch."""
     checkpoint_every: PositiveInt = 200
     """Steps between resumable checkpoints."""
     gpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = None
-    """The type of GPU to ask a cluster for, as it names it; one with `h100` in its name is planned
-    for as such, any other and null (no type asked for) as an A100."""
+    """Type of GPU to ask a cluster for, in the cluster's own words; null: any. A name with `h100`
+    in it is planned for as an H100, anything else as an A100."""
     memory_mb: PositiveInt | None = 4000
-    """Memory asked of the scheduler, a process; null: as `latent_reasoning.dag.cost` plans."""
+    """Memory asked of the scheduler per process; null: the plan of `latent_reasoning.dag.cost`."""
     runtime_minutes: PositiveInt | None = 60
-    """Time asked of the scheduler, a job; null: twice what `latent_reasoning.dag.cost` estimates,
+    """Time asked of the scheduler per job; null: twice the estimate of `latent_reasoning.dag.cost`,
     in whole hours."""
     time_budget_minutes: Positive | None = None
     """After this time a training ends with a checkpoint and exit code 75, and the workflow starts
@@ -100,7 +99,7 @@ class Tracking(Section):
 
 
 class Published(Section):
-    """A published figure that stands beside ours."""
+    """Published figures of a model, shown beside ours."""
 
     accuracy: Share | None = None
     """Share of correct answers."""
@@ -109,19 +108,19 @@ class Published(Section):
 
 
 class Report(Section):
-    """What the page says; none of these keys retrains or re-evaluates anything."""
+    """What the page shows; none of these keys retrains or re-evaluates anything."""
 
     title: str = "Adaptive latent reasoning"
     """Title of the page."""
     notes: list[str] = Field(default_factory=list)
-    """Departures from the paper, a line each."""
+    """Departures from the paper, one per line."""
     main: list[Name] | None = None
     """Models of the main table, in order; null: all but the appendix."""
     appendix: list[Name] = Field(default_factory=list)
     """Models trained by the target `appendix` only."""
     rl_from: dict[Name, Name] = Field(default_factory=dict)
-    """For imported models: the RL model and the one that its RL started from, so that they are
-    compared as if trained here."""
+    """For imported models: an RL model and the model that its RL started from, which are compared
+    as if trained here."""
     published: dict[Name, Published] = Field(default_factory=dict)
     """Published `accuracy` (a share) and `tokens` by model name."""
 
@@ -152,9 +151,9 @@ class Experiment(Section):
     """One experiment: a YAML file of `config/`, with every default filled in."""
 
     experiment: Name
-    """Its folder under results/."""
+    """The experiment's name and its folder under results/."""
     seeds: Annotated[list[Count], IMPORTANT] = Field([0], min_length=1)
-    """Every training runs once a seed."""
+    """Every training runs once for each seed."""
     data: Data = Field(default_factory=Data)
     """Rows."""
     base: Base = Field(default_factory=Base)
@@ -164,7 +163,7 @@ class Experiment(Section):
     stages: Stages = Field(default_factory=Stages)
     """Defaults of `models` by stage."""
     models: dict[Name, ModelEntry] = Field(..., min_length=1)
-    """The only list of what is trained."""
+    """All models that are trained or imported, by name."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Evaluation."""
     runtime: Runtime = Field(default_factory=Runtime)
@@ -230,7 +229,7 @@ class Experiment(Section):
             self._check_rl(name, entry, parent_stage)
 
     def _check_ancestors(self, name: str, entry: Any) -> None:
-        """What a model starts from has to exist, up to the base."""
+        """Check that all ancestors of a model exist, up to the base."""
         seen = [name]
         start = entry.start
         while start not in (None, "base"):

@@ -1,4 +1,4 @@
-"""What sections are made of: types of values, what a key is marked with, errors, paths, digests."""
+"""What sections are made of: types of values, marks on keys, errors, paths and digests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
-"""Relative paths of a configuration start here (the folder that holds the Snakefile)."""
+"""The folder that holds the Snakefile; relative paths of a configuration start there."""
 
 
 class UserError(Exception):
-    """What a user can mend: the message says in one line what, where and what to do."""
+    """An error that a user can mend: its message says in one line what, where and what to do."""
 
 
 class ConfigError(UserError, ValueError):
@@ -41,7 +41,7 @@ class Section(BaseModel):
     )
 
     REMOVED: ClassVar[Mapping[str, str]] = {}
-    """Keys of earlier versions, and what to do about a file that has one."""
+    """Keys of earlier versions, each with what to do about a file that still has it."""
 
 
 # -------------------------------------------------------------------------------------- types
@@ -53,7 +53,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def _with_exponent(value: Any) -> Any:
-    """Read `1e-4` as a number: YAML 1.1 takes it for text where the mantissa has no point."""
+    """Read `1e-4` as a number: YAML 1.1 takes it for text, since its mantissa has no point."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         return float(value)
     return value
@@ -65,7 +65,7 @@ Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
 
 
-# -------------------------------------------------------------------- what a key is marked with
+# ------------------------------------------------------------------------------ marks on keys
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,21 @@ class OnlyWhen:
 
 @dataclass(frozen=True)
 class Important:
-    """One of the keys to look at first; `config/README.md` marks it."""
+    """A key to look at first; `config/README.md` marks it with a star."""
 
 
 def science_for(*stages: str) -> ScienceFor:
-    """Mark of a key that other stages read than its section's own."""
+    """Mark a key that other stages read than its section's own."""
     return ScienceFor(frozenset(stages))
 
 
 def only_when(key: str, *values: str) -> OnlyWhen:
-    """Mark of a key that some values of another make meaningless."""
+    """Mark a key that is meaningless for some values of another key."""
     return OnlyWhen(key, frozenset(values))
 
 
 NOT_SCIENCE = science_for()
-"""Mark of a key that changes no result: files count by their content (dag/fingerprints.py)."""
+"""Marks a key that changes no result: files count by their content (dag/fingerprints.py)."""
 IMPORTANT = Important()
 
 
@@ -113,24 +113,24 @@ def stages_of(field: FieldInfo, section_stages: frozenset[str]) -> frozenset[str
 
 
 def counts_in(field: FieldInfo, section: Section) -> bool:
-    """Whether a key means anything beside the other values of its section."""
+    """Whether a key has any effect, given the other values of its section."""
     conditions = [mark for mark in field.metadata if isinstance(mark, OnlyWhen)]
     return all(getattr(section, mark.key) in mark.values for mark in conditions)
 
 
 def is_important(field: FieldInfo) -> bool:
-    """Whether a key is marked as one to look at first."""
+    """Whether a key is marked as one of those to look at first."""
     return IMPORTANT in field.metadata
 
 
 def fields_of(section: type[Section]) -> Iterator[tuple[str, str, FieldInfo]]:
-    """The keys of a section as a file writes them, their attributes, and how they are defined."""
+    """Each key of a section as files write it, the name of its attribute and its definition."""
     for name, field in section.model_fields.items():
         yield field.alias or name, name, field
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that an annotation names, perhaps optionally; None for anything else."""
+    """The section in an annotation, which may be optional; None for any other annotation."""
     if get_origin(annotation) is dict:
         return None
     options = get_args(annotation) or (annotation,)
@@ -142,9 +142,9 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def expand_path(text: str) -> Path:
-    """A path of the configuration: `${VARIABLE}` filled in, relative to the project root.
+    """A path of the configuration, its `${VARIABLE}` filled in, relative to the project root.
 
-    Raises `ConfigError` where a variable is not set.
+    Raises `ConfigError` if a variable is not set.
     """
     missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
     if missing:
@@ -156,7 +156,7 @@ def expand_path(text: str) -> Path:
 
 
 def is_local(path: str) -> bool:
-    """Whether an imported model's `path` is a folder, existing or not, and no hub id."""
+    """Whether an imported model's `path` is a folder (existing or not) rather than a hub id."""
     written_as_a_path = path.startswith((".", "/", "~", "$")) or path.count("/") > 1
     return written_as_a_path or expand_path(path).is_dir()
 

@@ -1,4 +1,4 @@
-"""From YAML files to a checked `Experiment` and back, and what is said where that fails."""
+"""From YAML files to a checked `Experiment` and back, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(files: str | Path | list[str | Path]) -> Experiment:
 
 
 def read(files: Sequence[str | Path]) -> dict[str, Any]:
-    """The content of YAML files, later ones merged over earlier ones, as it stands there."""
+    """The unchecked content of YAML files, later ones merged over earlier ones."""
     merged: dict[str, Any] = {}
     for file in files:
         merged = merge(merged, _read(Path(file)))
@@ -42,7 +42,7 @@ def resolve(raw: dict[str, Any], file: str) -> Experiment:
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Merge two mappings deeply; `above` takes precedence, lists and scalars replace."""
+    """Merge two mappings deeply; `above` takes precedence, and replaces lists and scalars."""
     out = dict(below)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(out.get(key), dict):
@@ -53,7 +53,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:
-    """The full configuration, every default filled in, as plain values in the file's own keys."""
+    """The full configuration with every default, as plain values under the keys of a file."""
     return experiment.model_dump(mode="json", by_alias=True)
 
 
@@ -63,7 +63,7 @@ def dump_yaml(experiment: Experiment) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once."""
+    """Safe YAML that refuses a repeated key and a key that is not text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -129,7 +129,7 @@ def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, file: str) -> str:
-    """One line a problem: file, key, what is wrong, what is allowed."""
+    """One line for each problem: file, key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
         location = list(problem["loc"])
@@ -153,7 +153,7 @@ def _unknown_key(section: type[Section], key: int | str) -> str:
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section]:
-    """The section at a place as pydantic names it: an entry of `models` has its stage after it."""
+    """The section at a location of pydantic's, in which a model's stage follows its name."""
     section: type[Section] = Experiment
     parts = iter(location)
     for part in parts:

@@ -32,7 +32,7 @@ class Training(Section):
     steps: Annotated[Count, IMPORTANT]
     """Optimiser steps."""
     batch_size: Annotated[PositiveInt, IMPORTANT] = 64
-    """Examples (RL: prompts) an optimiser step, over all micro-batches."""
+    """Examples (RL: prompts) per optimiser step, over all micro-batches."""
     learning_rate: Annotated[Positive, IMPORTANT] = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -50,12 +50,12 @@ class Training(Section):
     max_grad_norm: Positive = 1.0
     """Gradient clipping by global norm."""
     accumulation: Literal["examples", "tokens"] = "examples"
-    """Micro-batches are weighted by examples (the public code: the loss then depends on the
-    micro-batch) or by labels (token-exact). RL is always token-exact."""
+    """Micro-batches are weighted by examples (as in the public code: the loss then depends on the
+    micro-batch size) or by labels (token-exact). RL is always token-exact."""
     validate_every: PositiveInt = 200
     """Steps between validations."""
     validation_rows: PositiveInt | None = None
-    """First rows of validation used during training; null: all."""
+    """Number of validation rows used during training, the first ones; null: all."""
     select: Literal["best", "last"] = "best"
     """Keep the checkpoint of best validation accuracy, or the last."""
     stop_at_accuracy: Share | None = None
@@ -72,7 +72,7 @@ class Training(Section):
 
 
 class Lora(Section):
-    """Low-rank adaptation; the latent modules are trained in full beside it."""
+    """Low-rank adaptation; the latent modules are trained in full."""
 
     r: Annotated[PositiveInt, IMPORTANT] = 128
     """Rank."""
@@ -124,7 +124,7 @@ class Architecture(Section):
 
 
 class ReasoningMix(Section):
-    """Shares of the styles of reasoning text (they are normalised to sum to one)."""
+    """Shares of the styles of reasoning text, normalised to sum to one."""
 
     full: NonNegative = 1.0
     """All steps, as equations."""
@@ -133,7 +133,7 @@ class ReasoningMix(Section):
     drop_last: NonNegative = 0.0
     """All steps but the last."""
     truncated: NonNegative = 0.0
-    """A random number of first steps."""
+    """The first steps, a random number of them."""
     results_only_drop_last: NonNegative = 0.0
     """`drop_last`, results alone."""
     results_only_truncated: NonNegative = 0.0
@@ -160,7 +160,7 @@ class Base(Section):
     hub_id: Annotated[str | None, FROM_ELSEWHERE, IMPORTANT] = None
     """Model id of the `hub` source."""
     revision: Annotated[str | None, FROM_ELSEWHERE] = None
-    """Pinned commit of the `hub` source (`tools.pin_revisions` asks for it)."""
+    """Pinned commit of the `hub` source (`tools.pin_revisions` finds it)."""
     licence: Annotated[str | None, NOT_SCIENCE] = None
     """Licence of the weights, for the model's card."""
     architecture: Annotated[Architecture, FROM_SCRATCH] = Field(default_factory=Architecture)
@@ -198,9 +198,9 @@ class Model(Section):
     allow_rethinking: bool = False
     """START may be sampled after STOP (the public code: true)."""
     start_token_from: str | None = None
-    """Text whose first token's embedding initialises START; null: mean row."""
+    """Text whose first token's embedding initialises START; null: the mean row."""
     end_token_from: str | None = None
-    """The same for END, which the model reads where it stops."""
+    """The same for END, which the model reads in STOP's place."""
 
 
 class LatentSteps(Section):
@@ -209,7 +209,7 @@ class LatentSteps(Section):
     factor: int = 0
     """c: latent steps for each reasoning step."""
     bias: int = 0
-    """b: latent steps beside those."""
+    """b: latent steps added to those."""
     min: Count | None = 6
     """Least n; null: no bound."""
     max: Count | None = 6
@@ -237,8 +237,8 @@ class Distillation(Section):
     """Divide by the std of the teacher's states of each block, of all blocks, or not at all. `std`
     and `none`: fidelity only."""
     teacher: str = "self"
-    """`self`: one set of weights is both; or the name of an `sft` model with form cot, frozen,
-    whose target states are computed once."""
+    """`self`: one set of weights is teacher and student; or the name of a frozen `sft` model of
+    form cot, whose target states are computed once."""
     traces: Literal["data", "teacher"] = "data"
     """The reasoning the teacher reads: the data's steps, or its own traces, kept only where their
     answer is right."""
@@ -263,7 +263,7 @@ class TrainedModel(Section):
     lora: Annotated[Lora | None, IMPORTANT] = None
     """null: full fine-tuning."""
     save: Literal["merged", "adapter"] = "merged"
-    """Merge the adapter into the weights, or keep it beside them too."""
+    """Merge the adapter into the weights; `adapter` also keeps it in a folder of its own."""
 
 
 class SupervisedModel(TrainedModel):
@@ -296,31 +296,31 @@ class LatentSftModel(SupervisedModel):
     drop_last_step: bool = True
     """The teacher's text drops its last step."""
     shift_target: bool = True
-    """Target token: the one after `:`, not `:`."""
+    """The target token is the one after `:`, not `:` itself."""
     mask_latent_labels: bool = False
     """The student learns only the answer."""
     learn_start: bool = False
     """START is a label too (the public code)."""
     stop_label_smoothing: Share = 0.0
-    """Mass moved to the other of the two stop decisions."""
+    """Probability mass moved from each stop label to the other decision."""
     random_readout: Share = 0.0
-    """Share of the rows that answer after a random number of their latent steps (no fewer than the
-    teacher's text has), their stop labels unchanged."""
+    """Share of the rows that answer after a random number of latent steps (no fewer than the
+    teacher's steps), with unchanged stop labels."""
     teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
     """Styles of the teacher's reasoning."""
     forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
-    """Evaluate with this many latent steps (the appendix: 6); null: adaptive."""
+    """Evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
 
 
 class Reward(Section):
     """Reward of a sample."""
 
     penalty: Annotated[NonNegative, IMPORTANT] = 1e-4
-    """Size of the length penalty where the group meets the requirement."""
+    """Size of the length penalty if the group meets the requirement."""
     bonus: Annotated[Number | None, IMPORTANT] = 1e-1
-    """Coefficient below the requirement (longer earns more); null: no term."""
+    """Coefficient below the requirement, where longer samples earn more; null: no term."""
     accuracy_requirement: Annotated[NonNegative | None, IMPORTANT] = 1.0
-    """Correct samples asked of a group: <= 1 a share, > 1 a count; null: always the penalty."""
+    """Correct samples required of a group: <= 1 a share, > 1 a count; null: always the penalty."""
 
 
 class RlModel(TrainedModel):
@@ -331,16 +331,17 @@ class RlModel(TrainedModel):
     start: str = Field(..., alias="from")
     """The latent model it starts from."""
     estimator: Literal["sampled", "exact"] = "sampled"
-    """Stop lengths of the gradient: one drawn for each sample, or the average over all of them by
-    their known distribution."""
+    """Stop lengths in the gradient: `sampled` draws one for each sample, `exact` averages over all
+    of them by their known distribution."""
     group_size: Annotated[int, Field(ge=2), IMPORTANT] = 16
-    """Samples a prompt."""
+    """Samples per prompt."""
     temperature: Positive = 1.0
     """Sampling temperature."""
     max_new_tokens: Annotated[PositiveInt, IMPORTANT] = 40
     """Longest completion."""
     max_latent_steps: PositiveInt | None = None
-    """STOP is forced here, outside the loss; null: bounded by the tokens."""
+    """STOP is forced after this number of latent steps, outside the loss and in evaluation too;
+    null: never."""
     max_prompt_tokens: PositiveInt | None = 100
     """Longer prompts are dropped; null: none."""
     reward: Reward = Field(default_factory=Reward)
@@ -369,7 +370,7 @@ class ImportModel(Section):
     licence: Annotated[str | None, NOT_SCIENCE] = None
     """Licence of the weights, for the model's card; `from: base` has its own."""
     forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
-    """Evaluate with this many latent steps; null: adaptive."""
+    """Evaluate with this number of latent steps; null: adaptive."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ImportModel:

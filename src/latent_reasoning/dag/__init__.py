@@ -1,1 +1,1 @@
-"""What Snakemake asks of the package: names of files, digests of science and of content, costs."""
+"""What Snakemake asks of the package: file names, digests of science and of content, costs."""

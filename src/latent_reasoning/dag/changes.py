@@ -1,4 +1,4 @@
-"""Which keys changed since results were made: what a new digest alone does not say.
+"""Which keys changed since results were made, which a new digest alone does not show.
 
 Results keep the science that they were made with (`digests.science`): a model on its card, prepared
 rows and evaluations in their summaries. A key that is not recorded had its default, as in a digest.
@@ -21,7 +21,7 @@ Change = tuple[str, Any, Any]
 
 ABSENT = object()
 KINDS = ("stage", "source")
-"""Where one of these differs, so does the meaning of the keys beside it: it stands for them all."""
+"""If one of these differs, the keys beside it mean something else: it alone is reported."""
 
 
 def changed_keys(experiment: Experiment, layout: Layout) -> list[str]:
@@ -29,8 +29,8 @@ def changed_keys(experiment: Experiment, layout: Layout) -> list[str]:
 
     `latent-6 seed 0: training.learning_rate 0.001 -> 0.002`.
 
-    Keys of the result itself go by their short names, those of what it was made from by their full
-    ones. Results that recorded no science, or are not there, have no line.
+    A result's own keys have short names, those of what it was made from have full names. A result
+    that is missing or recorded no science has no line.
     """
     lines = []
     for title, prefix, changes in _changes_of_results(experiment, layout):
@@ -44,8 +44,8 @@ def differences(
 ) -> list[Change]:
     """The keys that differ between a recorded science and today's.
 
-    What only one of them holds (another parent, a base, a stage's recipe) is left out: the key that
-    brought it in, `from` or `teacher`, differs as well.
+    A part that only one of them holds (another parent, a base, a stage's recipe) is left out: the
+    key that brought it in, `from` or `teacher`, differs as well.
     """
     changes: list[Change] = []
     for part in ("recipe", "data", "base", "evaluation", "forced_steps"):
@@ -77,7 +77,7 @@ def _compare(name: str, schema_name: str, old: Any, new: Any) -> Iterator[Change
 def _both(
     schema_name: str, key: str, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """A key's value on both sides; what a science leaves out has its default."""
+    """A key's old and new value; a key that a science leaves out has its default."""
     default = _defaults().get(schema_name, ABSENT)
     if default is not None and isinstance(old.get(key, new.get(key)), Mapping):
         default = {}
@@ -116,7 +116,7 @@ def _changes_of_results(
 
 
 def _recorded(file: Path) -> dict[str, Any]:
-    """The science in a JSON file; empty where there is none."""
+    """The science in a JSON file; empty if there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -126,7 +126,7 @@ def _recorded(file: Path) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as a configuration file would have it."""
+    """A value as a configuration file would write it."""
     if value is ABSENT:
         return "(not a key)"
     plain = isinstance(value, str) and value and value == value.strip()

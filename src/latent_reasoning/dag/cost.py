@@ -2,17 +2,17 @@
 
     python -m latent_reasoning.dag.cost --config config/paper.yaml [config/h100.yaml]
 
-A job executes floating-point operations, in passes through the model that follow one another. A
-pass over few tokens (a latent step, a decoded token) takes as long as starting its kernels does,
-however few operations it has:
+A job executes its floating-point operations in successive passes through the model. A pass over few
+tokens (a latent step, a decoded token) takes as long as starting its kernels, however few its
+operations:
 
     seconds = operations / rate + passes * pass_seconds
 
-Operations are the products with weights, two a weight and token; attention, a few per cent at these
-lengths, is left out. The A100's rate is fitted to the published hours of one latent SFT
-(docs/paper-scale.md). Nothing here was measured on a GPU: expect hours within a factor of two,
-memory within a half. The workflow asks the scheduler for these figures where `runtime.memory_mb`
-and `runtime.runtime_minutes` are null.
+Only products with weights are counted, two operations per weight and token; attention, a few per
+cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
+SFT (docs/paper-scale.md). Nothing here was measured on a GPU: hours may be wrong by a factor of
+two, memory by a half. The workflow asks the scheduler for these figures if `runtime.memory_mb` and
+`runtime.runtime_minutes` are null.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUESTION, REASONING, CUT_REASONING, ANSWER = 58, 22, 15, 7
 GSM8K-Aug form with Llama 3's pre-tokeniser pattern, which splits a little less than the tokenizer.
 """
 REASONING_STEPS, LATENT_STEPS = 3, 6
-"""Steps of a mean row; latent steps that RL's policy and an evaluation take."""
+"""Mean reasoning steps of a row; latent steps that RL's policy and an evaluation take."""
 DISTINCT = 6
 """Distinct completions among a prompt's 16 samples."""
 LONGEST_COMPLETION = {"cot": 128, "no_cot": 32, "latent": 48}
@@ -40,14 +40,14 @@ LONGEST_COMPLETION = {"cot": 128, "no_cot": 32, "latent": 48}
 VALIDATION_ROWS, VALIDATION_BATCH, TEST_ROWS = 500, 128, 1319
 
 ADAM_BYTES, LOGIT_BYTES = 16, 10
-"""A trained float32 weight, its gradient and two moments; a logit, its copy and gradient."""
+"""Bytes of a trained weight, its gradient and moments; of a logit, its copy and gradient."""
 CUDA_GIB, HOST_MB, HOST_COPIES, HUB_ROWS_MB = 2.0, 6000, 3, 1640
-"""The CUDA context and what the allocator cannot use; on the host a process, the copies of float32
-weights while loading, GSM8K-Aug's rows."""
+"""The CUDA context and what the allocator cannot use; on the host a process, copies of float32
+weights while loading, and GSM8K-Aug's rows."""
 CHECKPOINTS = 3
-"""The last two and the best."""
+"""Checkpoints on disk: the last two and the best."""
 MARGIN = 2.0
-"""Time asked of the scheduler, over the estimate."""
+"""Ratio of the time asked of the scheduler to the estimate."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ModelSize:
 
     @property
     def block_weights(self) -> int:
-        """Weights of all matrices in the blocks: what every token is multiplied with."""
+        """Weights of all matrices in the blocks, which multiply every token."""
         attention = 2 * self.hidden * (self.hidden + self.key_values)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -77,10 +77,10 @@ class ModelSize:
         return lora.r * self.layers * ends if lora else 0
 
     def operations(self, tokens: int, logits: int, lora: Lora | None, *, train: bool) -> int:
-        """Of a forward over tokens with logits at some of them, and its backward where trained.
+        """Operations of a forward with `logits` of its tokens, and of its backward if `train`.
 
-        Two a weight and token; backward as many for the gradient of the activations, and again for
-        that of the weights, which frozen ones do not get.
+        Two per weight and token; the backward takes as many for the activations' gradient, and
+        again for the weights' gradient, which frozen weights do not have.
         """
         base = 2 * (self.block_weights * tokens + self.hidden * self.vocabulary * logits)
         adapter = 2 * self.adapter_weights(lora) * tokens
@@ -93,13 +93,13 @@ SIZES = {
     "llama-3.2-1b": ModelSize(2048, 8192, 16, 512, 128_256),
     "smollm2-135m": ModelSize(576, 1536, 30, 192, 49_152),
 }
-"""By the beginning of a model's name."""
+"""Sizes by the beginning of a model's name."""
 UNKNOWN = SIZES["llama-3.2-1b"]
-"""Assumed of a model whose name tells nothing; made wider or narrower where it ends in a size."""
+"""Assumed for any other name, its widths scaled if the name holds a size such as `3b`."""
 
 
 def size_of(experiment: Experiment) -> ModelSize:
-    """The base model's size: of `scratch` as configured, of others by their name."""
+    """The base model's size: as configured for `scratch`, else judged by the model's name."""
     base = experiment.base
     if base.source == "scratch":
         shape = base.architecture
@@ -121,23 +121,23 @@ def size_of(experiment: Experiment) -> ModelSize:
 
 @dataclass(frozen=True)
 class Device:
-    """What a job runs on: operations a second that it reaches, and seconds of a small pass."""
+    """What a job runs on: the operations per second that it reaches, and a small pass's seconds."""
 
     name: str
     rate: float
     pass_seconds: float
 
     def hours(self, operations: float, passes: float) -> float:
-        """How long some work takes."""
+        """The hours that `operations` in `passes` take."""
         return (operations / self.rate + passes * self.pass_seconds) / 3600
 
 
 A100 = Device("A100-80", 41e12, 0.02)
-"""13 % of 312 TFLOP/s: the published latent SFT, worked as the public code does, takes 26 hours."""
+"""13 % of 312 TFLOP/s: the published latent SFT, as in the public code, then takes 26 hours."""
 H100 = Device("H100", 91e12, 0.02)
 """0.7 of the A100's share of a peak of 989 TFLOP/s: its memory is only 1.6 times as fast."""
 THREAD_RATE = 2e10
-"""Operations a second that the laptop experiment reaches on one CPU thread."""
+"""Operations per second that the laptop experiment reaches on one CPU thread."""
 
 
 def device_of(experiment: Experiment) -> Device:
@@ -179,7 +179,7 @@ def training_need(experiment: Experiment, model: str, device: Device | None = No
 
 
 def _training_need(experiment: Experiment, entry: ModelEntry, device: Device | None) -> Need:
-    """Of a training with its validations."""
+    """What a training with its validations needs."""
     size, device = size_of(experiment), device or device_of(experiment)
     training, lora = entry.training, entry.lora
     rows = min(experiment.runtime.micro_batch_size or training.batch_size, training.batch_size)
@@ -197,8 +197,8 @@ def _training_need(experiment: Experiment, entry: ModelEntry, device: Device | N
 
     trained = size.adapter_weights(lora) or size.weights
     frozen = size.weights if lora or entry.stage == "rl" else 0
-    # Autograd keeps these bytes for a token and block (counted with saved-tensor hooks), and a
-    # frozen weight's bfloat16 copy, which is made anew, for every pass.
+    # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks), and for
+    # each pass a new bfloat16 copy of every frozen weight.
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
     copies = 2 * size.block_weights * (passes if lora else 1)
     held = (
@@ -209,7 +209,7 @@ def _training_need(experiment: Experiment, entry: ModelEntry, device: Device | N
 
 
 def _micro_batch(entry: ModelEntry, rows: int) -> tuple[int, int, int]:
-    """Tokens, logits, and passes one after another, of a forward over questions read once each."""
+    """Tokens, logits and successive passes of a forward that reads each question once."""
     if entry.stage == "rl":
         answers = ANSWER * min(DISTINCT, entry.group_size)
         return rows * (QUESTION + LATENT_STEPS + 2 + answers), rows * answers, LATENT_STEPS + 4
@@ -248,14 +248,14 @@ def _longest(entry: ModelEntry) -> int:
 
 
 def _host_mb(experiment: Experiment) -> int:
-    """Memory of a process that holds a model, in whole 4,000 MB."""
+    """Memory of a process that holds a model, in multiples of 4,000 MB."""
     weights = HOST_COPIES * 4 * size_of(experiment).weights / 1e6
     rows = HUB_ROWS_MB if experiment.data.source == "hub" else 0
     return 4000 * math.ceil((HOST_MB + weights + rows) / 4000)
 
 
 def total(experiment: Experiment, models: list[str]) -> tuple[float, str]:
-    """Hours of the base model and of models with their evaluations, for all seeds; in words."""
+    """Hours of the base model, models and evaluations for all seeds; in words, with disk."""
     needs = [base_need(experiment)]
     for name in models:
         needs += [training_need(experiment, name), evaluation_need(experiment, name)]
@@ -273,7 +273,7 @@ def describe(experiment: Experiment, main: list[str]) -> str:
     return (
         f"{experiment.experiment}: from nothing, roughly {total(experiment, main)[1]}{appendix} "
         f"on one {device_of(experiment).name}, for a model of {size_of(experiment).weights:.2g} "
-        f"weights and {len(experiment.seeds)} seed(s); python -m latent_reasoning.dag.cost tells "
+        f"weights and {len(experiment.seeds)} seed(s); python -m latent_reasoning.dag.cost lists "
         "each job"
     )
 

@@ -1,11 +1,11 @@
 """Which keys of the configuration a result depends on, condensed to a digest.
 
-The workflow plans a stage with the digest of its own keys and of those before it, and the stage
-refuses a configuration of another digest. A digest holds the values that differ from their
-defaults, and no others: a key written out with its default is the same as one left out, and a
-key that is new in the schema leaves every finished model as it is. The price is that a changed
-default would go unseen. `workflow/schemas/defaults.json` therefore records the defaults together
-with `RECIPE`, and `make lint` refuses a changed one until the stage's recipe is raised.
+The workflow plans a stage with the digest of its own keys and those of the stages before it, and
+the stage refuses a configuration with another digest. A digest holds only the values that differ
+from their defaults: a key written out with its default equals one left out, and a key that is new
+in the schema leaves every finished model as it is. The price is that a changed default would go
+unseen. `workflow/schemas/defaults.json` therefore records the defaults together with `RECIPE`, and
+`make lint` refuses a changed default until the stage's recipe is raised.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ SCIENTIFIC: dict[str, type[Section]] = {
 }
 """The sections whose keys are science, by the stage of `RECIPE` that ends their name.
 
-A key counts for that stage, unless it is marked otherwise where it is defined (`config.fields`).
+A key counts for that stage, unless a mark on it says otherwise (`config.fields`).
 """
 
 BASE_FROM_ELSEWHERE = "import"
-"""A base model that is not trained here reads no rows, as an imported one."""
+"""The stage whose keys of `data` count for a base model that is not trained here."""
 
 
 # -------------------------------------------------------------------------------------- digests
 
 
 def science(experiment: Experiment, stage: str, model: str | None = None) -> dict[str, Any]:
-    """The keys that the result of a stage depends on, those of the stages before it included.
+    """The keys that the result of a stage depends on, including those of the stages before it.
 
     `stage` is one of data, test_set (an extra one), base, model (with `model`: an entry of
-    `models`) and evaluation (with `model`). Runtime, tracking and report keys are in none of them,
-    nor are paths: files count by their content, which the DAG compares. Values that are defaults
-    are left out.
+    `models`) and evaluation (with `model`). Runtime, tracking and report keys never count, nor do
+    paths: files count by their content, which the DAG compares. Values that are defaults are left
+    out.
     """
     if stage in ("data", "test_set"):
         keys = departures(experiment.data, stage, section_stage="data")
@@ -95,19 +95,19 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
 
 
 def model_science(experiment: Experiment, name: str) -> dict[str, Any]:
-    """`science` of a model, or of the base model by the name `base`: what its card records."""
+    """The `science` of a model, or of the base model by the name `base`, which its card records."""
     return science(experiment, "base" if name == "base" else "model", name)
 
 
 def science_digest(experiment: Experiment, stage: str, model: str | None = None) -> str:
-    """Digest of `science`; a stage refuses to run where it differs from the planned one."""
+    """Digest of `science`; a stage refuses to run if it differs from the planned one."""
     return digest(science(experiment, stage, model))
 
 
 def check_digest(
     experiment: Experiment, stage: str, expected: str | None, model: str | None = None
 ) -> str:
-    """The stage's digest; raises `ConfigError` where the file changed since the DAG was planned."""
+    """The stage's digest; raises `ConfigError` if the file changed since the DAG was planned."""
     actual = science_digest(experiment, stage, model)
     if expected is not None and expected != actual:
         raise ConfigError(
@@ -120,12 +120,12 @@ def check_digest(
 def departures(
     section: Section, stage: str | None = None, section_stage: str | None = None
 ) -> dict[str, Any]:
-    """What a section sets otherwise than its own class does, as plain values by the file's keys.
+    """The values of a section that differ from its class's defaults, as plain values by their keys.
 
-    Where `stage` is given, only what its result depends on; `section_stage` is the stage that the
-    section's unmarked keys are science for (default: the same). A section inside counts by its own
-    departures, and is left out where there are none, unless its default is to be absent (`lora`):
-    then being there says something.
+    With `stage`, only those that the stage's result depends on; `section_stage` is the stage that
+    the section's unmarked keys are science for (default: `stage`). A section inside counts by its
+    own departures and is left out if it has none, unless it is absent by default (`lora`): then its
+    presence counts.
     """
     return _departures(section, stage, frozenset([section_stage or stage or ""]))
 
@@ -153,7 +153,7 @@ def _recipes(*stages: str) -> dict[str, int]:
 
 
 def _reading(experiment: Experiment, stage: str) -> dict[str, Any]:
-    """Keys of `data`, dotted, that say how a stage reads prepared rows.
+    """The dotted keys of `data` that say how a stage reads prepared rows.
 
     The rows themselves count by their own digest.
     """
@@ -231,8 +231,8 @@ REQUIRED = "(required)"
 def keys_of(section: type[Section], prefix: str, stages: frozenset[str]) -> Iterator[Key]:
     """Every key below a section, depth first; `stages` are those of the section.
 
-    A section inside is a key of its own where it departs from what its keys say: one that is
-    absent by default, or whose default sets other values than its class.
+    A section inside is itself a key if it is absent by default, or if its default sets other values
+    than its class.
     """
     for key, _, field in fields_of(section):
         name, key_stages = f"{prefix}.{key}", stages_of(field, stages)
@@ -263,9 +263,9 @@ def recorded_defaults() -> dict[str, Any]:
 
 
 def defaults_text(recorded: Mapping[str, Any]) -> str:
-    """The new content of `defaults.json`, `recorded` being what it holds.
+    """The new content of `defaults.json`; `recorded` is its present content.
 
-    Raises `ConfigError` where a recorded default has changed and its stage's recipe has not.
+    Raises `ConfigError` if a recorded default has changed but its stage's recipe has not.
     """
     current = recorded_defaults()
     silent = []

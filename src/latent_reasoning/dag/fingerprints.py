@@ -16,9 +16,9 @@ WHOLE_FILE_LIMIT = 256 * 1024**2
 """Larger files (weights) count by their size and both ends, so that planning stays quick."""
 END_BYTES = 1024**2
 ROW_FILES = (".jsonl", ".parquet")
-"""What counts of a folder of raw rows, by the names' ends."""
+"""Suffixes of the files that count in a folder of raw rows."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
-"""What counts of a model folder: what is loaded. Notes, and the card with its versions, do not."""
+"""Suffixes of the files that count in a model folder; the card, with its versions, does not."""
 CARD = "card.json"
 
 
@@ -35,7 +35,7 @@ def content_of_test_set(experiment: Experiment, dataset: str) -> str:
 
 
 def content_of_base(experiment: Experiment) -> str:
-    """Digest of the base model's file or folder, where it is a local one."""
+    """Digest of the base model's file or folder, if it is local."""
     if experiment.base.source not in ("local", "gguf"):
         return ""
     return fingerprint(experiment.base.path, "base.path")
@@ -44,7 +44,7 @@ def content_of_base(experiment: Experiment) -> str:
 def content_of_model(experiment: Experiment, model: str) -> str:
     """Digest of what a model takes from outside: imported weights, or base weights it starts from.
 
-    A base trained by the workflow counts by its folder instead, and a hub id by its name.
+    A base trained by the workflow is an input of the job instead, and a hub id counts by its name.
     """
     entry = experiment.models[model]
     if entry.start == "base":
@@ -57,8 +57,8 @@ def content_of_model(experiment: Experiment, model: str) -> str:
 def fingerprint(path: str, key: str, counted: tuple[str, ...] = MODEL_FILES) -> str:
     """Digest of a file's content, or of the names and content of a folder's files.
 
-    Of a folder, files whose name ends on one of `counted` count: a note put beside weights or rows
-    reruns nothing. Raises `ConfigError` naming the configuration's key where there is no such file.
+    In a folder, files whose names end with one of `counted` count: a note beside weights or rows
+    reruns nothing. Raises `ConfigError`, naming the configuration's key, if there is no such file.
     """
     location = expand_path(path)
     try:
@@ -71,16 +71,16 @@ def fingerprint(path: str, key: str, counted: tuple[str, ...] = MODEL_FILES) -> 
 
 
 def write_model_digest(folder: Path, file: Path) -> None:
-    """Write the fingerprint of a model folder, once that is complete, into a small file.
+    """Write the fingerprint of a complete model folder into a small file.
 
-    Snakemake compares small files by content, folders by time alone: with it, a fresh time stamp
-    on a model retrains nothing.
+    Snakemake compares small files by content but folders by time alone: with this file, a fresh
+    time stamp retrains nothing.
     """
     write_text_atomically(file, fingerprint(str(folder), str(folder)) + "\n")
 
 
 def _counts(file: Path, counted: tuple[str, ...]) -> bool:
-    """Hidden files are other programs' notes, such as Snakemake's time stamp of a folder."""
+    """Whether a file counts; hidden files are other programs' notes, such as Snakemake's."""
     hidden = file.name.startswith(".")
     return file.name.endswith(counted) and not hidden and file.name != CARD and file.is_file()
 

@@ -29,7 +29,7 @@ def results_root() -> Path:
 
 
 def main_models(experiment: Experiment) -> list[str]:
-    """The models of the main tables and figures: `report.main`, else all but the appendix's."""
+    """The models of the main tables and figures: `report.main`, or all but the appendix's."""
     report = experiment.report
     return report.main or [name for name in experiment.models if name not in report.appendix]
 
@@ -68,7 +68,7 @@ class Layout:
         return self.folder / "data" / f"{name}.summary.json"
 
     def base(self, seed: int) -> Path:
-        """The base model: one a seed where it is trained from scratch."""
+        """The base model: one for each seed if it is trained from scratch."""
         base = self.folder / "base"
         return base / f"seed-{seed}" if self.base_has_seeds else base
 

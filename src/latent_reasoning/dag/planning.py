@@ -1,7 +1,7 @@
-"""What the workflow plans with, free of Snakemake: `workflow/rules/common.smk` connects the two.
+"""What the workflow plans with, without Snakemake; `workflow/rules/common.smk` connects the two.
 
-Nothing here that is called while a Snakefile is parsed touches a file: a dry run leaves everything
-as it is. `write_config` and `clamp_future_mtimes` are for the start of a run.
+Functions that are called while a Snakefile is parsed change no file: a dry run leaves everything as
+it is. `write_config` and `clamp_future_mtimes` are for the start of a run.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DEFAULT_CONFIG = PROJECT_ROOT / "config" / "laptop.yaml"
 
 
 def shown(path: Path) -> Path:
-    """A path relative to the working directory where it lies below it."""
+    """A path, relative to the working directory if it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def load_experiment(files: Sequence[Path], values: Mapping[str, Any]) -> Experiment:
-    """The experiment of the configuration files (default: laptop), and of `--config` over them."""
+    """The experiment of the configuration files (default: laptop), with `--config` over them."""
     names = [str(shown(Path(file))) for file in files or [DEFAULT_CONFIG]]
     raw = merge(read(names), command_line_values(values))
     return resolve(raw, ", ".join([*names, *(["--config"] if values else [])]))
@@ -60,7 +60,7 @@ def _typed(value: Any) -> Any:
 
 
 def shown_results_root() -> Path:
-    """`results_root()` as file names begin with it; `ConfigError` where Snakemake cannot use it."""
+    """`results_root()` as the start of file names; `ConfigError` if Snakemake cannot use it."""
     root = results_root()
     if set("{}\n") & set(str(root)):
         raise ConfigError(
@@ -89,7 +89,7 @@ def parents_of(experiment: Experiment, model: str) -> list[str]:
 def report_digest(experiment: Experiment, *keys: str) -> str:
     """The digest of the keys of the section `report` that a table, figure or page shows.
 
-    `main` counts as resolved: without it, the order of `models` is that of the rows.
+    `main` counts with its default filled in, so that the order of `models` counts too.
     """
     section = experiment.report.model_dump(mode="json") | {"main": main_models(experiment)}
     return digest([section[key] for key in keys])
@@ -99,17 +99,17 @@ def report_digest(experiment: Experiment, *keys: str) -> str:
 
 
 def write_config(experiment: Experiment, path: Path) -> None:
-    """Write the full configuration where it differs from what is there, atomically."""
+    """Write the full configuration atomically if it differs from the file's content."""
     text = dump_yaml(experiment)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text_atomically(path, text)
 
 
 def clamp_future_mtimes(folder: Path) -> int:
-    """Date files and folders that are dated in the future to now; returns how many there were.
+    """Set modification times that lie in the future to now; returns the number of those found.
 
-    A clock that was ahead leaves them, and Snakemake fails every job whose input is newer than what
-    it has just made.
+    They come from a clock that was ahead, and Snakemake fails every job whose input is newer than
+    its fresh output.
     """
     now = time.time()
     found = [
@@ -118,6 +118,6 @@ def clamp_future_mtimes(folder: Path) -> int:
         if not path.is_symlink() and path.exists() and path.stat().st_mtime > now
     ]
     for path in found:
-        with contextlib.suppress(OSError):  # gone, or not ours to date
+        with contextlib.suppress(OSError):  # gone, or not ours
             os.utime(path, (now, now))
     return len(found)

@@ -63,7 +63,7 @@ def _test_set(experiment: config.Experiment, name: str, layout: Layout) -> Prepa
 
 
 def _training_files(layout: Layout) -> list[Path]:
-    """The prepared training rows; RL's share is empty where SFT gets everything."""
+    """The prepared training rows; RL's share is empty if SFT gets everything."""
     files = [layout.data("sft"), layout.data("rl")]
     return [file for file in files if not file.is_file() or file.stat().st_size]
 

@@ -1,7 +1,7 @@
 """Numbers in answers: which rows are kept, and whether a completion is right.
 
-Four questions are apart, because the public code keeps them apart (the notes are those at the end
-of docs/method.md):
+Four questions are kept apart, as in the public code (the notes are those at the end of
+docs/method.md):
 
 - *filter* (training rows): is the whole answer a plain number? `is_plain_number` (note 3)
 - *label* (every row): does the answer hold a number to compare with? `find_number`
@@ -32,7 +32,7 @@ Thinking = Literal["latent", "text", "forced"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a completion is scored: `extracted` is the number's text, None where there is none."""
+    """How a completion is scored: `extracted` is the number's text, None if there is none."""
 
     extracted: str | None
     well_formatted: bool
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def is_plain_number(answer: str) -> bool:
-    """The filter of training rows: Python's `float` on the text without commas, no `inf` in it.
+    """The filter of training rows: `float` reads the text without its commas, and it has no `inf`.
 
     So `nan`, `1e3`, `1_000` and ` 7 ` are kept; `$12`, `1/2`, `50%` and the empty text are not.
     """
@@ -64,7 +64,7 @@ def find_number(text: str) -> str | None:
 
 
 def parse_number(text: str) -> float | None:
-    """The first number of a text, None where there is none."""
+    """The first number of a text; None if it has none."""
     number = find_number(text)
     return None if number is None else float(number)
 
@@ -78,7 +78,7 @@ def answers_match(label: str, text: str) -> bool:
 
 
 def split_completion(text: str) -> tuple[str, str] | None:
-    """What stands before and after the last ` The answer is:` (any case); None without one."""
+    """The text before and after the last ` The answer is:` (any case); None if there is none."""
     matches = list(_ANY_CASE_PREFIX.finditer(text))
     return (text[: matches[-1].start()], text[matches[-1].end() :]) if matches else None
 
@@ -89,7 +89,7 @@ def judge(label: str, completion: str, thinking: Thinking) -> Verdict:
     Args:
         label: the row's answer.
         completion: the text after the prompt, special tokens kept.
-        thinking: `latent`, the prompt ended in START, so STOP has to stand before the answer;
+        thinking: `latent`, the prompt ended in START, so STOP must come before the answer;
             `text`, anything may; `forced`, the prompt ended in ` The answer is:`, so the whole
             completion is the answer.
     """

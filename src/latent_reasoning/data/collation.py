@@ -50,9 +50,9 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
 
 
 def bucket_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions in batches of similar length, longest first, so that little is padded.
+    """Positions in batches of similar length, so that there is little padding.
 
-    The longest batch comes first: if memory does not suffice, it shows at once.
+    The longest batch comes first: a shortage of memory then shows at once.
     """
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,6 +1,6 @@
-"""Training examples: token ids, from which labels and maps are computed when they are asked for.
+"""Training examples: token ids, from which labels and maps are computed on demand.
 
-An example keeps its ids alone and four numbers, so that the 327,777 latent examples of the paper's
+An example keeps only its ids and four numbers, so that the 327,777 latent examples of the paper's
 SFT take less than 1 GB. `data.sequences` makes them.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 IGNORED_LABEL = -100
 SEPARATORS = 4
-"""The public code tests the token limit while one separator stands between each two pieces."""
+"""Separators between the five pieces, which the public code counts in its token limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PlainExample:
     Attributes:
         input_ids: ids of the whole sequence, BOS and EOS included, int32 (T,).
         question_length: ids before the reasoning.
-        reasoning_length: ids of the reasoning, 0 where there is none.
+        reasoning_length: ids of the reasoning, 0 if there is none.
         first_label: position of the first id that is learned.
         target_position: where hidden states are distilled (` The answer is:`, or one later).
     """
@@ -64,8 +64,8 @@ class StudentExample(PlainExample):
     """A sequence that reasons in latent steps.
 
     Attributes:
-        stop_label: what is learned where STOP stands, if not STOP: a row that answers early for
-            practice is still taught to continue (random readout).
+        stop_label: the label at STOP's position, if it is not STOP: a row that answers early
+            (random readout) is still taught to continue.
     """
 
     stop_label: int | None = None
@@ -88,14 +88,14 @@ class StudentExample(PlainExample):
 
 @dataclass(frozen=True, slots=True)
 class LatentExample:
-    """One row as the teacher reads it and as the student does."""
+    """One row as the teacher and as the student read it."""
 
     teacher: PlainExample
     student: StudentExample
 
 
 def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:
-    """SFT's length limit, on both sequences of a latent example (note 5: 508 for 512)."""
+    """SFT's length limit, for both sequences of a latent example (note 5: 508 for 512)."""
     if max_tokens is None:
         return True
     if isinstance(example, LatentExample):

@@ -1,6 +1,6 @@
 """Numbers that words of a question imply: `twice` 2, `week` 7 and 52, `%` 100.
 
-A perturbed copy of a row (`data.perturbation`) leaves them as they are.
+A perturbed copy of a row (`data.perturbation`) does not change them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ _IMPLYING_WORDS = {
     "liters ml",
     1000000: "million",
 }
-"""Constants that a word (or sign) of the question may stand for in a step."""
 
 
 def implied_constants(question: str) -> frozenset[int]:

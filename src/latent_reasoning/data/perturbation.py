@@ -1,15 +1,14 @@
 """`numeric_perturbation`: more training rows by changing the numbers of the given ones.
 
-For a row whose steps are equations (`<<48/2=24>>`), the numbers that stand in both question and
-steps are replaced by others of similar size, the chain is recomputed, and the copy is kept only
-where it comes out clean. Nothing else of the text changes, so this is what it is called and no
-more: no new stories, no new chains.
+For a row whose steps are equations (`<<48/2=24>>`), the numbers that occur in both question and
+steps are replaced by others of similar size, the chain is recomputed, and the copy is kept only if
+it comes out clean. Nothing else of the text changes: no new stories, no new chains.
 
 A number in a step has an origin: a number of the question, the result of an earlier step, or a
-constant that the question's words imply (`twice` 2, `week` 7, `%` 100). It is followed wherever it
-came from. Where the origin is uncertain, all possible origins must give the same number; where
-there is none, the row is left alone. So numbers that words imply are never changed, and neither
-are those in fractions, ranges, times of day, ordinals and years.
+constant that the question's words imply (`twice` 2, `week` 7, `%` 100). Its new value is that of
+its origin. If the origin is uncertain, all possible origins must give the same number; if there is
+none, the row is left alone. So numbers that words imply are never changed, and neither are those in
+fractions, ranges, times of day, ordinals and years.
 
 Arithmetic is exact (`fractions`), on parsed syntax trees; nothing is ever evaluated as code.
 """
@@ -31,7 +30,7 @@ ATTEMPTS = 20
 """Draws of new numbers tried for one copy."""
 
 MAX_DECIMALS = 2
-"""Decimals of a result, where the original has decimals at all (or the original's, if more)."""
+"""Most decimals of a new result if the old one has any (or the old one's, if more)."""
 
 RESULT_TOLERANCE = Fraction(1, 10**6)
 
@@ -44,7 +43,7 @@ _STEP = re.compile(r"<<([^=<>]+)=([^=<>]+)>>")
 
 @dataclass(frozen=True)
 class _Number:
-    """A number as it is written in a text."""
+    """A number as written in a text."""
 
     start: int
     end: int
@@ -88,7 +87,7 @@ def perturbed_copies(rows: Iterable[Row], copies: int, seed: int, taken: set[str
 
 @dataclass(frozen=True)
 class _Free:
-    """A value of the question that may change, to one of `low` .. `high` units, not to itself."""
+    """A value of the question that may change to `low` .. `high` units, but not to itself."""
 
     value: Fraction
     unit: Fraction
@@ -102,9 +101,9 @@ class _Free:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a number of a step may come from: all must agree on its value.
+    """Where a number of a step may come from: all origins must agree on its value.
 
-    `places` index the new values of the free numbers followed by the new results of the steps.
+    `places` are indices into the free numbers' new values followed by the steps' new results.
     """
 
     places: tuple[int, ...]
@@ -147,7 +146,7 @@ class _Problem:
         return cls(row, steps, numbers, ranges, origins)
 
     def draw(self, copy_id: str, generator: random.Random, taken: set[str]) -> Row | None:
-        """One copy with new numbers, or None where no attempt came out clean and new."""
+        """One copy with new numbers; None if no attempt came out clean and new."""
         for _ in range(ATTEMPTS):
             new = [number.draw(generator) for number in self.free]
             chain = self._recompute(new)
@@ -162,7 +161,7 @@ class _Problem:
         return None
 
     def _recompute(self, new: Sequence[Fraction]) -> list[tuple[list[Fraction], Fraction]] | None:
-        """Numbers and result of each step; None where one is not clean or not certain."""
+        """Numbers and result of each step; None if one is not clean or not certain."""
         known = list(new)
         chain = []
         for step, origins in zip(self.steps, self.origins, strict=True):
@@ -192,7 +191,7 @@ class _Problem:
 def _origins(
     steps: Sequence[_Step], free: Sequence[Fraction], constants: Collection[Fraction | int]
 ) -> tuple[tuple[_Origin, ...], ...] | None:
-    """The origins of every number of every step; None where a number has none."""
+    """The origins of every number of every step; None if a number has none."""
     places: dict[Fraction, list[int]] = {value: [place] for place, value in enumerate(free)}
     origins = []
     for index, step in enumerate(steps):
@@ -210,7 +209,7 @@ def _origins(
 
 
 def _range(value: Fraction, numbers: Sequence[_Number], question: str) -> _Free:
-    """What `value` may become: the same unit (`_unit`), within 50 %, or 3 units where it is small.
+    """What `value` may become: the same unit (`_unit`), within 50 %, or 3 units if it is small.
 
     Percentages stay at most 100, and counts at least 2: `1 apples` would not be English.
     """
@@ -266,7 +265,7 @@ def _evaluate(node: ast.expr, values: Sequence[Fraction]) -> Fraction | None:
 
 
 def _parse_steps(steps: Sequence[str] | None) -> tuple[_Step, ...] | None:
-    """The equations of all steps; None where one is no equation, or is false."""
+    """The equations of all steps; None if one is no equation, or is false."""
     parsed = []
     for step in steps or ():
         match = _STEP.fullmatch(step.strip())
@@ -283,7 +282,7 @@ def _parse_steps(steps: Sequence[str] | None) -> tuple[_Step, ...] | None:
 
 
 def _question_numbers(question: str) -> tuple[tuple[_Number, ...], set[Fraction]]:
-    """The numbers that may change, and the values of those that may not."""
+    """All numbers of a question, and the values of those that may not change."""
     free, glued = [], set()
     for number in _numbers(question):
         before, after = question[: number.start], question[number.end :]
@@ -306,7 +305,7 @@ def _fraction(text: str) -> Fraction:
 
 
 def _value(text: str) -> Fraction | None:
-    """The value of a text that is one number, else None."""
+    """The value of a text that is a single number; None for any other."""
     text = text.strip()
     return _fraction(text) if _NUMBER.fullmatch(text) else None
 
@@ -324,7 +323,7 @@ def _unit(text: str) -> Fraction:
 
 
 def _is_clean(result: Fraction, step: _Step) -> bool:
-    """Positive; whole where the original is whole; else of few decimals."""
+    """Whether a result is positive, and whole if the original is, else of few decimals."""
     if result <= 0:
         return False
     if step.result.denominator == 1:
@@ -343,7 +342,7 @@ def _write(step: _Step, values: Sequence[Fraction], result: Fraction) -> str:
 
 
 def _like(pattern: str, value: Fraction) -> str:
-    """`value` written as `pattern` is: its thousands' commas, trailing zeros and leading point."""
+    """`value` written like `pattern`: with its commas, trailing zeros and leading point."""
     decimals = _decimals(pattern) if pattern.endswith("0") else 0
     while (value * 10**decimals).denominator != 1:
         decimals += 1

@@ -1,9 +1,9 @@
 """The stage prepare_data: from raw rows to `sft`, `rl`, `validation` and `test`.
 
 In this order: read and check; shuffle and cut train into SFT's and RL's part; in each part drop
-answers that are no plain number and questions that stand in validation or test; add perturbed
-copies. Validation and test are kept as they are. The summary says what was dropped, and why. Extra
-test sets are prepared one by one, so that a new one touches nothing that training reads.
+answers that are no plain number and questions that occur in validation or test; add perturbed
+copies. Validation and test stay as they are. The summary says what was dropped, and why. Extra test
+sets are prepared one by one, so that a new one touches nothing that training reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHARACTERS_PER_BIN = 50
 
 @dataclass(frozen=True)
 class Prepared:
-    """The splits that later stages read, and the summary of how they came about."""
+    """The splits that later stages read, and the summary of how they were made."""
 
     splits: dict[str, list[Row]]
     summary: dict[str, Any]
@@ -91,7 +91,7 @@ def split_positions(n_rows: int, sft_share: float, seed: int) -> tuple[np.ndarra
 def trainable(rows: Iterable[Row], held_out: set[str]) -> tuple[list[Row], Counter[str]]:
     """Rows to train on, and the number of dropped ones by reason.
 
-    An answer has to be a plain number, and the normalised question none of `held_out`. Negative
+    An answer must be a plain number, and a normalised question must not be in `held_out`. Negative
     answers stay: latent SFT alone drops them.
     """
     kept: list[Row] = []
@@ -159,7 +159,7 @@ def _augment(
     data: Data,
     log: Log,
 ) -> None:
-    """Append perturbed copies to their own row's split, so that SFT and RL stay apart."""
+    """Append perturbed copies to the split of their row, so that SFT and RL stay apart."""
     settings = data.augmentation
     for name in ("sft", "rl"):
         copies = perturbed_copies(splits[name], settings.copies, settings.seed, taken)
@@ -186,7 +186,7 @@ def _source(data: Data) -> dict[str, Any]:
 
 
 def _histograms(rows: Sequence[Row]) -> dict[str, Any]:
-    """Lengths of the questions, and the numbers of steps (`unknown` where a row has none given)."""
+    """Lengths of the questions, and numbers of steps (`unknown` for a row without given steps)."""
     steps = Counter("unknown" if row.steps is None else len(row.steps) for row in rows)
     return {
         "steps": {
@@ -201,7 +201,7 @@ def _histograms(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _distribution(values: Iterable[int], bin_width: int) -> dict[str, Any]:
-    """Least, mean and largest value, and the counts by the first value of each bin."""
+    """Least, mean and largest value, and counts by the first value of each bin."""
     values = list(values)
     if not values:
         return {"bin_width": bin_width, "histogram": {}}

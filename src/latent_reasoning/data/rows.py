@@ -22,7 +22,7 @@ class DataError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: `steps` is None where the source has none (then only the answer is known)."""
+    """One example: `steps` is None if the source has none (then only the answer is known)."""
 
     id: str
     question: str
@@ -62,7 +62,7 @@ def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
     """The line number (from 0) and decoded record of each line that is not blank.
 
     A line that cannot be decoded yields its `DataError` in the record's place, so that the caller
-    decides whether it stops or is counted.
+    can stop or count it.
 
     Raises:
         DataError: the file does not exist or cannot be read.
@@ -95,7 +95,7 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of a prepared file (`results/{experiment}/data/{split}.jsonl`), which carry their ids.
 
     Raises:
-        DataError: a missing file, one that is not as it was written, a malformed row, or none.
+        DataError: a missing or changed file, a malformed row, or no rows.
     """
     _check_unchanged(path)
     rows = []
@@ -131,7 +131,7 @@ def row_lines(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def normalise_question(question: str) -> str:
-    """The text by which two questions are the same: runs of white space are one space."""
+    """The text by which questions are compared: each run of white space is one space."""
     return " ".join(question.split())
 
 
@@ -146,7 +146,7 @@ def _text(record: dict[str, Any], column: str, where: str) -> str:
 
 
 def _check_unicode(text: str, column: str, where: str) -> None:
-    """JSON can hold half of a surrogate pair, which no file and no tokenizer can."""
+    """Refuse half of a surrogate pair, which JSON can hold but no file and no tokenizer."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,15 +1,15 @@
 """The only place where rows become token sequences (docs/method.md, section 2).
 
-A training example is five pieces, each tokenised apart so that no token crosses a border (docs/
-method.md, note 2):
+A training example is five pieces, each tokenised apart so that no token crosses a border (note 2
+there):
 
     {prefix}{question} | {reasoning} | ` The answer is` | `:` | ` {answer}`{eos}
 
 `reasoning` is a text, mostly the steps (`encode_plain_rows`), or START, n CONTINUE, STOP (the
 student of `encode_latent_rows`, whose teacher is the plain form of the same row). BOS stands where
-the tokenizer puts it by itself.
+the tokenizer itself puts it.
 
-Texts go to the tokenizer in batches, hence functions of many rows.
+Texts are tokenised in batches, hence functions of many rows.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated ids as it stands: special tokens kept, no space tidied away.
+    """The text of generated ids, special tokens and spaces kept.
 
-    Some tokenizers tidy by default, which can join the digits of a number.
+    Some tokenizers tidy spaces away by default, which can join the digits of a number.
     """
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before every text by itself: BOS, or nothing (GPT-2)."""
+    """The ids that the tokenizer itself puts before every text: BOS, or none (GPT-2)."""
     probe = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
     for position in range(len(ids)):
@@ -111,9 +111,9 @@ def apply_special_token_policy(
     """Deal with literal special-token text in rows, which a tokenizer would read as the token.
 
     `error` refuses; `skip` leaves the row out; `escape` puts a space after the text's first
-    character (`< START>`); `keep` does nothing, as the public code.
+    character (`< START>`); `keep` does nothing, as in the public code.
 
-    Returns the rows and how many were left out.
+    Returns the rows and the number left out.
 
     Raises:
         DataError: with policy `error`, naming the row and the text.
@@ -168,7 +168,7 @@ def reasoning_steps(row: Row, *, drop_last_step: bool) -> tuple[str, ...]:
 def reasoning_text(
     row: Row, *, natural_language: bool = False, drop_last_step: bool = False
 ) -> str:
-    """The steps joined with nothing between them; each after a space where they are sentences.
+    """The steps joined without a separator, or each after a space if they are sentences.
 
     Raises:
         DataError: the row's steps are unknown.
@@ -188,7 +188,7 @@ def latent_step_count(k: int, steps: LatentSteps) -> int:
 
 
 def reasoning_step_count(row: Row, *, drop_last_step: bool) -> int:
-    """k, all the steps. Where the last is removed, a row without any counts as one (note 6)."""
+    """k, the number of steps; if the last is dropped, a row without any counts as one (note 6)."""
     return max(len(row.steps or ()), 1 if drop_last_step else 0)
 
 
@@ -208,7 +208,7 @@ def encode_plain_rows(
         rows: the rows.
         tokenizer: its EOS ends each example.
         prefix: text before the question.
-        reasonings: text before the answer, one a row; empty for an answer at once.
+        reasonings: text before the answer, one per row; empty for an immediate answer.
 
     Raises:
         DataError: a tokenizer without EOS.
@@ -239,14 +239,14 @@ def encode_latent_rows(
         rows: the rows.
         tokenizer: has EOS and the four latent tokens.
         prefix: text before the question.
-        reasonings: the teacher's text before the answer, one a row.
-        steps: how many latent steps a row gets.
+        reasonings: the teacher's text before the answer, one per row.
+        steps: the rule for a row's number of latent steps.
         drop_last_step: the teacher's text leaves the last step out (see `reasoning_step_count`).
         shift_target: the target token is the one after `:`, not `:`.
         mask_latent_labels: the student learns only the answer.
         learn_start: START is a label too, on the question's last token (note 7).
-        readout: of a row and its n, the steps after which the student answers; n where None.
-            Its stop decisions are still taught to reach n.
+        readout: from a row and its n to the number of steps after which the student answers
+            (None: n). Its stop decisions are still taught to reach n.
 
     Raises:
         DataError: a tokenizer that lacks a token.
@@ -313,7 +313,7 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The pieces that are the same in every row, and the tokenizer for the others."""
+    """The pieces that are the same in every row, and the tokenizer for the rest."""
 
     tokenizer: PreTrainedTokenizerBase
     first: list[int]

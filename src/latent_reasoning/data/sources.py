@@ -1,7 +1,7 @@
 """Where rows come from: made here (`generated`), a folder (`local`) or the hub (`hub`).
 
 Every source gives records; `read_split` checks each and makes it a `Row` with the id
-`{split}-{line from 0}`. A bad one stops the stage or is counted, as `data.on_bad_row` says.
+`{split}-{line from 0}`. A bad record stops the stage or is counted, as `data.on_bad_row` says.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Log = Callable[[str], None]
 
 
 class Record(NamedTuple):
-    """One raw row: its line (from 0), where it stands, and its content or what is wrong with it."""
+    """One raw row: its line (from 0), where it stands, its content or what is wrong with it."""
 
     line: int
     where: str
@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class RawSplit:
-    """The rows of one split, before any filter, and how many bad ones were skipped."""
+    """The rows of one split, before any filter, and the number of bad ones that were skipped."""
 
     rows: list[Row]
     bad_rows: int
@@ -88,7 +88,7 @@ def read_split(split: str, records: Iterator[Record], data: Data, log: Log) -> R
     """Check the records of one split.
 
     Raises:
-        DataError: a bad row where `on_bad_row` is `error`, or no row at all.
+        DataError: a bad row if `on_bad_row` is `error`, or no row at all.
     """
     rows: list[Row] = []
     bad_rows = 0
@@ -128,7 +128,7 @@ def _checked(split: str, record: Record) -> Row:
     if isinstance(record.content, DataError):
         raise record.content
     row = parse_row(record.content, f"{split}-{record.line}", record.where)
-    # Of the training rows those whose answer is no plain number are left to the filter.
+    # Training rows whose answer is no plain number are left to the filter.
     has_label = find_number(row.answer) is not None
     if not has_label and (split != "train" or is_plain_number(row.answer)):
         raise DataError(f"{record.where}: the answer {row.answer!r} holds no number")
@@ -166,7 +166,7 @@ def _local(data: Data, split: str) -> Iterator[Record]:
 
 
 def _renumbered(files: list[Path]) -> Iterator[Record]:
-    """Records of files one after the other; a later file continues the count of lines."""
+    """Records of files one after the other; a later file continues the line numbers."""
     offset = 0
     for file in files:
         last = -1

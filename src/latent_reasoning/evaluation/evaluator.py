@@ -1,8 +1,8 @@
 """Greedy evaluation of a model (docs/method.md, section 6; notes 16 and 17 there).
 
-The model chooses its own number of latent steps, or is made to take a given one (`forced_steps`);
-and accuracy is measured at every forced number from 0 on. A training's validation is the same on
-rows of the validation split (`validate`). Nothing here knows of files.
+The model chooses its own number of latent steps or takes a given one (`forced_steps`), and accuracy
+is measured at every forced number from 0 on. A training's validation is the same on rows of the
+validation split (`validate`). Nothing here reads or writes files.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from latent_reasoning.runtime.parallel import OneProcess
 class EvaluationSettings:
     """How completions are made, and the curve of forced accuracies.
 
-    `prefix` stands before each question. `forced_steps` makes every row take that many latent
-    steps; None: the model decides. `max_forced_steps` is the end of the curve, which uses the first
-    `forced_rows` rows; None: no curve, all rows.
+    `prefix` stands before each question. `forced_steps` is the number of latent steps that every
+    row takes (None: the model decides). `max_forced_steps` is the end of the curve (None: no
+    curve), which uses the first `forced_rows` rows (None: all).
     """
 
     prefix: str
@@ -52,7 +52,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on rows: once as `settings.forced_steps` says, then at every forced length.
 
-    Raises `DataError` where a model that cannot think is to take latent steps.
+    Raises `DataError` if a model that cannot think has to take latent steps.
     """
     model.eval()
     with autocast(model.device, precision):
@@ -148,8 +148,8 @@ def predict(
 ) -> list[Prediction]:
     """Generate and judge a completion of every row, in the rows' order.
 
-    `beginnings` are ids after each prompt that the completion has to start with; they count in no
-    length. Of several processes each decodes its share of the rows, and all return all predictions.
+    `beginnings` are ids after each prompt that the completion must start with; they count in no
+    length. Each of several processes decodes its share of the rows, and all return all predictions.
     Model mode (eval) and autocast are the caller's.
     """
     latent = model.settings is not None

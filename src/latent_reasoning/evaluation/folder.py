@@ -29,7 +29,7 @@ from latent_reasoning.runtime.gpus import take_gpus
 
 @dataclass(frozen=True)
 class OpenFolder:
-    """A model folder, read; `prefix` stands before each question."""
+    """A model folder in memory; `prefix` stands before each question."""
 
     model: LatentReasoner
     tokenizer: PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
-    """Read a model folder. Raises `CheckpointError` where it holds no model."""
+    """Read a model folder. Raises `CheckpointError` if it holds no model."""
     device = resolve_device(options.device)
     tokenizer, prefix = load_tokenizer(path), options.prompt_prefix
     return OpenFolder(
@@ -102,8 +102,8 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
 def read_free_rows(path: Path, limit: int | None = None) -> list[Row]:
     """Rows of any file of JSON lines; `{file name}-{line from 0}` is a row's id.
 
-    Raises `DataError` naming file and line, for an answer without a number too: nothing could be
-    right about it.
+    Raises `DataError`, naming file and line, also for an answer without a number: nothing could
+    match it.
     """
     rows: list[Row] = []
     for number, record in json_line_records(path):

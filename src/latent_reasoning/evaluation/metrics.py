@@ -1,6 +1,6 @@
 """Lengths and statistics of an evaluation (docs/method.md, section 6), all pure functions.
 
-Shares are fractions 0..1. A badly formatted row is a row: it counts as wrong, with its length.
+Shares are fractions 0..1. A badly formatted row counts as wrong, with its length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONFIDENCE_95 = 1.959963984540054
 def reasoning_length(
     text: str, tokenizer: PreTrainedTokenizerBase, latent: bool, forced_steps: int | None
 ) -> tuple[int, int]:
-    """Reasoning tokens and latent steps n of a completion; all of it counts where no answer comes.
+    """Reasoning tokens and latent steps n of a completion, all of which counts if it has no answer.
 
     A latent model's reasoning is START, n CONTINUE and STOP: n + 2 tokens (docs/method.md, note
     16), of which the first START stands in the prompt. A plain model's is the tokens of the text
@@ -45,7 +45,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     share = correct / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = CONFIDENCE_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # Where all rows agree the bound is exactly 0 or 1; rounding would leave it by 1e-16.
+    # If all rows agree, the bound is exactly 0 or 1; rounding would miss it by 1e-16.
     low = 0.0 if correct == 0 else centre - half
     high = 1.0 if correct == n else centre + half
     return low, high
@@ -72,7 +72,7 @@ class PairedCounts:
 def paired_counts(model: pandas.DataFrame, reference: pandas.DataFrame) -> PairedCounts:
     """Compare two models' predictions row by row; both need columns `id` and `correct`.
 
-    Raises `ValueError` where the two are not about the same rows.
+    Raises `ValueError` if the two are not of the same rows.
     """
     ours = model.set_index("id")["correct"].astype(bool)
     theirs = reference.set_index("id")["correct"].astype(bool)
@@ -88,7 +88,7 @@ def paired_counts(model: pandas.DataFrame, reference: pandas.DataFrame) -> Paire
 
 
 def pearson(x: pandas.Series, y: pandas.Series) -> float | None:
-    """Pearson's r over the rows where both are known; None where either does not vary."""
+    """Pearson's r over the rows where both are known; None if either does not vary."""
     known = x.notna() & y.notna()
     x, y = x[known].astype(float), y[known].astype(float)
     if x.nunique() < 2 or y.nunique() < 2:
@@ -120,7 +120,7 @@ def summarise(predictions: pandas.DataFrame, seconds: float) -> dict:
 
 
 def by_steps(predictions: pandas.DataFrame) -> pandas.DataFrame:
-    """The content of `by_steps.csv`: a row a number of gold steps, rows without steps left out."""
+    """The content of `by_steps.csv`: a line per number of gold steps; unknown ones are left out."""
     return grouped(predictions.dropna(subset="gold_steps"), "gold_steps")
 
 

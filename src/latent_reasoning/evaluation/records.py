@@ -1,8 +1,8 @@
-"""What an evaluation leaves behind: its rows, its points of forced length, and their files.
+"""The results of an evaluation: its predictions, its accuracies at forced lengths, and their files.
 
-A folder holds `summary.json`, `predictions.parquet` (a row an example), `forced.csv` (accuracy at
-every forced number of latent steps), `by_steps.csv` (accuracy and length by difficulty) and
-`SHA256SUMS`, which later stages compare.
+A folder holds `summary.json`, `predictions.parquet` (one row per example), `forced.csv` (accuracy
+at every forced number of latent steps), `by_steps.csv` (accuracy and length by difficulty) and
+`SHA256SUMS`, which the analysis checks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Prediction:
     """One evaluated example.
 
     `completion` is the generated text, special tokens included; `extracted` the number read as
-    its answer, None where there is none. `reasoning_tokens` is n + 2 for a latent model that
+    its answer, None if there is none. `reasoning_tokens` is n + 2 for a latent model that
     stopped (START, n CONTINUE, STOP) and the tokens before ` The answer is:` for a plain one;
     `latent_steps` is n, 0 for a plain model. `gold_steps` is the number of reasoning steps of the
-    data, None where the row has none.
+    data, None if the row has none.
     """
 
     id: str
@@ -61,7 +61,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class ForcedPoint:
-    """Accuracy over `n` rows where every row is made to take `latent_steps` steps."""
+    """Accuracy over `n` rows that all take `latent_steps` steps."""
 
     latent_steps: int
     n: int
@@ -94,7 +94,7 @@ class Evaluation:
 def write_evaluation(
     folder: Path, evaluation: Evaluation, science: Mapping[str, Any] | None = None
 ) -> dict:
-    """Write the four files of an evaluation as one folder, atomically; returns the summary.
+    """Write the files of an evaluation as one folder, atomically; returns the summary.
 
     `summary.json` also records `science`, the keys of the configuration that it depends on.
     """

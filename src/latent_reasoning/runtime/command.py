@@ -21,7 +21,7 @@ TRACKING_THREAD = "tracking"
 """The name of the thread that sends to the tracking store (`tracking.py`)."""
 
 ENDED_EARLY = os.EX_TEMPFAIL
-"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
+"""Exit code 75: ended early with a checkpoint, from which the same command resumes."""
 
 
 def parser(
@@ -39,7 +39,7 @@ def parser(
         help="configuration; a later file overrides an earlier one",
     )
     arguments.add_argument(
-        "--digest", help="refuse to run where the stage's own keys have another digest"
+        "--digest", help="refuse to run if the stage's own keys have another digest"
     )
     if model:
         arguments.add_argument("--model", required=True, metavar="NAME", help="entry of models")
@@ -50,7 +50,7 @@ def parser(
 
 
 def entry_of(experiment: Experiment, model: str, *stages: str):
-    """The entry `model` of `models`; `ConfigError` where it is missing or of another stage."""
+    """The entry `model` of `models`; `ConfigError` if it is missing or of another stage."""
     if model not in experiment.models:
         raise ConfigError(
             f"models: {model!r} is not in the configuration; it has {', '.join(experiment.models)}"
@@ -93,10 +93,11 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; at once where winding up Python may hang or abort.
+    """Exit; at once where Python's shutdown may hang or abort.
 
-    That is so for one of several processes, which share what is still open, and where a thread
-    still waits for the tracking store: the job's result is written, and must not look failed.
+    That is so in one of several processes, whose connections to the others are still open, and
+    where a thread still waits for the tracking store: the result is written, and the job must not
+    look as if it had failed.
     """
     if launched() or _store_is_waited_for():
         sys.stdout.flush()
@@ -110,7 +111,7 @@ def _store_is_waited_for() -> bool:
 
 
 def _for_the_user(error: Exception) -> str | None:
-    """The text of the project's own errors, of the file system's and of those of memory."""
+    """The message of an error of the project, the file system or the memory; None for any other."""
     if isinstance(error, OSError):
         return explain(error)
     if isinstance(error, UserError):

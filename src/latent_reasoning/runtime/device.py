@@ -10,7 +10,7 @@ from latent_reasoning.config import ConfigError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto`: cuda where there is one, else cpu. Raises `ConfigError` for cuda without a GPU."""
+    """`auto`: cuda if there is a GPU, else cpu. Raises `ConfigError` for cuda without a GPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -27,12 +27,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision where `precision` is not float32; the weights themselves stay float32."""
+    """Mixed precision unless `precision` is float32; the weights themselves stay float32."""
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
 
 
 def set_threads(threads: int) -> None:
-    """Fix torch's threads: the sum's order, and so the result, depends on their number."""
+    """Fix the number of torch's threads, which decides the order of sums and so the result."""
     torch.set_num_threads(threads)

@@ -1,8 +1,8 @@
 """Files that are either whole or not there: atomic writes, digests, JSON lines, errors of the disk.
 
-Libraries report a disk that is full, over a quota, read-only or not ours in classes of their own:
-safetensors and tokenizers, for two, raise errors that are no `OSError` and hold the system's number
-in their text alone. `explain` says what is wrong and what to do.
+Libraries report a disk that is full, over a quota, read-only or not ours in their own ways:
+safetensors and tokenizers raise errors that are no `OSError` and give the system's error number
+only in their text. `disk_error` recognises them; `explain` says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder to fill; it replaces `path` at the end, or vanishes.
+    """Yield a temporary sibling folder to fill; it replaces `path` at the end, or is removed.
 
-    What a killed process left of an earlier try is removed: a folder has one writer at a time.
+    What a killed process left is removed too: a folder has one writer at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -77,7 +77,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _disk_errors_named(path: Path) -> Iterator[None]:
-    """Errors of a disk that takes no more become an `OSError` that names the final path."""
+    """Turn errors of a disk that takes no more data into an `OSError` with the final path."""
     try:
         yield
     except Exception as error:
@@ -88,7 +88,7 @@ def _disk_errors_named(path: Path) -> Iterator[None]:
 
 
 def _replace_folder(path: Path, new: Path) -> None:
-    """Rename `new` to `path`; what had that name is moved away, so that it is never half there."""
+    """Rename `new` to `path`; an old folder is moved away first, so that it is never half there."""
     if path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         path.rename(old)
@@ -105,7 +105,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -128,7 +128,7 @@ def write_sums(folder: Path) -> None:
 
 
 def changed_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """Files that are not what `write_sums` saw; none where the folder has no digests.
+    """Files that changed since `write_sums`; none if the folder has no digests.
 
     Only files whose names match `pattern` are read.
     """
@@ -140,7 +140,7 @@ def changed_files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Put a file, or a folder's list of names, on the disk: a rename alone is not yet."""
+    """Flush a file, or a folder's list of names, to the disk: a rename alone does not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -149,15 +149,15 @@ def _sync(path: Path) -> None:
 
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer (some that are shared over a network)."""
+"""Errors of file systems without locks, as some network file systems are."""
 
 
 def try_lock(path: Path, owner: str) -> int | None:
-    """Lock a file for as long as this process lives, with `owner` in it; None where another has it.
+    """Lock a file while this process lives and write `owner` to it; None if another process has it.
 
-    The lock belongs to the process, which may take it again. The kernel gives it back however the
-    process ends, or once the process closes any descriptor of the file. Returns the descriptor, to
-    close where the lock is to end sooner. A file system without locks never says None.
+    The lock belongs to the process, which may take it again. The kernel releases it when the
+    process ends, however it ends, or closes any descriptor of the file. Returns the descriptor;
+    closing it ends the lock sooner. On a file system without locks the result is never None.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -180,7 +180,7 @@ def try_lock(path: Path, owner: str) -> int | None:
 
 
 PROBE_BYTES = 1024**2
-"""Less room than this, and the first checkpoint would already meet the end of the disk."""
+"""Written as a probe: with less room, the first checkpoint would already fill the disk."""
 
 ELSEWHERE = "set LATENT_REASONING_RESULTS to a folder on another disk"
 MAKE_ROOM = f"free some space or {ELSEWHERE}, and run again: nothing that is finished is lost"
@@ -195,7 +195,7 @@ REMEDIES = {
 
 
 def explain(error: OSError) -> str:
-    """What, where and, for a disk that takes no more, what to do."""
+    """What failed, where and, for a disk that takes no more data, what to do."""
     where = f"{error.filename}: " if error.filename else ""
     what = where + (error.strerror or str(error))
     return f"{what}; {REMEDIES[error.errno]}" if error.errno in REMEDIES else what
@@ -207,7 +207,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def disk_error(error: Exception, path: Path) -> OSError | None:
-    """The error of the system behind `error`, met while `path` was written; None for another."""
+    """The disk's error behind `error`, raised while `path` was written; None for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         told = re.search(r"\(os error (\d+)\)", str(error))
@@ -219,7 +219,7 @@ def disk_error(error: Exception, path: Path) -> OSError | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Write and remove a little below `folder`; an `OSError` that names it where that fails."""
+    """Write and remove a small file in `folder`; raises an `OSError` with its name on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix=".probe.") as stream:

@@ -1,10 +1,10 @@
-"""Which GPUs a job works on, where several jobs share a host: a file lock for each GPU.
+"""Which GPUs a job uses when several jobs share a host: a file lock for each GPU.
 
-A job takes as many free GPUs as it has processes and shows them to CUDA through
-CUDA_VISIBLE_DEVICES; the kernel gives them back when the job ends, however it does. It chooses
-among what CUDA_VISIBLE_DEVICES allows, and leaves alone what SLURM assigned to this job alone.
+A job takes a free GPU for each of its processes and shows them to CUDA through
+CUDA_VISIBLE_DEVICES; the kernel releases the locks when the job ends, however it ends. It chooses
+among the GPUs that CUDA_VISIBLE_DEVICES allows, and locks none that SLURM assigned to it alone.
 
-The locks lie on the host itself, one folder a user: `/tmp` and not $TMPDIR, which may differ
+The locks lie on the host itself, one folder per user: in `/tmp` and not $TMPDIR, which may differ
 between two sessions or lie on a network disk, and would hide the locks of one from the other.
 """
 
@@ -29,7 +29,7 @@ POLL_SECONDS = 2.0
 
 
 class GpuSlotError(UserError, RuntimeError):
-    """GPUs that cannot be had."""
+    """The GPUs that a job needs are not there."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ def lock_folder() -> Path:
 
 
 def take_gpus(device: str, count: int = 1, folder: Path | None = None) -> list[str]:
-    """Wait for `count` free GPUs, show this process no others, and hold them until it ends.
+    """Wait for `count` free GPUs, hide all others from this process, and hold them until it ends.
 
-    `device` is `runtime.device`: nothing is taken for `cpu`, nor on a host without NVIDIA GPUs, nor
-    by the processes of a launcher, nor a second time, nor where SLURM assigned no more than
-    `count`. Has to come before the first use of CUDA. Returns the names taken. Raises
-    `GpuSlotError` where the host has fewer.
+    `device` is `runtime.device`. Nothing is taken for `cpu`, on a host without NVIDIA GPUs, by the
+    processes of a launcher, a second time, or if SLURM assigned no more than `count`. Call it
+    before the first use of CUDA. Returns the names taken. Raises `GpuSlotError` if the host has
+    fewer.
     """
     if device == "cpu" or launched() or TAKEN in os.environ:
         return []
@@ -72,7 +72,7 @@ def take_gpus(device: str, count: int = 1, folder: Path | None = None) -> list[s
 
 
 def visible_gpus() -> list[Gpu]:
-    """This host's NVIDIA GPUs, as far as CUDA_VISIBLE_DEVICES allows them.
+    """This host's NVIDIA GPUs that CUDA_VISIBLE_DEVICES allows.
 
     `nvidia-smi` lists them: asking CUDA would fix the choice before it is made.
     """
@@ -89,7 +89,7 @@ def visible_gpus() -> list[Gpu]:
         else:
             slot = next((uuid for uuid in listed if uuid.startswith(entry)), None)
         if slot is None:
-            break  # as CUDA does: what follows an unknown one is not seen either
+            break  # as in CUDA: entries after an unknown one are ignored
         gpus.append(Gpu(entry, slot))
     return gpus
 
@@ -125,7 +125,7 @@ def _wait_for(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
 
 
 def _take_now(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
-    """All `count` at once or none: two jobs that each hold half would wait for ever."""
+    """Take all `count` at once or none: two jobs that each hold half would wait for ever."""
     locks: dict[Gpu, int] = {}
     for gpu in gpus:
         lock = try_lock(_lock(gpu, folder), f"process {os.getpid()}")

@@ -1,15 +1,15 @@
 """A training as several processes on this host: `accelerate launch`, as the stages need it.
 
-A stage whose configuration says `runtime.processes: N` starts itself again N times. One that was
-started by `accelerate launch` or `torchrun` already is one of several, however many they are.
-Around accelerate's launcher this
+A stage whose configuration says `runtime.processes: N` starts itself again N times. A process that
+`accelerate launch` or `torchrun` started already is one of several, whatever their number. Around
+accelerate's launcher this module
 
 - takes a GPU for each process first (`gpus.py`);
-- has the processes meet in a file, and talk on the loopback interface: nobody else can join in;
-- hands SIGTERM, SIGINT and SIGUSR1 on to the processes, and leaves it to them when to end;
+- has the processes meet in a file and talk over the loopback interface: nobody else can join;
+- passes SIGTERM, SIGINT and SIGUSR1 on to the processes, which decide themselves when to end;
 - ends with their exit code, and without a traceback of its own.
 
-Of processes that fail one at a time, the first ends the others.
+The first process that fails ends the others.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def launch_processes(module: str, arguments: Sequence[str] | None, runtime: Runtime) -> None:
     """Run the stage `module` as `runtime.processes` processes and exit with their code.
 
-    Returns at once where one is asked for, or where this is one of several. `arguments` are those
-    of the stage's `main`: None means the command line's.
+    Returns at once if only one is asked for, or if this is one of several. `arguments` are those of
+    the stage's `main`: None means the command line's.
     """
     if runtime.processes > 1 and not launched():
         _launch(module, sys.argv[1:] if arguments is None else arguments, runtime)
@@ -52,10 +52,10 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
     # The processes talk to one another on this host alone.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
-    # Torch's launcher would else start a server for them, which listens on every interface.
+    # Otherwise torch's launcher starts a server for them, which listens on every interface.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads))
-    # Its own answer to a signal is to end the processes after 30 seconds, in the middle of a step.
+    # At a signal torch's launcher would end the processes after 30 seconds, in mid-step.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for number in PASSED_ON:
@@ -80,13 +80,13 @@ def _launch(module: str, arguments: Sequence[str], runtime: Runtime) -> NoReturn
 
 
 def _exit_code(codes: list[int]) -> int:
-    """That of a process which ended by itself, if one did: others may have crashed over it."""
+    """The code of a process that ended by itself, if any: it may have made the rest crash."""
     own = [code for code in codes if code > 0]
     return own[0] if own else 128 - codes[0]
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Hand a signal to the processes; before there are any it ends this one."""
+    """Pass a signal on to the processes; before there are any, it ends this one."""
     children = psutil.Process().children()
     if not children:
         sys.exit(128 + number)

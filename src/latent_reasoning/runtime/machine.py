@@ -1,4 +1,4 @@
-"""What a stage that trains takes of its machine: a GPU, the other processes, threads."""
+"""What a training stage takes of its machine: a GPU, other processes, threads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Machine(NamedTuple):
 def join_machine(runtime: Runtime) -> Machine:
     """Wait for a free GPU and hold it, meet the processes of this launch, fix torch's threads.
 
-    Once in a process, before the first use of CUDA. Raises `ConfigError`, `GpuSlotError` or
-    `ParallelError` where the machine has not what `runtime` asks for.
+    Call it once in a process, before the first use of CUDA. Raises `ConfigError`, `GpuSlotError` or
+    `ParallelError` if the machine lacks what `runtime` asks for.
     """
     take_gpus(runtime.device)
     device = resolve_device(runtime.device)

@@ -1,8 +1,8 @@
 """Running out of memory, and doing the same work in smaller pieces.
 
-An error of torch's allocators (on the GPU or the CPU) is recognised, memory that is no longer used
-is given back, and the caller tries again with half as much at a time: the training loop with half
-the micro-batch, generation with half the batch.
+An error of torch's allocators (on the GPU or the CPU) is recognised, unused memory is freed, and
+the caller tries again with half as much at a time: the training loop with half the micro-batch,
+generation with half the batch.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_shortage(processes: OneProcess) -> Iterator[None]:
-    """Raise `OutOfMemoryError` on every process where the block runs out of memory on one.
+    """Raise `OutOfMemoryError` on every process if the block runs out of memory on any of them.
 
-    All `processes` go through the block, and through the same number of such blocks in it.
+    All `processes` must enter the block, and the same number of such blocks inside it.
     """
     reason = None
     try:
@@ -63,9 +63,9 @@ def release() -> None:
 
 
 def in_halves(run: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list[U]:
-    """`run(items)`, or where memory does not suffice both halves' results, one after the other.
+    """`run(items)`, or if memory does not suffice, the results of both halves, run one by one.
 
-    Raises `OutOfMemoryError` where a single item is too much.
+    Raises `OutOfMemoryError` if a single item is too much.
     """
     try:
         return run(items)

@@ -1,19 +1,19 @@
 """The processes that train one model together, one GPU (or CPU process) each.
 
-Data parallel, with the step of one process: the micro-batches of a step are dealt over the
-processes, and gradients, weights and metrics are added up again before every process clips and
-takes the same optimiser step. What a step computes thus depends on its micro-batches, not on how
-many processes share them. Two things do differ from one process: the order in which numbers are
-added, and the masks of dropout, which each process draws for its own rows.
+Data parallel, with the step of one process: the micro-batches of a step are distributed over the
+processes, and gradients, weights and metrics are summed before every process clips and takes the
+same optimiser step. What a step computes thus depends on its micro-batches, not on the number of
+processes. Two things do differ from one process: the order in which numbers are added, and the
+dropout masks, which each process draws for its own rows.
 
-A launcher starts the processes (`launch.py`) and `join_processes` joins them. They are handed to
-whoever needs them; a process that trains alone has `ALONE`: no caller asks whether it does.
+A launcher starts the processes (`launch.py`) and `join_processes` joins them. Its result is passed
+to whoever needs it; a process that trains alone has `ALONE`, so that no caller has to ask.
 
 `DistributedDataParallel` is not used: its hooks want one forward through the wrapper, but a latent
-forward calls the model many times, an RL update goes through the graph of sampling, and what a
-micro-batch counts for is known only when all are done. Overlapping communication with the backward
-pass, which is what it would add, saves little here: a latent chain's gradients are complete only at
-the very end of the backward pass.
+forward calls the model many times, an RL update goes through the graph of sampling, and the weight
+of a micro-batch is known only when all are done. Overlapping communication with the backward pass,
+which is what it would add, saves little here: a latent chain's gradients are complete only at the
+very end of the backward pass.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from latent_reasoning.runtime.files import first_line
 from latent_reasoning.runtime.rank import MEETING, launched, process_count, rank
 
 LONGEST_WAIT = datetime.timedelta(hours=6)
-"""For what the first process does alone, such as a frozen teacher's states. A process that dies
-ends the others at once: its launcher sees to that."""
+"""For what the first process does alone, such as a frozen teacher's states. When a process dies,
+its launcher ends the others at once."""
 PR_SET_PDEATHSIG = 1
 
 
 class ParallelError(UserError, RuntimeError):
-    """Processes that cannot work together, or no longer do."""
+    """Processes that cannot work together, or no longer can."""
 
 
 class OneProcess:
-    """A process that trains alone; with several, `SeveralProcesses` does the same for them."""
+    """A process that trains alone; `SeveralProcesses` has the same methods for several."""
 
     rank = 0
     count = 1
@@ -61,7 +61,7 @@ class OneProcess:
         return name if self.is_main else f"{name} process {self.rank}"
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        """This process's part of `items`; those of all processes are all items, each once."""
+        """This process's part of `items`; the parts of all processes hold each item once."""
         return list(items[self.rank :: self.count])
 
     def share_size(self, size: int) -> int:
@@ -71,15 +71,15 @@ class OneProcess:
         return largest if for_each else max(1, size // self.count)
 
     def gather(self, own: list[Any]) -> list[Any]:
-        """What the processes made of their shares, in the order of the items, on each of them."""
+        """The results of all processes' shares, in the order of the items, on each process."""
         return own
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process: all get one answer, so that all act alike."""
+        """Whether `flag` is set on any process: all get the same answer, so that all act alike."""
         return flag
 
     def print(self, line: str) -> None:
-        """Print a line where logs go, at once; of several processes the first one does."""
+        """Print a line to stderr at once, in the first process only."""
         if self.is_main:
             print(line, file=sys.stderr, flush=True)
 
@@ -87,22 +87,22 @@ class OneProcess:
         """Replace each gradient by its sum over the processes."""
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes the first one's values."""
+        """Give all processes the values of the first."""
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process goes through the block alone, then the others do."""
+        """Let the first process run the block alone, then the others."""
         yield
 
     def finish(self) -> None:
-        """Wait for all, and part: nothing is shared after this."""
+        """Wait for all processes, then end their communication."""
 
 
 class SeveralProcesses(OneProcess):
-    """The processes of one launch; every method is called by all of them."""
+    """The processes of one launch; all of them must call a method that communicates."""
 
     def __init__(self, rank: int, count: int) -> None:
         self.rank = rank
@@ -120,7 +120,7 @@ class SeveralProcesses(OneProcess):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         parameters = list(parameters)
-        # A process whose rows did not reach a parameter has no gradient for it, others may have.
+        # A process whose rows did not reach a parameter has no gradient for it; others may.
         reached = self._maximum([int(parameter.grad is not None) for parameter in parameters])
         learning = [p for p, used in zip(parameters, reached, strict=True) if used]
         for parameter in learning:
@@ -137,7 +137,7 @@ class SeveralProcesses(OneProcess):
                 distributed.broadcast(tensor.detach(), src=0)
 
     def wait(self) -> None:
-        # Not `barrier`, which would go through the GPU; this one is answered on the CPU.
+        # Not `barrier`, which would go through the GPU; this stays on the CPU.
         self._maximum([0])
 
     @contextlib.contextmanager
@@ -164,13 +164,13 @@ class SeveralProcesses(OneProcess):
 
 
 ALONE = OneProcess()
-"""What a process is that no launcher started."""
+"""What `join_processes` returns if no launcher started this process."""
 
 
 def join_processes(device: torch.device) -> OneProcess:
     """Join the processes of this launch, if it has several; `cuda` then means this one's GPU.
 
-    Once in a process. Raises `ParallelError` where there are fewer GPUs than processes.
+    Call it once in a process. Raises `ParallelError` if there are fewer GPUs than processes.
     """
     if not launched():
         return ALONE
@@ -198,7 +198,7 @@ def join_processes(device: torch.device) -> OneProcess:
 
 @contextlib.contextmanager
 def _together(number: int, count: int) -> Iterator[None]:
-    """Communication; a process that went away is named as what it is."""
+    """Raise `ParallelError` if communication in the block fails because a process is gone."""
     try:
         yield
     except RuntimeError as error:

@@ -1,11 +1,11 @@
-"""Which process of a launch this one is, as launchers say it in the environment."""
+"""Which process of a launch this one is, as launchers state it in the environment."""
 
 from __future__ import annotations
 
 import os
 
 MEETING = "LATENT_REASONING_MEETING"
-"""A file in which the processes meet that `launch.py` started; other launchers name a host."""
+"""Names the file in which processes of `launch.py` meet; other launchers name a host."""
 
 
 def rank() -> int:

@@ -2,7 +2,7 @@
 
 These texts are part of every result. A changed letter changes the initial weights, the order of the
 data, the dropout or the samples of every model, so none may follow a renamed task or module;
-`tests/golden/` holds what they give.
+`tests/golden/` records the results that they give.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ RANDOM_READOUT = "readout of {row}"
 
 
 def seed_for(seed: int, purpose: str, rollbacks: int = 0) -> int:
-    """A seed of 63 bits for one purpose, one of the texts above with its names filled in.
+    """A seed of 63 bits for one purpose: one of the texts above with its names filled in.
 
-    Another one after each rollback of a training that diverged.
+    Each rollback of a training that diverged gives another seed.
     """
     content = f"{purpose}:{seed}" + (f":rollback {rollbacks}" if rollbacks else "")
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1

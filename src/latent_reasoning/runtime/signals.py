@@ -1,16 +1,16 @@
 """Signals: how a stage ends early so that it can resume, and how signals reach it.
 
 - `stop_request`. Schedulers announce the end of a job by a signal: SLURM sends SIGTERM when a job
-  is cancelled or preempted, and SIGUSR1 where `--signal` asks for it; Ctrl-C sends SIGINT. During a
-  training such a signal is only noted. The loop looks at it after each optimiser step, writes a
-  checkpoint and raises `TrainingInterruptedError`, which ends the process with the exit code 75
+  is cancelled or preempted, and SIGUSR1 if `--signal` asks for it; Ctrl-C sends SIGINT. During a
+  training such a signal is only noted. After the optimiser step the loop writes a checkpoint and
+  raises `TrainingInterruptedError`, which ends the process with the exit code 75
   (`command.run_stage`).
 - `relay_signals`. SLURM signals the process that it started: with processes tracked by cgroups, as
   on most clusters, no other process gets the signal. Here that process is Snakemake, which dies of
-  SIGUSR1 and answers SIGTERM by waiting for a command that knows nothing.
-- `end_with_workflow`. A stage ends with the Snakemake that started it, also where that one was
-  killed outright. Otherwise the next Snakemake would start the stage a second time beside it, in
-  the same folders.
+  SIGUSR1, and at SIGTERM waits for a command that has received nothing.
+- `end_with_workflow`. A stage ends with the Snakemake that started it, even one that was killed
+  outright. Otherwise the next Snakemake would start the stage a second time beside it, in the same
+  folders.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class TrainingInterruptedError(UserError, RuntimeError):
-    """A training ended early with a checkpoint; the same command goes on from there."""
+    """A training ended early with a checkpoint, from which the same command resumes."""
 
 
 class StopRequest:
@@ -51,7 +51,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why the training is to end now, in words; None where it goes on."""
+        """Why the training has to end now, in words; None if it continues."""
         if self.signal is not None:
             return f"{self.signal.name} received"
         minutes = (time.monotonic() - self.started) / 60
@@ -60,10 +60,10 @@ class StopRequest:
         return None
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
-        """Note a signal. Ctrl-C a second time ends at once.
+        """Note a signal; a second Ctrl-C ends at once.
 
-        Not where it is the same one, which a launcher handed on beside the terminal; schedulers
-        repeat the other signals.
+        A SIGINT soon after the first is the same one, passed on by a launcher beside the
+        terminal's; schedulers repeat the other signals.
         """
         now = time.monotonic()
         if number == signal.SIGINT and now - self.noted >= SECONDS_TO_REPEAT:
@@ -77,7 +77,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request(budget_minutes: float | None) -> Iterator[StopRequest]:
-    """Note signals instead of dying of them, and count the time from now on."""
+    """Within the block, note signals instead of dying of them, and count the time."""
     request = StopRequest(budget_minutes)
     before = {number: signal.signal(number, request.note) for number in SIGNALS}
     try:
@@ -95,8 +95,8 @@ RELAYED = (signal.SIGTERM, signal.SIGUSR1)
 def relay_signals() -> None:
     """From now on send SIGTERM and SIGUSR1 to the descendants of this process, too.
 
-    Call it in the main thread. What this process itself does at SIGTERM stays as it is, also where
-    a handler is set later: Python writes the number of every signal that it handles to a socket.
+    Call it in the main thread. This process's own response to SIGTERM stays the same, even if a
+    handler is set later: Python writes the number of every signal that it handles to a socket.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -106,7 +106,7 @@ def relay_signals() -> None:
 
 
 def _relay(reader: socket.socket, _writer: socket.socket) -> None:
-    """Send on what comes; the writing end is held here so that it stays open."""
+    """Send signals on; the writing end is held here so that it stays open."""
     while True:
         for number in filter(RELAYED.__contains__, reader.recv(64)):
             send_to(psutil.Process().children(recursive=True), number)
@@ -140,10 +140,10 @@ def _watch(workflow: int) -> None:
     try:
         descriptor = os.pidfd_open(workflow)
     except ProcessLookupError:
-        pass  # it went while this process was still importing
+        pass  # it ended while this process was still importing
     except OSError:
-        return  # not allowed or not known here
+        return  # not permitted or not supported here
     else:
         select.select([descriptor], [], [])
-    print("Snakemake is gone: ending too; start it again to go on", file=sys.stderr, flush=True)
+    print("Snakemake is gone: ending too; start it again to resume", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,17 +1,17 @@
 """MLflow: what was run, with which settings, and how it went.
 
-One MLflow experiment a configuration, one run a (model, seed, stage). A thread of its own sends
+A configuration is one MLflow experiment, a (model, seed, stage) one run. A thread of its own sends
 what was logged every few seconds, so that neither MLflow's import (seconds) nor a slow store holds
-up training. A failure is reported once on stderr; what could not be sent is kept and tried again
-until the run is closed. MLflow's asynchronous logging is not used: it drops a batch that fails,
-needs the store when a run is opened, and waits for it without limit when the process ends.
+up training. A failure is reported once on stderr; what was not sent is kept and tried again until
+the run is closed. MLflow's asynchronous logging is not used: it drops a batch that fails, needs the
+store when a run is opened, and waits for it without limit when the process ends.
 
-Runs are addressed by their id through `MlflowClient`: the environment's MLFLOW_RUN_ID, with which
-the fluent interface would silently log into somebody else's run, plays no part.
+Runs are addressed by their id through `MlflowClient`: the fluent interface would silently log into
+the run that MLFLOW_RUN_ID in the environment names, perhaps somebody else's.
 
     python -m latent_reasoning.runtime.tracking --config config/laptop.yaml
 
-creates the store and the experiment, before parallel jobs need them. Without `--config` it prints
+creates the store and the experiment before parallel jobs need them. Without `--config` it prints
 the page of each experiment's runs, for `make ui`.
 """
 
@@ -47,20 +47,20 @@ PAGE = "/#/experiments/{}/runs?workflowType=machine_learning"
 
 
 class Tracker:
-    """Where a stage reports to."""
+    """What a stage reports its progress to."""
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Numbers at a step."""
+        """Log numbers at a step."""
 
     def log_artifact(self, path: Path) -> None:
-        """A file to keep with the run."""
+        """Keep a file with the run."""
 
     def close(self, status: str = "FINISHED") -> None:
         """Send what is left; `status` is FINISHED, FAILED or KILLED (ended early)."""
 
 
 class NullTracker(Tracker):
-    """Tracks nothing: for tests, and where tracking is off."""
+    """Tracks nothing: for tests, and if tracking is off."""
 
 
 def open_tracker(
@@ -73,7 +73,7 @@ def open_tracker(
     checkpoints: Path | None = None,
     parent: Path | None = None,
 ) -> Tracker:
-    """The tracker of one run; a `NullTracker` where the configuration turns tracking off.
+    """The tracker of one run; a `NullTracker` if the configuration turns tracking off.
 
     `digest` is that of the model's settings. `checkpoints` is the folder in which the run's id is
     kept, so that a resumed training continues the same run; `parent` is the folder of checkpoints
@@ -99,7 +99,8 @@ def open_tracker(
 
 
 def store_uri(configured: str) -> str:
-    """The store, MLFLOW_TRACKING_URI first; a relative sqlite path starts at the project."""
+    """The store; MLFLOW_TRACKING_URI takes precedence. Relative sqlite paths start at the
+    project."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
         return SQLITE + str(PROJECT_ROOT / uri.removeprefix(SQLITE))
@@ -146,7 +147,7 @@ class MlflowTracker(Tracker):
             self._warn(f"the store did not answer within {SECONDS_TO_CLOSE:.0f} seconds")
 
     def _work(self) -> None:
-        """Send every few seconds until closed; what fails stays for the next time."""
+        """Send every few seconds until closed; what fails is kept for the next time."""
         wait, closing = 0.0, False
         while not closing:
             closing = self._closing.wait(wait)
@@ -209,13 +210,13 @@ class MlflowTracker(Tracker):
 
 
 def unreachable(reason: str) -> str:
-    """The one line on a store that fails."""
+    """The warning about a store that fails, in one line."""
     return f"warning: MLflow cannot be reached, work continues without it: {first_line(reason)}"
 
 
 def connect(uri: str) -> Any:
     """An MLflow client; imports MLflow, which takes seconds, and creates a sqlite store."""
-    # Fail soon where nobody answers, and report nothing to anybody.
+    # Fail soon if there is no answer, and send no telemetry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -227,14 +228,14 @@ def connect(uri: str) -> Any:
         return MlflowClient(tracking_uri=uri)
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
-    # Two jobs that create the same tables at the same time would both fail: a client makes them.
+    # The client creates the tables: two jobs that did so at the same time would both fail.
     with database.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return MlflowClient(tracking_uri=uri)
 
 
 def create_experiment(client: Any, uri: str, name: str) -> str:
-    """The id of the experiment `name`, created where it is missing; several jobs may try.
+    """The id of the experiment `name`, created if it is missing; several jobs may try.
 
     Artifacts of a sqlite store lie beside it; a server knows its own place.
     """
@@ -287,7 +288,7 @@ def git_commit() -> str:
 
 
 def _read_run(folder: Path | None) -> dict[str, str]:
-    """What a run noted beside its checkpoints: run_id, uri and digest; nothing where it cannot."""
+    """What a run noted beside its checkpoints: run_id, uri and digest; empty if there is none."""
     try:
         content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if folder else {}
         return {key: str(content[key]) for key in ("run_id", "uri", "digest")}

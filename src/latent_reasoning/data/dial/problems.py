@@ -1,8 +1,8 @@
 """Generated word problems in the form of GSM8K-Aug: the data of the laptop experiment.
 
 A problem is a chain of ``k`` operations on a dial that wraps around (arithmetic modulo
-``modulus``), told one operation a sentence and in order, with **the start value last**, so that
-nothing can be computed while the operations are being read::
+``modulus``). Its text has one operation per sentence, in order, and **the start value last**, so
+that nothing can be computed while the operations are being read::
 
     Monday plus 6. Tuesday times 2. Fay's dial of 7 starts at 6. Where does it end?
     <<(6+6)%7=5>><<(5*2)%7=3>>                                               -> 3
@@ -36,8 +36,8 @@ APPLY: dict[str, Callable[[int, int], int]] = {
     "*": lambda value, operand: value * operand,
 }
 
-# Problems of fewer operations are too few to be kept apart between splits (119 and 2,023 for
-# modulus 7): there the splits differ in their questions, above it also in their problems.
+# There are too few problems of fewer operations to keep them apart between splits (119 and 2,023
+# for modulus 7): those differ only in their questions, longer ones also in their problems.
 FIRST_HELD_OUT_STEP_COUNT = 3
 
 Operation = tuple[str, int]
@@ -127,7 +127,7 @@ def _generate_rows(
 ) -> tuple[list[GeneratedRow], set[Problem]]:
     """``size`` new rows and their held-out problems; adds their questions to ``questions``.
 
-    A repeated draw is replaced by one of the same number of steps, which keeps their distribution.
+    A repeated draw is replaced by another of the same number of steps: their distribution stays.
     """
     rows: list[GeneratedRow] = []
     problems: set[Problem] = set()

@@ -34,7 +34,7 @@ def styled_reasonings(
     """The reasoning text of each row, in a style drawn from `mix`.
 
     `drop_last_step` removes the last step beforehand, whatever the style. Raises `DataError` for a
-    row without steps, or one whose steps are not equations where results alone are asked for.
+    row without steps, or whose steps are not equations if only their results are wanted.
     """
     shares = mix.model_dump()
     if shares["full"] and not any(share for name, share in shares.items() if name != "full"):
@@ -72,7 +72,7 @@ def _truncated(steps: Steps, generator: random.Random) -> Steps:
 
 
 def _waiting(steps: Steps, generator: random.Random) -> Steps:
-    """The last step again and again, to a length uniform in `k + 1 .. MOST_RESULTS`."""
+    """All steps, the last one repeated to a length uniform in `k + 1 .. MOST_RESULTS`."""
     if not steps:
         return steps
     return [*steps, *[steps[-1]] * generator.randint(1, MOST_RESULTS - len(steps))]

@@ -81,7 +81,7 @@ def generated_texts(modulus: int) -> list[str]:
     words = (*OBJECTS, *DAYS, *OPERATION_WORDS.values(), *BEGIN_VERBS, *END_VERBS)
     signs = "".join(OPERATION_WORDS)
     return [
-        # The first sentence's day opens the text where no prefix stands before the question.
+        # The first sentence's day opens the text if no prefix stands before the question.
         *DAYS,
         *(f" {name}'s" for name in NAMES),
         *(f" {word}" for word in words),
