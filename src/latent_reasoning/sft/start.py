@@ -130,7 +130,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
     if model.settings.recurrent_filter != wanted.recurrent_filter:
         raise ConfigError(
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
-            f"{model.settings.recurrent_filter}; give the same"
+            f"{model.settings.recurrent_filter}; set the same filter"
         )
     model.change_settings(
         stop_head_temperature=wanted.stop_head_temperature,

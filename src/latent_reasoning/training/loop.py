@@ -209,7 +209,7 @@ class Trainer:
             )
 
     def _interruption(self) -> str | None:
-        """Why the training is to end after this step, if it is; all processes agree on whether."""
+        """Why the training is to end after this step; None on all processes where it continues."""
         if self.progress.finished or self.progress.step % self.task.iterations:
             return None
         reason = self.stop.reason
