@@ -1,1 +1,1 @@
-"""How fast the package is: its own paths against the naive ones, in turn, on the same work."""
+"""The speed of the package: its own paths against naive ones, alternating, on the same work."""

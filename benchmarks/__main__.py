@@ -3,16 +3,16 @@
     python -m benchmarks [--workloads NAME ..] [--repetitions N]
 
 prints a table and writes it as `results/benchmarks/summary.csv` with the columns workload, metric,
-naive, fast and ratio: how many times better the fast path is, drawn beside it (`.png`, `.svg`). The
-two paths run in turn, so that a machine that slows down slows both. The model (hidden size 128, 4
-blocks) and its batches are generated.
+naive, fast and ratio (how many times better the fast path is), with a figure beside it (`.png`,
+`.svg`). The two paths alternate, so that a machine that slows down slows both. The model (hidden
+size 128, 4 blocks) and its batches are generated.
 
     python -m benchmarks --model MODEL_DIR --rows FILE
 
-does the same with a trained latent model on prepared rows (`results/{experiment}/data/test.jsonl`):
-evaluation of all of them, RL on the first 32; `results/benchmarks/trained.csv`.
+does the same with a trained latent model on prepared rows (`results/{experiment}/data/test.jsonl`),
+evaluation on all rows and RL on the first 32, and writes `results/benchmarks/trained.csv`.
 
-Beside seconds there are the FLOPs executed, how many answers of the two paths are equal, and the
+Beside seconds it measures the FLOPs executed, the number of equal answers of the two paths, and the
 peak memory of latent SFT (trained: of a GRPO step). `python -m benchmarks.scaling` shows how the
 cost grows.
 """
@@ -37,12 +37,12 @@ DEFAULT_WORKLOADS = {
     "summary": [name for name in WORKLOADS if name != "evaluation"],
     "trained": ["evaluation_adaptive", "evaluation", "grpo_rollout", "grpo_update", "grpo_step"],
 }
-"""By the table's name. A whole evaluation is for trained models, whose answers end."""
+"""By the table's name. A whole evaluation needs a trained model, whose answers end."""
 MEMORY_WORKLOAD = {"summary": "latent_sft", "trained": "grpo_step"}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark of the generated model or a trained one."""
+    """Run the benchmark of the generated or a trained model."""
     options = _parsed(arguments)
     set_threads(1)
     table = "summary" if options.model is None else "trained"

@@ -5,12 +5,12 @@
 
 writes to `results/benchmarks/estimators/`:
 
-- `variance.csv`: on one batch of questions, sampled `repeats` times with different random numbers,
-  the squared norm of the mean gradient and the variance around it (summed over weights), before RL
-  and after it, with the CPU seconds of a step;
+- `variance.csv`: for one batch of questions, sampled `repeats` times with different random numbers,
+  the squared norm of the mean gradient and the variance around it (summed over weights), before and
+  after RL, with the CPU seconds of a step;
 - `curves.csv` and `curves.{png,svg}`: validation accuracy and length against optimiser steps and
-  CPU seconds (those that Snakemake measured for the whole job, spread evenly over its steps);
-- `summary.csv`: the end of each curve, how soon it came near, and the test split where evaluated.
+  CPU seconds (Snakemake's measurement of the whole job, spread evenly over its steps);
+- `summary.csv`: the end of each curve, when it came near the shortest end, and any test results.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.run import TrainingRun
 
 NEAR = 0.1
-"""Tokens: a length this close to the shortest end of all curves has arrived there."""
+"""Tokens: a length is near the shortest final length of all curves within this distance."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and write tables and figure."""
+    """Measure, and write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = ["config/laptop.yaml", "config/laptop-estimators.yaml"]
     parser.add_argument("--config", nargs="+", default=default, help="the experiment's files")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str, object]]:
-    """A row for each estimator, before and after RL, for the experiment's first seed."""
+    """A row per estimator, before and after RL, for the experiment's first seed."""
     seed, layout = experiment.seeds[0], Layout.of(experiment)
     sampled, exact = (_first(experiment, estimator) for estimator in ("sampled", "exact"))
     machine = join_machine(experiment.runtime)
@@ -86,7 +86,7 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
 
 
 def _first(experiment: Experiment, estimator: str) -> str:
-    """The first model of an estimator that is part of the comparison."""
+    """The first model with this estimator that is not in the appendix."""
     return next(
         name
         for name, entry in experiment.models.items()
@@ -95,7 +95,7 @@ def _first(experiment: Experiment, estimator: str) -> str:
 
 
 def repeated_gradients(task: AdaptiveLengthTask, repeats: int) -> tuple[Tensor, float]:
-    """Gradients (repeats, weights) on the questions of the first step; CPU seconds of one."""
+    """Gradients (repeats, weights) on the questions of the first step, and CPU seconds of each."""
     questions = task.plan.micro_batches(0)
     task.plan.micro_batches = lambda _step: questions
     task.model.train()
@@ -110,7 +110,7 @@ def repeated_gradients(task: AdaptiveLengthTask, repeats: int) -> tuple[Tensor, 
 
 
 def read_curves(experiment: Experiment) -> Iterator[pandas.DataFrame]:
-    """`model, seed, step, cpu_seconds, accuracy, reasoning_tokens` of each RL run that is there."""
+    """`model, seed, step, cpu_seconds, accuracy, reasoning_tokens` of each available RL run."""
     layout = Layout.of(experiment)
     for model, entry in experiment.models.items():
         for seed in experiment.seeds:
@@ -132,7 +132,7 @@ def read_curves(experiment: Experiment) -> Iterator[pandas.DataFrame]:
 
 
 def summarise(experiment: Experiment, curves: pandas.DataFrame) -> pandas.DataFrame:
-    """The last values of each run, and when its length first came near the shortest of all ends."""
+    """The last values of each run, and when its length first came near the shortest final one."""
     run = ["model", "seed"]
     ends = curves.groupby(run, sort=False).last()
     goal = ends["reasoning_tokens"].min() + NEAR
@@ -150,7 +150,7 @@ def summarise(experiment: Experiment, curves: pandas.DataFrame) -> pandas.DataFr
 
 
 def draw(curves: pandas.DataFrame) -> Figure:
-    """Length above, accuracy below; against steps on the left, CPU seconds on the right."""
+    """Length in the upper row, accuracy in the lower; against steps (left) and seconds (right)."""
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col", sharey="row")
     colours = dict(zip(curves["model"].unique(), PALETTE, strict=False))

@@ -1,7 +1,7 @@
-"""What the benchmark runs on: a random model and generated batches, or a trained one and its rows.
+"""The benchmark's inputs: a random model and generated batches, or a trained model and its rows.
 
-Generated batches have the lengths, row by row, of batches of the public implementation (GSM8K-Aug,
-cut by a tokenizer of 640 words), and random ids.
+Generated batches have random ids, and row by row the lengths of batches of the public
+implementation (GSM8K-Aug, with a tokenizer of 640 tokens).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ EOS, WORDS, VOCABULARY = 1, 600, 640
 """Ids from 2 to below `WORDS` are words; the special tokens follow."""
 STEPS = 6
 ANSWER_WORDS = 3
-"""The number of tokens of `` The answer is``; the colon follows, then the distilled token."""
+"""Number of tokens of `` The answer is``; the colon follows, then the distilled token."""
 TRAINED_PROMPTS, TRAINED_TOKENS = 32, 16
-"""Prompts and longest completion of an RL step of the laptop experiment."""
+"""Number of prompts and longest completion of an RL step of the laptop experiment."""
 
-# Question, the teacher's reasoning, answer of each row; prompts with the token after the question.
+# Tokens of each row's question, teacher's reasoning and answer; of each prompt, START included.
 # fmt: off
 SFT_LENGTHS = (
     (89, 20, 8), (107, 19, 7), (81, 12, 9), (47, 8, 7), (52, 9, 8), (154, 17, 7), (99, 7, 7),
@@ -60,11 +60,11 @@ PROMPT_LENGTHS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of the model and of the batches: the number of rows of latent SFT, evaluation and GRPO.
+    """Size of the model and of the batches: `rows` of SFT and evaluation, `grpo_prompts` of GRPO.
 
-    `question` is the mean length of the questions; None: as in the lists above. `steps` latent
-    steps are learned, and taken where forced; `sampled_steps` are those of every sample, None: as
-    the random model decides.
+    `question` is the mean length of the questions; None: as in the lists above. `steps` is the
+    number of latent steps of a student row; `sampled_steps` that of every sample, None: as the
+    random model decides.
     """
 
     hidden_size: int = 128
@@ -81,13 +81,13 @@ class Shape:
     rollout_tokens: int = 40
 
     def sft_lengths(self) -> list[tuple[int, int, int]]:
-        """Question, reasoning and answer of each row."""
+        """Lengths of question, reasoning and answer of each row."""
         scale = self._scale([question for question, _, _ in SFT_LENGTHS])
         rows = itertools.islice(itertools.cycle(SFT_LENGTHS), self.rows)
         return [(max(2, round(scale * question)), *others) for question, *others in rows]
 
     def prompt_lengths(self) -> list[int]:
-        """Tokens of each prompt, the one after the question included."""
+        """Length of each prompt, START included."""
         count, scale = max(self.rows, self.grpo_prompts), self._scale(PROMPT_LENGTHS)
         lengths = itertools.islice(itertools.cycle(PROMPT_LENGTHS), count)
         return [max(2, round(scale * length)) for length in lengths]
@@ -98,10 +98,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model and what it is run on; prompts are ids without padding, and end in START.
+    """A model and its data; prompts are ids without padding that end in START.
 
     `ending` follows the last latent step where their number is forced. Evaluation writes at most
-    `evaluation_tokens`, `batch_size` prompts at a time. RL samples as `shape` says.
+    `evaluation_tokens` per prompt, for `batch_size` prompts at a time. RL samples as `shape` says.
     """
 
     model: LatentReasoner
@@ -200,7 +200,7 @@ def _base(shape: Shape) -> LlamaForCausalLM:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Any words will do: rewards of generated batches only need a text."""
+    """A tokenizer of arbitrary words: rewards of generated batches only need a text."""
     words = {"<bos>": 0, "<eos>": EOS, **{f"w{i}": i for i in range(2, WORDS)}}
     splitter = Tokenizer(models.WordLevel(words, unk_token="w2"))
     splitter.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -217,7 +217,7 @@ def _words(count: int, generate: np.random.Generator) -> list[int]:
 def _example(
     question: int, reasoning: int, answer: int, latent: list[int], generate: np.random.Generator
 ) -> LatentExample:
-    """Random words in a row of the given lengths, as teacher and as student."""
+    """A row of random words with the given lengths, as teacher and as student."""
     asked, steps = [0, *_words(question - 1, generate)], _words(reasoning, generate)
     answered = [*_words(answer - 1, generate), EOS]
 

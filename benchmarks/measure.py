@@ -20,15 +20,15 @@ from latent_reasoning.runtime.device import set_threads
 
 PATHS = ("naive", "fast")
 Build = Callable[[], Inputs]
-"""Makes the inputs, in another process where memory is measured: it can be pickled."""
+"""Makes the inputs; it can be pickled, because memory is measured in another process."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of a table, of the scaling where an axis has a value.
+    """One line of a table; `axis` and `value` are set in the table of the scaling.
 
-    `ratio` is how many times better the fast path is: naive / fast of seconds, memory and FLOPs,
-    fast / naive of what is done a second.
+    `ratio` says how many times better the fast path is: naive / fast for seconds, memory and FLOPs,
+    fast / naive for rates and equal answers.
     """
 
     workload: str
@@ -45,7 +45,7 @@ class Measurement:
 
 
 def time_workload(workload: Workload, repetitions: int) -> list[Measurement]:
-    """Both paths in turn, naive, fast, naive, fast, .. after one run of each as warm-up."""
+    """Time both paths alternately, naive, fast, naive, fast, .. after one warm-up run of each."""
     seconds: dict[str, list[float]] = {path: [] for path in PATHS}
     rates: dict[str, list[float]] = {path: [] for path in PATHS}
     for repetition in range(repetitions + 1):
@@ -75,15 +75,15 @@ ATTENTION_ON_A_CPU = {
     ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
     ATTENTION_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
 }
-"""What torch's counter does not know, counted in full: causal masking saves nothing."""
+"""Operations that torch's counter lacks, counted in full: causal masking saves nothing."""
 
 
 def count_flops(workload: Workload, repetition: int, seconds: Measurement) -> list[Measurement]:
-    """What one more run of each path executes, all told and, at the median `seconds`, a second.
+    """FLOPs of one more run of each path: in all, and per second at the median `seconds`.
 
-    Where the paths write, `equal_answers` says how many texts there are and how many came out the
-    same: float32 rounds differently in batches of other shapes, so that a tie may break the other
-    way.
+    Where the paths write texts, `equal_answers` has the number of texts as `naive` and the number
+    of equal ones as `fast`: float32 rounds differently in batches of other shapes, so that a tie
+    may break the other way.
     """
     works, executed = {}, {}
     for path in PATHS:
@@ -103,15 +103,15 @@ def count_flops(workload: Workload, repetition: int, seconds: Measurement) -> li
 
 
 def measure_memory(workload: str, build: Build) -> Measurement:
-    """Peak memory (MiB) of a workload, each path once in a process of its own."""
+    """Peak memory (MiB) of a workload; each path runs once in a process of its own."""
     peaks = (peak_of(workload, path, build) for path in PATHS)
     return Measurement(workload, "peak_memory_mib", *peaks)
 
 
 def peak_of(workload: str, path: str, build: Build) -> float:
     """Peak memory (MiB) of a process that runs one path of a workload once, libraries included."""
-    # A server that has imported the libraries forks each process, in a fraction of a second. (A
-    # program started anew would count the memory of the process that started it, on Linux.)
+    # A server that has imported the libraries forks each process, in a fraction of a second. (On
+    # Linux, a newly started program would count the memory of the process that started it.)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.workloads"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -126,6 +126,6 @@ def _run_once(workload: str, path: str, build: Build) -> float:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process ever held, libraries and weights included."""
+    """Peak memory of this process so far, libraries and weights included."""
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,11 +1,11 @@
-"""The naive paths: what the public implementation does, as the opponent of the package's own.
+"""The naive paths: what the public implementation does, to compare the package's own paths with.
 
 A batch is padded to its longest row and read whole: the teacher in one forward, the student in one
-forward for each latent *column* of the padded batch (all rows take part, with a key-value cache),
+forward for each latent *column* of the padded batch (of all rows, with a key-value cache), with
 logits over the vocabulary and all hidden states at every position. Each of the G samples of a
-prompt is a row of its own, sampled to the end of the longest and scored by its own whole forward.
+prompt is a row of its own, sampled until the longest row ends and scored by a whole forward.
 
-What both paths do alike is taken from the package: embedding, recurrent filter, the masking of
+What both paths have in common is taken from the package: embedding, recurrent filter, masking of
 logits, and the losses' arithmetic. `tests/benchmarks/test_naive.py` shows that results are equal.
 
 B rows, T positions, d hidden size, V vocabulary, L blocks, N samples, S new tokens.
@@ -34,7 +34,7 @@ from latent_reasoning.rl.scoring import loss_mask
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses
 
 Choose = Callable[[Tensor, int], Tensor]
-"""Next tokens (B,) from logits (B, V) at new token number s."""
+"""Chooses the next tokens (B,) from logits (B, V) and the index of the new token (from 0)."""
 
 
 # ------------------------------------------------------------------------------------ the forward
@@ -42,7 +42,7 @@ Choose = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """A padded batch after its forward: logits (B, T, V), L + 1 times states (B, T, d)."""
+    """A padded batch after its forward: logits (B, T, V) and L + 1 tensors of states (B, T, d)."""
 
     logits: Tensor
     hidden_states: list[Tensor]
@@ -52,9 +52,9 @@ class Reading:
 def read(
     model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor, hidden_states: bool = False
 ) -> Reading:
-    """Read a padded batch (B, T), one forward for each latent column and for each range between.
+    """Read a padded batch (B, T): one forward for each latent column and each range between them.
 
-    Without `hidden_states` the list of states holds the last ones alone.
+    Without `hidden_states` the list of states holds only those of the last layer.
     """
     is_latent = torch.zeros_like(attention_mask, dtype=torch.bool)
     if model.settings is not None:
@@ -84,7 +84,7 @@ def _states(
     cache: DynamicCache,
     hidden_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One forward after what the cache holds; the states of all blocks, else the last ones."""
+    """One forward on top of the cache; the states of all layers, or else of the last one."""
     output = model.base.base_model(
         inputs_embeds=inputs,
         attention_mask=mask,
@@ -119,7 +119,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_sft_loss(model: LatentReasoner, batch: dict[str, Tensor]) -> Tensor:
-    """Loss of text: one forward of the padded batch."""
+    """Loss of token SFT: one forward of the padded batch."""
     reading = read(model, batch["input_ids"], batch["attention_mask"])
     return cross_entropy(reading.logits, batch["labels"])
 
@@ -156,12 +156,12 @@ def _summary(reading: Reading, target_map: Tensor, span_map: Tensor) -> StateSum
 
 
 def greedy(logits: Tensor, step: int) -> Tensor:
-    """The likeliest token of each row."""
+    """The most probable token of each row."""
     return logits.argmax(-1)
 
 
 def sampled(uniforms: Tensor, temperature: float) -> Choose:
-    """Tokens by inversion of uniform numbers (B, S): the draws that the package is given."""
+    """Tokens by inverse sampling from uniform numbers (B, S), the same as the package's."""
 
     def choose(logits: Tensor, step: int) -> Tensor:
         cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
@@ -180,9 +180,9 @@ def generate(
     max_new_tokens: int,
     eos_id: int,
 ) -> list[list[int]]:
-    """Completions of all prompts as one padded batch; every row continues until the last is done.
+    """Completions of all prompts as one padded batch; every row continues until the last one ends.
 
-    A completion ends with EOS unless the length ran out first.
+    A completion ends with EOS unless it was cut off at the maximum length.
     """
     ids, mask = pad_prompts(prompts, eos_id)
     width = ids.shape[1]
@@ -236,7 +236,7 @@ def score(
     completions: Sequence[Completion],
     settings: SamplingSettings,
 ) -> Tensor:
-    """Log-probability of each token of each sample, (N, S): a whole forward of every row."""
+    """Log-probability of each token of each sample, (N, S), by a whole forward of every row."""
     prompt_ids, prompt_mask = pad_prompts([prompts[c.prompt] for c in completions], settings.eos_id)
     rows = [torch.tensor(completion.ids) for completion in completions]
     ids = pad_sequence(rows, batch_first=True, padding_value=settings.eos_id)

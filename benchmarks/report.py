@@ -1,4 +1,4 @@
-"""The measurements as a table, and drawn: ratios as bars, and how the cost grows as lines."""
+"""The measurements as a table and as figures: bars of the ratios, lines of the growing cost."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ RATIOS = {
 
 
 def as_table(measured: Sequence[Measurement]) -> pandas.DataFrame:
-    """`workload, metric, naive, fast, ratio`; of the scaling `axis` and `value`, too."""
+    """`workload, metric, naive, fast, ratio`; for the scaling also `axis` and `value`."""
     table = pandas.DataFrame([[getattr(one, name) for name in COLUMNS] for one in measured])
     return table.set_axis(COLUMNS, axis=1).dropna(axis=1, how="all")
 
 
 def write_table(measured: Sequence[Measurement], output: Path) -> None:
-    """The table as CSV, six digits."""
+    """Write the table as CSV with six significant digits."""
     text = as_table(measured).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text_atomically(output, text)
 
 
 def draw_summary(measured: Sequence[Measurement]) -> Figure:
-    """How many times less time, operations and memory the fast path takes: a bar each."""
+    """Bars of the ratios naive / fast of time, operations and memory."""
     workloads = list(dict.fromkeys(one.workload for one in measured))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + 0.55 * len(workloads)), layout="constrained")
@@ -69,7 +69,7 @@ def draw_summary(measured: Sequence[Measurement]) -> Figure:
 
 
 def draw_scaling(points: Sequence[Measurement]) -> Figure:
-    """A row a workload and metric, a column an axis; the ratio stands above both ends."""
+    """A row per workload and metric, a column per axis; the ratio is shown at both ends."""
     panels: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
     for point in points:
         row = panels.setdefault((point.workload, point.metric), {})
@@ -90,7 +90,7 @@ def draw_scaling(points: Sequence[Measurement]) -> Figure:
 
 
 def _lines(axes: Axes, measured: dict[int, Measurement]) -> None:
-    """Both paths over an axis' values; logarithmic, but for values that begin at 0."""
+    """Both paths over an axis' values; scales are logarithmic, unless the values begin at 0."""
     values = list(measured)
     for path, colour in COLOURS.items():
         heights = [getattr(one, path) for one in measured.values()]

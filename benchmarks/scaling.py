@@ -3,14 +3,14 @@
     python -m benchmarks.scaling [--repetitions N] [--output FILE]
 
 writes `results/benchmarks/scaling.csv` with the columns workload, axis, value, metric, naive, fast
-and ratio, and draws it beside it (`.png`, `.svg`). One thread, float32, generated batches; the two
-paths run in turn, and the median counts. Memory is the peak of a process of its own, its libraries
-included.
+and ratio, with a figure beside it (`.png`, `.svg`). It uses one thread, float32 and generated
+batches; the two paths alternate, and the median time is reported. Memory is the peak of a process
+of its own, its libraries included.
 
-Where an axis does not say otherwise, a model of 4 blocks and hidden size 128 reads 16 rows (RL: 4
-prompts, 16 samples each) of questions of 64 tokens in the mean, longer and shorter ones in the
-proportions of GSM8K's, and takes 6 latent steps. An answer of RL has 9 tokens at random, so that no
-two samples are equal: a trained model has far less to compute (`python -m benchmarks --model`).
+Where the axis does not change them, a model of 4 blocks and hidden size 128 reads 16 rows (RL: 4
+prompts, 16 samples each) and takes 6 latent steps. Questions have 64 tokens in the mean, with the
+relative lengths of GSM8K's. An answer in RL has 9 random tokens, so that no two samples are equal:
+a trained model has far less to compute (`python -m benchmarks --model`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ HEAD_SIZE = 32
 
 
 def _with_steps(shape: Shape, steps: int) -> Shape:
-    """All rows and samples take this number of latent steps."""
+    """The shape with this number of latent steps in all rows and samples."""
     tokens = steps + 1 + ANSWER_TOKENS
     return replace(shape, steps=steps, sampled_steps=steps, rollout_tokens=tokens)
 
 
 def _with_width(shape: Shape, width: int) -> Shape:
-    """The hidden size, and the other widths in proportion."""
+    """The shape with this hidden size, and the other widths in proportion."""
     heads, inner = width // HEAD_SIZE, width * 11 // 4
     attention = {"heads": heads, "key_value_heads": max(1, heads // 2)}
     return replace(shape, hidden_size=width, intermediate_size=inner, **attention)
@@ -54,7 +54,7 @@ def _with(name: str) -> Callable[[Shape, int], Shape]:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied, over which values."""
+    """One quantity of the shape: its values, and the shape that has a value."""
 
     values: Sequence[int]
     of: Callable[[Shape, int], Shape]
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(base: Shape, repetitions: int) -> Iterator[Measurement]:
-    """Every point of every axis through `base`, which itself is measured once a workload."""
+    """Every point of every axis through `base`; `base` itself is measured once per workload."""
     for workload, axes in AXES.items():
         done: dict[Shape, list[Measurement]] = {}
         for name, axis in axes.items():

@@ -1,7 +1,7 @@
-"""The work that is timed: each workload once as the naive path does it and once as the package.
+"""The work that is timed: each workload once by the naive path and once by the package.
 
-A run takes the number of the repetition, which seeds what is drawn at random, and returns what it
-read and wrote: both paths do the same work, so that this is equal too.
+A run takes the number of the repetition, which seeds all random draws, and returns what it read and
+wrote. Both paths do the same work, so that this is equal too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from latent_reasoning.training.loop import Task, accumulate_gradients
 from latent_reasoning.training.text import TextTask
 
 FORCED_STEPS = 10
-"""End of the curve of forced accuracies, as in the laptop experiment."""
+"""Largest number of forced latent steps, as in the laptop experiment."""
 DISTILLATION = Distillation(codi_weight=20.0)
 RUNTIME = Runtime(device="cpu", precision="float32")
 BELOW_ONE = 1 - 2**-24
@@ -34,7 +34,7 @@ BELOW_ONE = 1 - 2**-24
 
 @dataclass(frozen=True)
 class Work:
-    """What a run read and what it wrote after it, an entry a text; nothing is written in SFT."""
+    """What a run read, and what it wrote after that, one entry per text; SFT writes nothing."""
 
     read: Sequence[Sequence[int]]
     written: Sequence[Sequence[int]] = ()
@@ -44,7 +44,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Real (unpadded) tokens: those that the texts hold, a sample's prompt each time."""
+        """Number of real (unpadded) tokens of all texts; each sample counts its prompt anew."""
         return sum(map(len, self.read)) + sum(map(len, self.written))
 
 
@@ -53,7 +53,7 @@ Run = Callable[[int], Work]
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of work on `examples` rows, prompts or samples."""
+    """One kind of work on a number of `examples`: rows, prompts or samples."""
 
     name: str
     examples: int
@@ -62,7 +62,7 @@ class Workload:
 
 
 def build_workloads(inputs: Inputs, names: Sequence[str]) -> list[Workload]:
-    """The workloads of `WORKLOADS` with these names."""
+    """The workloads with these names."""
     return [WORKLOADS[name](inputs, name) for name in names]
 
 
@@ -70,7 +70,7 @@ def build_workloads(inputs: Inputs, names: Sequence[str]) -> list[Workload]:
 
 
 def _latent_sft(inputs: Inputs, name: str) -> Workload:
-    """A training step, forward and backward, of latent SFT."""
+    """A training step of latent SFT, forward and backward."""
     model, pad_id = inputs.model, inputs.tokenizer.eos_token_id
     batch = collate_latent(inputs.sft, pad_id)
     entry = LatentSftModel(distillation=DISTILLATION, training=_training(len(inputs.sft)))
@@ -82,7 +82,7 @@ def _latent_sft(inputs: Inputs, name: str) -> Workload:
 
 
 def _cot_sft(inputs: Inputs, name: str) -> Workload:
-    """A training step, forward and backward, on the teacher's text alone."""
+    """A training step on the teacher's text alone, forward and backward."""
     model, examples = inputs.model, [example.teacher for example in inputs.sft]
     pad_id = inputs.tokenizer.eos_token_id
     batch = collate_latent(inputs.sft, pad_id)
@@ -119,7 +119,7 @@ def _training(batch_size: int) -> Training:
 
 
 def _naive_answers(inputs: Inputs, prompts: list[list[int]]) -> Work:
-    """Greedy answers, one padded batch after the other, each until its last row is done."""
+    """Greedy answers, one padded batch after the other, each until its last row ends."""
     answers = []
     for first in range(0, len(prompts), inputs.batch_size):
         batch = prompts[first : first + inputs.batch_size]
@@ -144,9 +144,9 @@ def _answers(inputs: Inputs, name: str, prompts: list[list[int]]) -> Workload:
 
 
 def _evaluation(inputs: Inputs, name: str) -> Workload:
-    """The pipeline's whole job: adaptive answers, and those at every forced number of steps.
+    """The whole evaluation of the pipeline: adaptive answers, and those at every forced length.
 
-    The naive path reads the prompts anew for each number.
+    The naive path reads the prompts anew for each length.
     """
     forced = [inputs.forced(steps) for steps in range(FORCED_STEPS + 1)]
 
@@ -176,7 +176,7 @@ def _evaluation(inputs: Inputs, name: str) -> Workload:
 
 
 class _Grpo:
-    """What the three workloads of RL share: the task, and the same step without sharing."""
+    """What the three workloads of RL share: the task, and the naive version of its step."""
 
     def __init__(self, inputs: Inputs, name: str) -> None:
         self.tokenizer, self.shape = inputs.tokenizer, inputs.shape
@@ -196,7 +196,7 @@ class _Grpo:
     def draws(self, repetition: int) -> Tensor:
         """The uniform numbers of a repetition, the same for both paths.
 
-        A decision continues below its probability: 0 always does, `BELOW_ONE` never.
+        A decision continues if the draw is below its probability: 0 always does, `BELOW_ONE` never.
         """
         size = len(self.prompts), self.shape.group_size, self.shape.rollout_tokens
         draws, steps = draw_uniforms(*size, seed=repetition), self.shape.sampled_steps
@@ -206,7 +206,7 @@ class _Grpo:
         return draws
 
     def naive_rollout(self, ids: list[list[int]], repetition: int) -> Rollout:
-        """Every sample a row of its own."""
+        """A rollout in which every sample is a row of its own."""
         draws = self.draws(repetition)
         return unshared(ids, naive.sample(self.model, ids, draws, self.task.sampling))
 
@@ -222,7 +222,7 @@ class _Grpo:
         return sampled(rollout)
 
     def naive_update(self, rollout: Rollout, advantages: Tensor) -> None:
-        """The gradient of the loss of samples, each with an advantage."""
+        """The gradient of the loss of `rollout`, whose samples have these `advantages`."""
         self.model.zero_grad()
         naive.grpo_loss(
             self.model,
@@ -236,7 +236,7 @@ class _Grpo:
 
 
 def unshared(prompts: list[list[int]], completions: Sequence[Completion]) -> Rollout:
-    """Samples as a rollout in which equal ones stay apart."""
+    """Samples as a rollout in which equal samples stay separate."""
     positions = torch.arange(len(completions)).view(len(prompts), -1)
     return Rollout(prompts, list(completions), positions)
 
@@ -268,14 +268,14 @@ def _grpo_rollout(inputs: Inputs, name: str) -> Workload:
 
 
 def _grpo_update(inputs: Inputs, name: str) -> Workload:
-    """Scores under policy and reference, loss and gradient, of samples drawn beforehand."""
+    """Scores under policy and reference, loss and gradient, of samples drawn in advance."""
     grpo = _Grpo(inputs, name)
     with torch.no_grad():
         rollout, _ = sample(grpo.model, grpo.ids, grpo.draws(0), grpo.task.sampling)
     generator = torch.Generator().manual_seed(0)
     advantages = torch.randn(len(rollout.completions), generator=generator)
     apart, samples = unshared(grpo.ids, samples_of(rollout)), sampled(rollout)
-    # Nothing is written here: the samples are read.
+    # The update only reads: the samples count as read.
     work = Work(
         [[*read, *written] for read, written in zip(samples.read, samples.written, strict=True)]
     )

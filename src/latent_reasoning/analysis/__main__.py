@@ -26,27 +26,27 @@ from latent_reasoning.runtime.tracking import open_tracker
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make what the first argument names."""
+    """Make the output that the first argument names."""
     options = _options(argv)
     results = Results.of(load(options.config), appendix=options.what == "appendix")
     MAKERS[options.what](results)
 
 
 def make_tables(results: Results) -> None:
-    """Every table of the main models; the main one is printed too."""
+    """Write every table of the main models, and print the main table."""
     write_tables(results, results.layout.tables)
     write_csv(claims_table(results), results.layout.tables / "claims.csv")
     print(markdown(main_table(results)))
 
 
 def make_appendix(results: Results) -> None:
-    """The main table of the appendix's models."""
+    """Write and print the main table of the appendix's models."""
     write_main_table(results, results.layout.tables, "appendix")
     print(markdown(main_table(results)))
 
 
 def make_figures(results: Results) -> None:
-    """Every figure; tracking keeps a copy."""
+    """Draw every figure, and log the PNG files to tracking."""
     write_figures(results, results.layout.figures)
     experiment = results.experiment
     tracker = open_tracker(
@@ -62,7 +62,7 @@ def make_figures(results: Results) -> None:
 
 
 def make_report(results: Results) -> None:
-    """The page; it shows the figures that are there."""
+    """Write the report page; the figures must have been drawn."""
     write_report(results, results.layout.figures, results.layout.report)
 
 

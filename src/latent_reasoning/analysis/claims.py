@@ -1,7 +1,7 @@
-"""The paper's claims, each with what is asked of an experiment and what it measured.
+"""The paper's claims, each with the requirement on an experiment and the measurement.
 
-Thresholds are the project's own, fixed before any run. A claim that the numbers do not bear out is
-reported as not reached; one that they cannot decide has no verdict.
+Thresholds are the project's own, fixed before any run. A claim whose requirement is not met is
+reported as not reached; a claim that the numbers cannot decide is reported as such.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Evidence:
         return self.main.loc[model, "reasoning_tokens"]
 
     def p_values(self, pair: Pair) -> str:
-        """McNemar's p, one a seed."""
+        """McNemar's p for each seed."""
         rows = self.paired[
             (self.paired["model"] == pair.model) & (self.paired["reference"] == pair.reference)
         ]
@@ -162,7 +162,7 @@ def _steps_are_needed(evidence: _Evidence, model: str) -> Claim:
 
 
 def _at_least(value: float, bound: float) -> bool:
-    """Whether a value reaches its bound, rounding of shares (0.98 - 0.97) aside."""
+    """Whether a value reaches its bound, up to rounding of shares (0.98 - 0.97)."""
     return bool(value >= bound - 1e-9)
 
 
@@ -176,5 +176,5 @@ def _points(share: float, *, sign: bool = False) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p-value as a reader wants it."""
+    """A p-value with a readable number of digits."""
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"

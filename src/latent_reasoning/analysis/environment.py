@@ -47,7 +47,7 @@ def _processor() -> str:
 def job_times(layout: Layout) -> pandas.DataFrame:
     """`job, seconds, megabytes` (peak memory) of each finished job, as Snakemake measured it.
 
-    Empty where the stages ran by hand. A job that was killed and resumed counts its last part.
+    Empty where the stages ran by hand. For a job that was killed and resumed, the last part counts.
     """
     rows = []
     for path in sorted(layout.benchmarks.rglob("*.tsv")):

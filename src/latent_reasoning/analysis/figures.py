@@ -1,7 +1,7 @@
-"""The figures, each as .png and .svg: pure drawings of the files an experiment left behind.
+"""The figures, each as .png and .svg, drawn from an experiment's result files alone.
 
-Where there are several seeds, the mean stands out and each seed is a thin line or a small point.
-How a model looks is in `analysis.style`.
+With several seeds, the mean is prominent and each seed is a thin line or a small point. The look of
+each model comes from `analysis.style`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_figures(results: Results, folder: Path, names: Iterable[str] | None = 
 
 
 def draw(name: str, results: Results) -> Figure:
-    """One figure, in the style of all."""
+    """One figure, in the common style."""
     with matplotlib.rc_context(STYLE):
         return FIGURES[name](results)
 
@@ -52,9 +52,9 @@ def draw(name: str, results: Results) -> Figure:
 
 
 def accuracy_vs_tokens(results: Results) -> Figure:
-    """Accuracy against mean reasoning tokens, with intervals; arrows go from SFT to RL.
+    """Accuracy against mean reasoning tokens, with intervals; arrows point from SFT to RL.
 
-    A row a data set: all models, and the latent ones alone, enlarged.
+    Each data set has a row: all models, and the latent models alone, enlarged.
     """
     table = main_table(results)
     latent = [m for m in results.models if results.stage(m) in ("latent_sft", "rl")]
@@ -77,7 +77,7 @@ def accuracy_vs_tokens(results: Results) -> Figure:
 def _accuracy_and_tokens(
     axes: Axes, results: Results, dataset: str, rows: pandas.DataFrame
 ) -> None:
-    """The points of some models; `rows` are theirs of the main table, indexed by model."""
+    """The points of some models; `rows` are their rows of the main table, indexed by model."""
     look = looks(results)
     for model, row in rows.iterrows():
         low, high = row["accuracy_ci95_low"], row["accuracy_ci95_high"]
@@ -98,7 +98,7 @@ def _accuracy_and_tokens(
 
 
 def _seed_points(axes: Axes, results: Results, model: str, dataset: str, look: Look) -> None:
-    """A small point a seed, where there are several."""
+    """A small point for each seed, where there are several."""
     if len(results.seeds) < 2:
         return
     for seed in results.seeds:
@@ -131,7 +131,7 @@ def _arrow(axes: Axes, start: pandas.Series, end: pandas.Series, colour: str) ->
 
 
 def length_distribution(results: Results) -> Figure:
-    """Share of the answers at every length before and after RL, right and wrong answers apart."""
+    """Share of answers at each length before and after RL; right and wrong answers are separate."""
     pairs = results.rl_pairs()
     if not pairs:
         return nothing_to_show("No model of this experiment was trained by RL.")
@@ -160,7 +160,7 @@ def length_distribution(results: Results) -> Figure:
 
 
 def _length_axis(axes: Axes, lengths: pandas.Series) -> None:
-    """All lengths that occur, and no fractions between them."""
+    """Show all lengths that occur, with ticks at whole numbers only."""
     middle, half = (lengths.min() + lengths.max()) / 2, (lengths.max() - lengths.min()) / 2
     axes.set_xlim(middle - max(2.5, half + 0.7), middle + max(2.5, half + 0.7))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -187,7 +187,7 @@ def length_by_steps(results: Results) -> Figure:
         axes.set_title(f"{pair.reference} and {pair.model}")
         axes.set_xlabel("reasoning steps of the solution")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # The axes share their y: its end is known only when all lines are drawn.
+    # The axes share their y axis, whose limit is known only when all lines are drawn.
     grid[0][0].set_ylim(bottom=0)
     grid[0][0].set_ylabel("mean reasoning tokens")
     legend_below(figure, grid[0][0])
@@ -195,7 +195,7 @@ def length_by_steps(results: Results) -> Figure:
 
 
 def _mean_by_seed(frame: pandas.DataFrame, by: str, value: str) -> pandas.DataFrame:
-    """Means of `value`: a row a value of `by`, a column a seed."""
+    """Means of `value`: a row for each value of `by`, a column for each seed."""
     known = frame.dropna(subset=by)
     return known.groupby([by, "seed"])[value].mean().unstack("seed")
 
@@ -203,7 +203,7 @@ def _mean_by_seed(frame: pandas.DataFrame, by: str, value: str) -> pandas.DataFr
 def _mean_and_seeds(
     axes: Axes, table: pandas.DataFrame, colour: str, style: str, label: str
 ) -> None:
-    """A line of the mean over the columns (seeds), and a thin one for each where several."""
+    """A line for the mean over the columns (seeds), and a thin line for each of several."""
     x = table.index.to_numpy(dtype=float)
     if table.shape[1] > 1:
         for seed in table.columns:
@@ -214,7 +214,7 @@ def _mean_and_seeds(
 
 
 def accuracy_forced(results: Results) -> Figure:
-    """Accuracy where every row is made to take n latent steps; a dotted line answers at once."""
+    """Accuracy after n forced latent steps; a dotted line shows a model that answers at once."""
     dataset = results.datasets[0]
     table = forced_table(results)
     table = table[table["dataset"] == dataset]
@@ -252,7 +252,7 @@ def accuracy_forced(results: Results) -> Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """A quantity of the training curves: the columns that show it and the stages that have it."""
+    """A panel of the training curves: its columns, and the stages that have them."""
 
     title: str
     stages: tuple[str, ...]
@@ -274,7 +274,7 @@ PANELS = (
     Panel("RL: share of all-correct groups", ("rl",), ("all_correct_share",), "share"),
 )
 FEW = 3
-"""A line through so few values would hardly be seen."""
+"""A line through at most this number of values gets points too, to be visible."""
 PART_STYLES = ("-", "--", ":", "-.")
 
 
@@ -294,7 +294,7 @@ def training_curves(results: Results) -> Figure:
 
 
 def _curves(results: Results, stages: tuple[str, ...]) -> Iterator[tuple[str, pandas.DataFrame]]:
-    """The training curves of the models of some stages, a seed at a time."""
+    """The training curves of the models of some stages, one for each seed."""
     for model in results.models:
         if results.stage(model) in stages:
             for seed in results.seeds:
@@ -304,7 +304,7 @@ def _curves(results: Results, stages: tuple[str, ...]) -> Iterator[tuple[str, pa
 def _curve(
     axes: Axes, curves: pandas.DataFrame, column: str, look: Look, part_style: str | None
 ) -> None:
-    """One column of one training, where it was measured; few values are points too."""
+    """One column of one training, where it was measured; few values also get points."""
     if column not in curves or curves[column].isna().all():
         return
     known = curves.dropna(subset=column)
@@ -315,7 +315,7 @@ def _curve(
 
 
 def _dress(axes: Axes, panel: Panel) -> None:
-    """Title, scale and, for several columns, what each line style means."""
+    """Set title and scale, and for several columns a legend of the line styles."""
     axes.set_title(panel.title)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

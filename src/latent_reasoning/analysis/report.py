@@ -1,7 +1,7 @@
-"""The page: claims and verdicts, what was run, tables, figures, departures, environment.
+"""The report page: claims and verdicts, what was run, tables, figures, departures, environment.
 
-`report.html` is one file without links to others: figures are inside it, and nothing is fetched. It
-is written for a reader who has not seen the paper. The captions are those of `workflow/report/`.
+`report.html` is a single file: the figures are inside it, and nothing is fetched. It is written for
+a reader who has not seen the paper. The captions come from `workflow/report/`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _figure(folder: Path, name: str) -> dict[str, str]:
 
 
 def _headlines(results: Results) -> list[str]:
-    """A sentence for each RL model: what it scores, what it started from."""
+    """A sentence for each RL model, compared with its start, and each model without reasoning."""
     dataset = results.datasets[0]
     main = main_table(results).query("dataset == @dataset").set_index("model")
     sentences = []
@@ -134,7 +134,7 @@ def describe_data(data: Data) -> str:
 
 
 def _split_rows(summary: dict) -> list[dict[str, str]]:
-    """Rows of each split that a stage reads, and what was dropped, in words."""
+    """The number of rows of each split, and how many were dropped why, in words."""
     return [
         {
             "name": name,
@@ -164,7 +164,7 @@ def describe_base(experiment: Experiment) -> str:
 
 
 def describe_model(entry: ModelEntry) -> str:
-    """What a model is taught, in a few words."""
+    """How a model is trained, in a few words."""
     if entry.stage == "sft":
         return "SFT: steps in text" if entry.form == "cot" else "SFT: the answer at once"
     if entry.stage == "latent_sft":

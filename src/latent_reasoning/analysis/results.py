@@ -1,7 +1,7 @@
-"""Reading what an experiment left under `results/`: evaluations and training curves.
+"""Reading an experiment's files under `results/`: evaluations and training curves.
 
-Tables, figures and the report read these files and nothing else. A missing one is a
-`MissingResultError` that says which it is and which command makes it, a damaged one a
+Tables, figures and the report read results through this module only. A missing file is a
+`MissingResultError` that names the file and the command that makes it, a damaged file a
 `DamagedResultError`.
 """
 
@@ -21,16 +21,16 @@ from latent_reasoning.runtime.files import changed_files
 
 
 class MissingResultError(UserError, RuntimeError):
-    """A file that an earlier stage makes is not there."""
+    """A file that an earlier stage makes is missing."""
 
 
 class DamagedResultError(UserError, RuntimeError):
-    """A file that is not as an earlier stage wrote it."""
+    """A file differs from what an earlier stage wrote."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and the one it is compared with, row by row."""
+    """A model and the reference model that it is compared with, row by row."""
 
     model: str
     reference: str
@@ -63,7 +63,7 @@ class Results:
         return self.experiment.models[model].stage
 
     def parent(self, model: str) -> str:
-        """The model that training started from, or `base`; of an imported one, as reported."""
+        """The model that training started from, or `base`; for imported RL, by `report.rl_from`."""
         imported_from = self.experiment.report.rl_from.get(model)
         return imported_from or self.experiment.models[model].start or "base"
 
@@ -92,7 +92,7 @@ class Results:
         return json.loads(self._file(model, seed, dataset, "summary.json").read_text("utf-8"))
 
     def predictions(self, model: str, seed: int, dataset: str) -> pandas.DataFrame:
-        """`predictions.parquet` of an evaluation, a row an example."""
+        """`predictions.parquet` of an evaluation, one row per example."""
         return pandas.read_parquet(self._file(model, seed, dataset, "predictions.parquet"))
 
     def pooled_predictions(self, model: str, dataset: str) -> pandas.DataFrame:
@@ -105,7 +105,7 @@ class Results:
         return pandas.read_csv(self._file(model, seed, dataset, "forced.csv"))
 
     def data_summary(self) -> dict:
-        """`data/summary.json`: rows and dropped rows of each split."""
+        """`data/summary.json`: numbers of rows and dropped rows of each split."""
         path = self.layout.data_summary
         if not path.is_file():
             raise MissingResultError(f"no {path}; make it with: snakemake {_shown(path)}")
@@ -144,7 +144,7 @@ def _damaged(path: Path, problem: object) -> str:
 
 @contextlib.contextmanager
 def _refusing_damage(path: Path) -> Iterator[None]:
-    """What cannot be decoded is a `DamagedResultError` that names the file."""
+    """Turn an error of decoding into a `DamagedResultError` that names the file."""
     try:
         yield
     except ValueError as error:
@@ -152,7 +152,7 @@ def _refusing_damage(path: Path) -> Iterator[None]:
 
 
 def _shown(path: Path) -> str:
-    """A path as one would type it from the project root, where it lies below it."""
+    """A path relative to the working directory, where it is below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -1,7 +1,7 @@
-"""How every figure looks: colours, sizes, axes, and the files they are saved as.
+"""The style of every figure: colours, sizes, axes and file formats.
 
 A model keeps its colour in every figure; an RL model has the colour of the model it started from,
-dashed and with a filled marker. The colours are Okabe and Ito's, apart for the colour-blind too.
+dashed and with a filled marker. The colours are Okabe and Ito's, distinct for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 BEFORE, AFTER = "#999999", "#0072B2"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 WIDTH = 8.0
-"""Inches: the width of a page's column, so that text is drawn at the size it is read."""
+"""Inches: the width of the page's column, so that text is drawn at the size at which it is read."""
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -72,7 +72,7 @@ class Look:
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """A look for every model; those trained by RL share the colour of where they started."""
+    """A look for every model; models trained by RL share the colour of their start model."""
     families: dict[str, int] = {}
     chosen = {}
     parents = {pair.model: pair.reference for pair in results.rl_pairs()}
@@ -95,7 +95,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 
 def page(rows: int, columns: int, height: float, **keywords) -> tuple[Figure, numpy.ndarray]:
-    """A figure of the page's width, its height in inches, and a 2-D array of axes."""
+    """A figure of the page's width and of `height` in inches, and its 2-D array of axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
 
@@ -108,18 +108,18 @@ def nothing_to_show(why: str) -> Figure:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """One legend for all axes, with the entries of one of them."""
+    """One legend below the figure for all axes, with the entries of `axes`."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def per_cent(axis: Axis, decimals: int | None = 0) -> None:
-    """Shares as per cent; `decimals=None`: as many as the range needs."""
+    """Show shares as per cent; `decimals=None` shows as many decimals as the range needs."""
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals, symbol=" %"))
 
 
 def share_axis(axes: Axes) -> None:
-    """The whole of 0 to 100 %, with a little room."""
+    """Show the whole range of 0 to 100 %, with a margin."""
     axes.set_ylim(-0.03, 1.05)
     axes.yaxis.set_ticks(numpy.linspace(0, 1, 6))
     per_cent(axes.yaxis)

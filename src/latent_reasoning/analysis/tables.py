@@ -1,7 +1,7 @@
 """The tables: accuracy and length of every model, paired tests, length against difficulty.
 
-`main` stands as .csv (shares are fractions), .md and .tex (per cent); the others as .csv. All are
-pure functions of the evaluations of an experiment.
+`main` is written as .csv (shares are fractions), .md and .tex (per cent), all other tables as .csv.
+All are pure functions of the evaluations of an experiment.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from latent_reasoning.evaluation.metrics import grouped, paired_counts, pearson,
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
 
 PUBLISHED_DATASET = "test"
-"""The published figures are the paper's test split; they stand beside no other data set."""
+"""The published figures are of the paper's test split, so no other data set shows them."""
 
 LENGTH_COLUMNS = (
     *("reasoning_tokens_mean", "reasoning_tokens_std", "reasoning_tokens_min"),
     *("reasoning_tokens_max", "badly_formatted", "cut_off"),
 )
-"""What `length_table` takes from an evaluation's summary."""
+"""The values that `length_table` takes from an evaluation's summary."""
 
 
 def write_tables(results: Results, folder: Path) -> None:
-    """Write the main table and those beside it."""
+    """Write the main table and the `SUPPLEMENTS`."""
     write_main_table(results, folder, "main")
     for name, table in SUPPLEMENTS.items():
         write_csv(table(results), folder / f"{name}.csv")
@@ -42,9 +42,9 @@ def write_main_table(results: Results, folder: Path, name: str) -> None:
 
 
 def main_table(results: Results) -> pandas.DataFrame:
-    """A row a model and data set.
+    """One row per model and data set.
 
-    `n` counts the rows of one seed. Accuracy and length are means over seeds, the interval is
+    `n` is the number of rows per seed. Accuracy and length are means over seeds, the interval is
     Wilson's on the pooled rows, `accuracy_seed_std` the sample standard deviation over seeds (empty
     for one seed). `tokens_vs_sft` is an RL model's relative change of length against the model it
     started from.
@@ -92,7 +92,7 @@ def _change_by_rl(results: Results, model: str, dataset: str, tokens: float) -> 
 
 
 def paired_table(results: Results) -> pandas.DataFrame:
-    """McNemar's exact test, a row a seed: RL against its start, latent against no reasoning."""
+    """McNemar's exact test per seed: RL against its start, latent SFT against no reasoning."""
     rows = []
     for dataset in results.datasets:
         for pair in [*results.rl_pairs(), *results.no_reasoning_pairs()]:
@@ -108,9 +108,9 @@ def paired_table(results: Results) -> pandas.DataFrame:
 
 
 def length_table(results: Results) -> pandas.DataFrame:
-    """Length of the reasoning, a row a model, data set and seed.
+    """Length of the reasoning: one row per model, data set and seed.
 
-    `pearson_r_steps` correlates a row's reasoning tokens with its number of gold steps; it is empty
+    `pearson_r_steps` correlates the reasoning tokens with the number of gold steps; it is empty
     where the length is constant or the data have no steps.
     """
     rows = []
@@ -167,7 +167,7 @@ def forced_table(results: Results) -> pandas.DataFrame:
 def _by_model(
     results: Results, part_of: Callable[[str, str], pandas.DataFrame]
 ) -> pandas.DataFrame:
-    """The parts of every model and data set, one below the other, with columns that say which."""
+    """The parts of all models and data sets in one table, with columns `model` and `dataset`."""
     parts = []
     for dataset in results.datasets:
         for model in results.models:
@@ -185,16 +185,16 @@ SUPPLEMENTS: dict[str, Callable[[Results], pandas.DataFrame]] = {
     "by_tokens": tokens_table,
     "forced": forced_table,
 }
-"""Tables beside the main one, by file name."""
+"""All tables but the main one, by file name."""
 
 
 # --------------------------------------------------------------------------------- for readers
 
 
 def readable(main: pandas.DataFrame) -> pandas.DataFrame:
-    """The main table as text, in per cent, with empty cells where nothing is known.
+    """The main table as text, in per cent, with empty cells for missing values.
 
-    Columns that are empty throughout (published figures, seeds' spread) are left out.
+    Columns without any value (published figures, seeds' spread) are left out.
     """
     several = (main["seeds"] > 1).any()
     columns = {
@@ -220,7 +220,7 @@ def readable(main: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def percent(share: float | None) -> str:
-    """A fraction as per cent with two decimals; nothing for a missing one."""
+    """A fraction as per cent with two decimals; empty for a missing value."""
     return "" if pandas.isna(share) else f"{100 * share:.2f}"
 
 
@@ -237,7 +237,7 @@ def _is_numeric(column: str) -> bool:
 
 
 def markdown(main: pandas.DataFrame) -> str:
-    """The main table in Markdown, columns padded so that the text reads as a table too."""
+    """The main table in Markdown, with padded columns, so that its source is readable too."""
     table = readable(main)
     cells = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]

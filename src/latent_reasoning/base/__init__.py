@@ -1,1 +1,1 @@
-"""Stage base_model: the model everything starts from; and stage import."""
+"""The stages base and import: the model that everything starts from, and models from elsewhere."""

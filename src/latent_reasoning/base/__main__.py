@@ -1,10 +1,10 @@
-"""The stages base model and import: get the model everything starts from, or a trained one.
+"""The stages base and import: make the model that everything starts from, or import a trained one.
 
     python -m latent_reasoning.base --config FILE.. [--seed N]
     python -m latent_reasoning.base --config FILE.. --model NAME [--seed N]
 
 The first makes the base model: trained from scratch on generated text, or read from a folder, a
-GGUF file or the hub. The second brings in a model of stage `import`. Both leave a model folder.
+GGUF file or the hub. The second imports a model of stage `import`. Both write a model folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -> None:
-    """Read the base model from where the configuration says, and write its folder."""
+    """Read the base model from its configured source, and write its folder."""
     base = experiment.base
     model, tokenizer = obtain_base(base)
     parent = base.hub_id if base.source == "hub" else base.path
@@ -56,7 +56,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
 
 
 def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, digest: str) -> None:
-    """Bring in the model `name`, trained elsewhere or the base itself, and write its folder."""
+    """Import the model `name`, trained elsewhere or the base itself, and write its folder."""
     entry = entry_of(experiment, name, "import")
     if entry.start == "base":
         folder = layout.base(seed)

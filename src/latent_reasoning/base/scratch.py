@@ -1,10 +1,10 @@
 """The base model from scratch: a tiny Llama that learns to reason in text, tersely and verbosely.
 
-It stands in for a pretrained language model in the laptop experiment. The text is that of the SFT
-rows, question and all, in a mix of styles (`base.texts`); the question itself is not learned. The
-validation asks for both kinds of working: each row is decoded greedily once after the beginning of
-its equations and once after ` Results:`, as far as the mix holds them, and the lower accuracy
-counts. A base that can do only one of them costs accuracy in every later stage.
+It stands in for a pretrained language model in the laptop experiment. It reads the text of the SFT
+rows in a mix of styles (`base.texts`) and learns all but the questions. The validation tests both
+kinds of reasoning that the mix holds: each row is decoded greedily once after the beginning of its
+equations and once after ` Results:`, and the lower accuracy counts. A base that can do only one of
+them costs accuracy in every later stage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VALIDATED_STYLES = {
 def run(experiment: Experiment, seed: int, digest: str) -> None:
     """Train the base model on the rows `sft` and write its folder.
 
-    `digest` is that of the stage's configuration. A killed run continues from its last checkpoint.
+    `digest` is that of the stage's configuration. A killed run resumes from its last checkpoint.
     """
     machine = join_machine(experiment.runtime)
     training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft", machine=machine)
@@ -46,7 +46,7 @@ def run(experiment: Experiment, seed: int, digest: str) -> None:
 
 
 def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
-    """The untrained base, its tokenizer, and what it is to learn."""
+    """The untrained base, its tokenizer and its task."""
     experiment, training = run.experiment, run.experiment.base.training
     tokenizer = build_tokenizer(generated_texts(experiment.data.generated.modulus))
     base = build_base(experiment.base.architecture, tokenizer)
@@ -76,7 +76,7 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
 
 
 def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A Llama of the given shape with random weights: seed before."""
+    """A Llama of the given shape with random weights: seed first."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -103,7 +103,7 @@ def _validation(
     rows: Sequence[Row],
     max_new_tokens: int,
 ) -> Callable[[], dict[str, float]]:
-    """Accuracy after the first token of each style of the mix, and the lowest of them."""
+    """The accuracy after the first token of each style in the mix, and the lowest of these."""
     experiment = run.experiment
     settings = EvaluationSettings(
         prefix=experiment.data.prompt.training,

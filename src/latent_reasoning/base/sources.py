@@ -1,6 +1,6 @@
 """Weights from elsewhere: a local folder, a GGUF file, a hub id (docs/method.md, section 3).
 
-Everything ends as an ordinary model in float32 with its tokenizer; what follows does not know where
+Every source gives an ordinary model in float32 with its tokenizer; later stages do not know where
 it came from.
 """
 
@@ -31,13 +31,13 @@ from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.files import first_line
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-"""What is downloaded of a hub repository: no pickled weights, no code."""
+"""Files downloaded from a hub repository: no pickled weights, no code."""
 
 
 def obtain_base(base: Base) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    """The base model of the sources `local`, `gguf` and `hub`, on the CPU.
+    """The base model from the source `local`, `gguf` or `hub`, on the CPU.
 
-    Raises `ConfigError` or `CheckpointError` saying which file or hub id it is about.
+    Raises `ConfigError` or `CheckpointError` naming the file or hub id.
     """
     if base.source == "gguf":
         return read_gguf(expand_path(base.path))
@@ -67,7 +67,7 @@ def obtain_import(name: str, entry: ImportModel) -> tuple[LatentReasoner, PreTra
 
 
 def read_gguf(file: Path) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    """Read model and tokenizer of a GGUF file, dequantised to float32."""
+    """Read the model, dequantised to float32, and the tokenizer of a GGUF file."""
     if not file.is_file():
         raise ConfigError(f"base.path: {file}: no such GGUF file")
     if importlib.util.find_spec("gguf") is None:
@@ -88,7 +88,7 @@ def read_gguf(file: Path) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
 
 
 def _forget_quantisation(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not remember its file's format, and so can be saved."""
+    """The same weights in a model without the GGUF file's quantisation, so that it can be saved."""
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(model.config).from_dict(settings)
@@ -101,8 +101,8 @@ def _forget_quantisation(model: PreTrainedModel) -> PreTrainedModel:
 def fetch(hub_id: str, revision: str | None, key: str, remedy: str) -> Path:
     """Download a hub repository's weights, configuration and tokenizer; returns the local folder.
 
-    `key` is the configuration's key that holds the id, `remedy` what to do without network; both
-    stand in the `CheckpointError`.
+    `key` is the configuration key that holds the id, `remedy` what to do without a network; the
+    `CheckpointError` names both.
     """
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))

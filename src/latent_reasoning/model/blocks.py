@@ -1,14 +1,14 @@
 """The base model's blocks, run on top of a growing cache.
 
-A call of a transformers model costs 2 ms for four blocks beside its arithmetic: masks, cache
-classes and decorators, most of the time of a latent step or a written token. For Llama-shaped
-models the same modules (adapters included) are therefore called one after the other here, and
-rows that continue one text attend to its keys and values where they are, uncopied
-(`SharedPrefix`). Every other architecture goes through transformers itself. Both give the same
-states (`tests/model/test_blocks.py`).
+Beside its arithmetic, a call of a transformers model of four blocks spends 2 ms on masks, cache
+classes and decorators: most of the time of a latent step or a written token. For Llama models the
+same modules (adapters included) are therefore called one after the other here, and rows that
+continue the same text attend to its keys and values without copying them (`SharedPrefix`). Every
+other architecture is run by transformers itself. Both ways give the same states
+(`tests/model/test_blocks.py`).
 
-R rows, W new columns, K columns of the rows' own, P texts of K_p columns that they share, H heads
-of size s over G groups of keys and values.
+R rows, W new columns, K columns of each row's own, P shared texts of K_p columns, H heads of size s
+over G groups of keys and values.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from latent_reasoning.model.cache import GrowingCache
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Texts that rows continue: row i from text `rows[i]`, of which it sees `mask[i]`.
+    """Texts that rows continue: row i continues text `rows[i]`, of which it sees `mask[i]`.
 
-    `cache` holds P texts, `rows` is (R,), `mask` (R, K_p). The rows of a text are brought together
-    to attend to it at once: `slots` (P * S,) are the rows of each text, S of the text with most
-    (others are filled up with row 0), and `places` (R,) each row's place in them; both are None
-    where the rows stand like that already. `bias` (P, 1, S, 1, K_p) is the mask in that order.
+    `cache` holds P texts, `rows` is (R,), `mask` (R, K_p). All rows of a text attend to it at once.
+    Each text has S slots, enough for the text with the most rows: `slots` (P * S,) holds the row in
+    each slot (row 0 in unused ones), `places` (R,) the slot of each row; both are None where the
+    rows are in this order already. `bias` (P, 1, S, 1, K_p) is the mask in slot order.
     """
 
     cache: GrowingCache
@@ -61,7 +61,7 @@ class SharedPrefix:
         return SharedPrefix.of(self.cache, self.rows[rows], self.mask[rows])
 
     def attend(self, queries: Tensor, layer: int) -> _Mixture:
-        """What `queries` (R, G, M, s) find in the text of their row."""
+        """Attention of `queries` (R, G, M, s) over the text of their row."""
         entry = self.cache.layers[layer]
         count = queries.shape[2]
         grouped = self._by_text(queries)
@@ -105,9 +105,9 @@ class _Mixture(NamedTuple):
 
 
 def _mix(scores: Tensor, values: Tensor) -> _Mixture:
-    """Values (.., K, s) weighted by the exponentials of scores (.., M, K), which are used up.
+    """Values (.., K, s) weighted by the exponentials of scores (.., M, K), which are overwritten.
 
-    In float32 at least, whatever the precision of the products (as softmax under autocast).
+    Computed in float32 at least, whatever the precision of the products (as softmax in autocast).
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     largest = scores.detach().amax(-1, keepdim=True)
@@ -135,12 +135,12 @@ def run_blocks(
     first_read: int = 0,
     output_hidden_states: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """States of new columns (R, W, d) after the final norm, and all states if asked for.
+    """States of new columns (R, W, d) after the final norm, and those of all layers if asked for.
 
     `positions` is (R, W); `mask` (R, K) says which of the rows' own columns, the new ones included,
-    hold a token. `cache` grows; None: nothing is kept. States are returned from column `first_read`
-    on: of those before, the last block only computes keys and values. A `prefix` needs
-    `runs_directly`.
+    hold a token. `cache` is extended; None keeps no keys and values. Final states are returned from
+    column `first_read` on: for earlier columns the last block only computes keys and values. A
+    `prefix` is supported only where `runs_directly`.
     """
     if not runs_directly(base):
         output = base.base_model(
@@ -173,7 +173,7 @@ def run_blocks(
 
 @dataclass(frozen=True)
 class _Attention:
-    """Self-attention of one block: its weights, and what a pass has in common with the others."""
+    """Self-attention of one block: its weights, and what all blocks of a pass share."""
 
     module: torch.nn.Module
     layer: int
@@ -182,8 +182,8 @@ class _Attention:
     prefix: SharedPrefix | None
 
     def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:
-        """The last `count` of new columns (R, W, d) attend to their text, their row and the new
-        columns: (R, `count`, d)."""
+        """Attention of the last `count` new columns (R, W, d) over the shared text, the row's
+        earlier columns and the new ones: (R, `count`, d)."""
         module, (rows, width) = self.module, states.shape[:2]
         cos, sin = self.rotation
         keys = _rotated(self._heads(module.k_proj(states)), cos, sin)
@@ -232,10 +232,10 @@ def _grouped_attention(
     prefix: SharedPrefix | None,
     layer: int,
 ) -> Tensor:
-    """Attention in products that copy no keys: few queries, or a text that rows share.
+    """Attention without copying keys, for single new columns and for rows that share a text.
 
-    `queries` (R, H, W, s), already scaled, against `keys` and `values` (R, G, K, s): the queries of
-    a group of heads stand in a column. `bias` is (R, W or 1, K).
+    `queries` (R, H, W, s) are already scaled; `keys` and `values` are (R, G, K, s), each read by
+    all heads of a group at once. `bias` is (R, W or 1, K).
     """
     rows, heads, width, size = queries.shape
     groups = keys.shape[1]
@@ -253,7 +253,7 @@ def _grouped_attention(
 def _rotation(
     model: torch.nn.Module, inputs_embeds: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (R, 1, W, s) of the positions, the first half of the sines negated."""
+    """Cosines and sines (R, 1, W, s) of the positions; the first half of the sines is negated."""
     cos, sin = model.rotary_emb(inputs_embeds, position_ids=positions)
     sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
     return cos.unsqueeze(1), sin.unsqueeze(1)
@@ -261,8 +261,8 @@ def _rotation(
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of (R, heads, W, s) by `_rotation`'s cosines and sines."""
-    # Products and sum as transformers rounds them: some recorded gradients are so sensitive that a
-    # fused operation, though more exact, moves them by a thousandth.
+    # Products and sum round as in transformers: some recorded gradients are so sensitive that a
+    # fused operation, though more exact, changes them by a thousandth.
     left, right = states.chunk(2, -1)
     return states * cos + torch.cat([right, left], -1) * sin
 
@@ -270,10 +270,10 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _visible(
     mask: Tensor, width: int, prefix: SharedPrefix | None, dtype: torch.dtype
 ) -> Tensor | None:
-    """What each of the last `width` columns sees of its row's own (R, K) columns.
+    """Which of its row's own (R, K) columns each of the last `width` columns sees.
 
-    None: all that come before it. For SDPA a truth value (R, 1, W, K); for single columns and
-    beside a shared text, numbers to be added to the scores, (R, W or 1, K).
+    None means all earlier ones. Otherwise a bool mask (R, 1, W, K) for SDPA; for single columns and
+    with a shared text, numbers (R, W or 1, K) to be added to the scores.
     """
     columns = mask.shape[1]
     everything = bool(mask.all())

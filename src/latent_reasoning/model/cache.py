@@ -1,7 +1,7 @@
 """A key-value cache with room to grow: a new column is written in place.
 
-transformers' own cache copies everything it holds for each new token. With gradients the old
-tensors belong to the graph, so there a longer copy is made as usual.
+transformers' own cache copies everything it holds for each new token. With gradients enabled this
+one does too, because the old tensors belong to the graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 32
-"""Columns of room that a full cache gets."""
+"""Spare columns that a full cache gets when its buffers grow."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -27,7 +27,7 @@ class _GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append columns; returns all keys and values. The first ones are kept, not copied."""
+        """Append columns; returns all keys and values. The first tensors are kept, not copied."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states

@@ -21,9 +21,9 @@ LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
 
 def prompt_prefix(folder: Path) -> str:
-    """What stands before a question in a model's prompts: its card says.
+    """The prefix of a question in a model's prompts, from its card.
 
-    Without a card: nothing for the published checkpoints (conformance note 1), else the default.
+    Without a card it is empty for published checkpoints (conformance note 1), else the default.
     """
     card, config = (_read_json(folder / name) for name in ("card.json", "config.json"))
     if card.get("prompt_prefix") is not None:
@@ -37,10 +37,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which model of an experiment a card is of, and from what it was made.
+    """Which model of an experiment a card describes, and what it was made from.
 
-    `parent` is the model it starts from: another one of the experiment, or an id, file or folder;
-    `config_digest` the digest of the keys that the card holds as `science`.
+    `parent` is the model it starts from: another model of the experiment, or an id, file or folder;
+    `config_digest` is the digest of the keys that the card holds as `science`.
     """
 
     experiment: Experiment
@@ -51,7 +51,7 @@ class Origin:
     config_digest: str
 
     def card_of_published(self, model: nn.Module, licence: str | None) -> dict[str, Any]:
-        """`card.json` of a model that was brought in as it is."""
+        """`card.json` of a model that was imported unchanged."""
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return self._card("as published", {"parameters": parameters}, licence)
 
@@ -66,8 +66,8 @@ class Origin:
         """`card.json` of a model that a stage trained.
 
         `data_digests` is the SHA-256 of each file of rows that was read, by split; `selection` the
-        rule that chose the checkpoint, in words; `rollbacks` when and why its training, which
-        diverged, went back to an earlier checkpoint.
+        rule that chose the checkpoint, in words; `rollbacks` when and why the training diverged and
+        went back to an earlier checkpoint.
         """
         licences = self.experiment.base.licence, self.experiment.data.licence
         return self._card(selection, metrics, *licences, data_digests, rollbacks)

@@ -1,6 +1,6 @@
-"""Recurrent filters: what turns a hidden state into the input of the next latent step.
+"""Recurrent filters, which turn a hidden state into the input of the next latent step.
 
-Method.md, section 3. Every filter maps `(.., d)` to `(.., d)`; `SRE` also needs the vocabulary.
+See docs/method.md, section 3. Filters map `(.., d)` to `(.., d)`; `SRE` also needs the vocabulary.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class SRE(nn.Module):
 
 
 def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
-    """`linear_ECF`: `linear` that starts at `E^T E / V`, normed to the mean embedding length.
+    """`linear_ECF`: `linear` with initial weight `E^T E / V`, scaled to the mean embedding length.
 
-    `embeddings` is `E` `(V, d)`; the norm's weight is mean |E_v| / sqrt(d), since RMSNorm gives
+    `embeddings` is `E` `(V, d)`; the norm's weight is mean |E_v| / sqrt(d), because RMSNorm gives
     vectors of length sqrt(d).
     """
     vocabulary_size, hidden_size = embeddings.shape
@@ -90,9 +90,9 @@ def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
 
 
 def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
-    """A fresh filter for `base`, on its device and in its dtype.
+    """A new filter for `base`, on its device and in its dtype.
 
-    `name` is a `model.recurrent_filter` of the configuration; raises `ValueError` for others.
+    `name` is a value of `model.recurrent_filter`; raises `ValueError` for an unknown one.
     """
     embeddings = base.get_input_embeddings().weight.detach()
     hidden_size = embeddings.shape[1]

@@ -2,7 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
-    SHA256SUMS                                     digests of the above, compared on loading
+    SHA256SUMS                                     digests of the above, checked on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
 
@@ -63,7 +63,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 LATENT_SETTINGS = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
 LATER_SETTINGS = {"max_latent_steps"}
-"""Keys of `latent.json` that older folders lack: they read as the default."""
+"""Keys of `latent.json` that older folders lack; the defaults then hold."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -77,7 +77,7 @@ def save(
 ) -> None:
     """Write a model folder; it replaces `folder` only when it is complete.
 
-    Adapters have to be merged before (`lora.merge_lora`).
+    An adapter must be merged first (`lora.merge_lora`).
     """
     with atomic_directory(Path(folder)) as temporary:
         write_model(model, tokenizer, temporary)
@@ -96,7 +96,7 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
         write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes files that their owner alone can read
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
     write_sums(folder)
 
 
@@ -145,7 +145,7 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, padding on the left (with EOS where it has no padding).
+    """The tokenizer of a model folder, as `prepare_tokenizer` leaves it.
 
     Raises `CheckpointError` where it is missing, or lacks the special tokens of a latent model.
     """
@@ -156,7 +156,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # tokenizers raises that very class
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
@@ -165,12 +165,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     settings = read_settings(folder)
     if settings is not None:
         _check_special_tokens(tokenizer, settings, folder)
-    _check_unchanged(folder, "*[!s]")  # all but .safetensors, which `load` compares
+    _check_unchanged(folder, "*[!s]")  # all but .safetensors, which `load` checks
     return tokenizer
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Padding on the left, with EOS where there is no padding token; in place."""
+    """Pad on the left, with EOS where there is no padding token; in place."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -189,7 +189,7 @@ def read_settings(path: str | Path) -> LatentSettings | None:
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Loading and saving are quick; their bars would only fill the logs."""
+    """Hide transformers' progress bars: loading and saving are quick, and bars fill the logs."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -257,7 +257,7 @@ def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path
 def _from_pretrained(
     architecture: type, folder: Path | None, file: Path, **options: Any
 ) -> PreTrainedModel:
-    """transformers' loader, made strict; `file` is named in errors."""
+    """Load by transformers, made strict; errors name `file`."""
     try:
         with without_progress_bars():
             model, report = architecture.from_pretrained(
@@ -294,7 +294,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_unchanged(folder: Path, pattern: str = "*") -> None:
-    """Compare a model folder of ours with the digests in it: damage inside a tensor is silent."""
+    """Compare a model folder with the digests in it: damage within a tensor is otherwise silent."""
     changed = changed_files(folder, pattern)
     if changed:
         names = ", ".join(str(file) for file in changed)

@@ -1,7 +1,7 @@
-"""Greedy generation, cached and batched, on the reasoner's own primitives.
+"""Greedy generation, cached and batched, built on the reasoner's own primitives.
 
-Always greedy, whatever a checkpoint's generation config says (conformance note 17). Prompts of
-similar length share a batch; rows that are done leave it.
+It is greedy whatever a checkpoint's generation config says (conformance note 17). Prompts of
+similar length share a batch; finished rows leave it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.memory import in_halves
 
 COMPACT_BELOW = 0.75
-"""Rows that are done leave once at most this share is unfinished: leaving copies the cache."""
+"""Finished rows leave once at most this share is unfinished, because leaving copies the cache."""
 
 FORCED_ROWS = 4
-"""Rows in a batch for each prompt that `batch_size` allows, where rows share their prompt."""
+"""Where rows share their prompt, a batch has this multiple of `batch_size` rows."""
 
 
 @dataclass(frozen=True)
 class Generation:
     """What the model wrote after one prompt.
 
-    `ids` ends with EOS unless `cut_off` says that the length ran out first. `stop_probabilities`
-    holds (p(continue), p(stop)) of each stop decision; `latent_steps` counts the CONTINUE written.
+    `ids` ends with EOS unless it was `cut_off` at the maximum length. `stop_probabilities` holds
+    (p(continue), p(stop)) of each stop decision; `latent_steps` is the number of CONTINUE written.
     """
 
     ids: list[int]
@@ -52,8 +52,8 @@ def generate(
 ) -> list[Generation]:
     """Greedy completions of prompts of token ids, in the prompts' order.
 
-    STOP is forced where the model's settings say so (`LatentSettings.max_latent_steps`). Model mode
-    (eval) and autocast are the caller's. A batch too large for the memory is written in halves.
+    STOP is forced where the model's settings say so (`LatentSettings.max_latent_steps`). The caller
+    sets eval mode and autocast. A batch too large for the memory is written in halves.
     """
 
     def write(batch: Sequence[int]) -> list[Generation]:
@@ -84,13 +84,13 @@ def generate_forced(
 ) -> list[list[Generation]]:
     """Greedy completions after 0, 1, .., `last` forced latent steps: a list for each number.
 
-    Equal to `generate` on prompts with that many CONTINUE and `ending` (STOP and what else is not
-    left to the model). But each prompt, which ends in START, is read once, and its latent steps are
+    They equal those of `generate` on prompts followed by n CONTINUE and `ending` (STOP and any more
+    forced tokens). But each prompt, which ends in START, is read once, and its latent steps are
     taken once: all lengths branch off one trajectory. A batch too large for the memory is written
     in halves.
     """
     counts = torch.arange(last + 1, device=model.device)
-    # The rows of a prompt share its keys and values, so that more of them fit.
+    # The rows of a prompt share its keys and values, so more of them fit into memory.
     prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
 
     def write(batch: Sequence[int]) -> list[list[Generation]]:
@@ -117,7 +117,7 @@ def generate_forced(
 def _generation(
     model: LatentReasoner, ids: list[int], decisions: list[list[float]], eos_id: int
 ) -> Generation:
-    """One row of the writer's output, without what stands after EOS."""
+    """One row of the writer's output, without what follows EOS."""
     cut_off = eos_id not in ids
     length = len(ids) if cut_off else ids.index(eos_id) + 1
     ids = ids[:length]
@@ -127,10 +127,10 @@ def _generation(
 
 
 class _Writer:
-    """One batch being written; R rows are unfinished, and `rows` says which of the B they are."""
+    """One batch of B rows being written; `rows` (R,) are those that are still in it."""
 
     def __init__(self, model: LatentReasoner, state: ReasoningState, kinds: Tensor) -> None:
-        """Continue `state`, whose last positions are of `kinds` (B,)."""
+        """Continue `state`, whose last positions have `kinds` (B,)."""
         self.model = model
         self.settings = model.settings
         self.state = state
@@ -142,7 +142,7 @@ class _Writer:
     def after_prompts(
         cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
     ) -> _Writer:
-        """Read prompts (B, T), padded on the left, to continue them."""
+        """Read prompts (B, T), padded on the left."""
         kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
         state = model.read_prompts(input_ids, attention_mask)
         if model.settings is None:
@@ -156,7 +156,7 @@ class _Writer:
         return writer
 
     def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:
-        """Ids (B, S) and stop probabilities (B, S, 2), zeros where nothing was decided."""
+        """Ids (B, S) and stop probabilities (B, S, 2), zero where no stop decision was made."""
         count, written = len(self.rows), 0
         ids = torch.full((count, max_new_tokens), eos_id, device=self.rows.device)
         probabilities = torch.zeros(count, max_new_tokens, 2, device=self.rows.device)
@@ -195,7 +195,7 @@ class _Writer:
         return tokens
 
     def _note(self, tokens: Tensor) -> None:
-        """Bring `kinds` and `run_steps` up to date with one more token (R,) a row."""
+        """Update `kinds` and `run_steps` by one more token per row (R,)."""
         if self.settings is None:
             return
         is_continue = tokens == self.settings.continue_id
@@ -206,7 +206,7 @@ class _Writer:
         self.run_steps = torch.where(is_continue, self.run_steps + 1, 0)
 
     def _keep(self, unfinished: Tensor) -> None:
-        """Continue with some of the rows alone."""
+        """Continue with the unfinished rows alone."""
         self.state = self.state.select(unfinished)
         self.rows = self.rows[unfinished]
         self.kinds, self.run_steps = self.kinds[unfinished], self.run_steps[unfinished]

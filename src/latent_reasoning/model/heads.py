@@ -1,8 +1,8 @@
-"""What a latent reasoner decides and writes next: distributions read out of its hidden states.
+"""The distributions that a latent reasoner's hidden states define: stop decisions, next tokens.
 
-There is one stop distribution, of which a decision is drawn (rollouts), read greedily (generation)
-and scored (training and RL); and one log-probability of a next token, over the vocabulary or over
-the two decisions, as the position asks.
+There is one stop distribution, from which decisions are sampled (rollouts), taken greedily
+(generation) and scored (training and RL); and one log-probability of a next token, over the two
+decisions or over the vocabulary, depending on the position.
 
 M positions, d hidden size, V vocabulary.
 """
@@ -34,7 +34,7 @@ def decision_logits(
 ) -> Tensor:
     """The stop distribution at states `(.., d)`: logits `(.., 2)` of CONTINUE and STOP.
 
-    Over the sampling temperature, and in at least `dtype`.
+    They are divided by the sampling temperature, in the precision of `dtype` at least.
     """
     logits = model.stop_logits(hidden)
     return logits.to(torch.promote_types(logits.dtype, dtype)) / temperature
@@ -49,9 +49,9 @@ def target_log_probabilities(
 ) -> Tensor:
     """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
 
-    The same as gathering from `model.logits(..) / temperature`, but stop decisions cost two logits
-    instead of V, and of a large vocabulary no more than `LOGITS_AT_ONCE` are held: the others are
-    computed again for their gradient. In float32 at least.
+    They equal those of `model.logits(..) / temperature`, but stop decisions cost two logits instead
+    of V, and of a large vocabulary at most `LOGITS_AT_ONCE` logits are in memory: the backward pass
+    computes them again. In float32 at least.
     """
     result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
     is_thinking = kinds == Kind.THINKING

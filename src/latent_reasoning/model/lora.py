@@ -1,8 +1,8 @@
 """LoRA around a latent reasoner: attach, switch off, save, load, merge.
 
-The base model's weights are frozen and low-rank adapters trained instead; the latent modules
+The base model's weights are frozen and low-rank adapters are trained instead; the latent modules
 (recurrent filter, special tokens' rows) are trained in full beside them (docs/method.md, section
-3). A copy of these modules as they were is kept, so that with the adapter off the model is exactly
+3). A copy of the initial latent modules is kept, so that with the adapter off the model is exactly
 the one it started from: the reference policy of RL.
 
 An adapter's files use peft's format and the published parameter names (`published.py`).
@@ -34,18 +34,18 @@ ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 PEFT_NAME = ".default"
-"""peft's name of the only adapter, part of its parameters' names in a module but not in a file."""
+"""peft's name of the only adapter: part of its parameters' names in a module but not in a file."""
 
 LATENT_MODULES = ("recurrent_filter", "special_rows")
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias")
-"""Keys of peft's settings that change the arithmetic: refused where they are set."""
+"""Keys of peft's settings that change the arithmetic: an adapter that sets one is refused."""
 
 
 def attach_lora(model: LatentReasoner, lora: Lora) -> None:
     """Freeze the base model and put adapters into its linear modules, in place.
 
-    The special tokens' rows become modules of their own. The first factors are random: seed before.
-    Raises `ConfigError` where `lora.target_modules` names none of the base's modules.
+    The special tokens' rows become modules of their own. The first factors are random: seed first.
+    Raises `ConfigError` where `lora.target_modules` names a module that the base lacks.
     """
     if model.adapter is not None:
         raise ValueError("the model has an adapter already: merge it first")
@@ -67,7 +67,7 @@ def attach_lora(model: LatentReasoner, lora: Lora) -> None:
 
 
 def merge_lora(model: LatentReasoner) -> None:
-    """Fold adapters and special rows into the weights, in place: a plain model again."""
+    """Fold adapters and special rows into the weights, in place; the model has no adapter then."""
     if model.adapter is None:
         return
     for name, layer in _lora_layers(model):
@@ -144,7 +144,7 @@ def load_adapter(model: LatentReasoner, folder: str | Path) -> None:
 
 
 def adapter_file_name(name: str) -> str:
-    """Name in an adapter's file of a parameter of the model: the published one, peft's prefix."""
+    """Name in an adapter's file of a parameter: its published name after peft's prefix."""
     return PEFT_PREFIX + published_name(name.replace(PEFT_NAME, ""))
 
 

@@ -1,4 +1,4 @@
-"""Rows of similar length read apart, so that padding costs nothing, and joined again.
+"""Rows of similar length are read in parts, to save padding, and the parts joined again.
 
 B rows, W columns, d hidden size.
 """
@@ -18,7 +18,7 @@ from latent_reasoning.model.state import ReasoningState
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a pass that were read apart, in the columns that they use."""
+    """Rows of a pass that were read together, in the columns that they use."""
 
     rows: Tensor
     columns: slice
@@ -28,9 +28,9 @@ class Part:
 
 
 def cut_rows(mask: Tensor, allowance: float) -> list[tuple[Tensor, slice]]:
-    """Rows of `mask` `(B, W)` to be read together, and the columns that they use.
+    """Parts of the rows of `mask` `(B, W)` to be read together, and the columns that each uses.
 
-    All rows in one part on a GPU, where another pass costs more than padding.
+    On a GPU all rows are one part, because another pass costs more than padding there.
     """
     everything = [(slice(None), slice(None))]
     if mask.device.type != "cpu":
@@ -46,9 +46,9 @@ def cut_rows(mask: Tensor, allowance: float) -> list[tuple[Tensor, slice]]:
 
 
 def rows_of_similar_length(mask: Tensor, allowance: float) -> list[Tensor]:
-    """Rows of `mask` `(B, W)` in parts to be read apart, longest rows first.
+    """The rows of `mask` `(B, W)` in parts of similar length, longest rows first.
 
-    The rows of a part together have at most `allowance` columns of padding.
+    The rows of a part have at most `allowance` positions of padding in all.
     """
     lengths = mask.sum(1)
     parts: list[list[int]] = []
@@ -66,7 +66,7 @@ def rows_of_similar_length(mask: Tensor, allowance: float) -> list[Tensor]:
 def join(
     parts: list[Part], mask: Tensor
 ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
-    """Parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
+    """Join the parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
     order = torch.cat([part.rows for part in parts]).argsort()
 
     def whole(tensors: Iterable[Tensor]) -> Tensor:

@@ -7,9 +7,9 @@ A sequence is an alternation of text runs and latent runs (docs/method.md, secti
 
 A text run is one pass; a latent run needs a pass for each step, because a step's input is the
 hidden state of the position before. `plan_passes` cuts all rows at once: their r-th text runs share
-a pass, aligned at their ends (where the hidden state that starts a latent run is), and their j-th
-latent steps share a pass, in which rows with fewer steps are masked. The last latent step also
-shares its pass with the text run after it, whose input needs no hidden state.
+a pass, aligned at their ends (the last state starts the latent run), and their j-th latent steps
+share a pass, in which rows with fewer steps are masked. The last latent step also shares its pass
+with the text run after it, whose input needs no hidden state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class Kind(IntEnum):
-    """What a position is, as far as the next token is concerned."""
+    """Kind of a position: it decides which tokens may come next."""
 
     PADDING = 0
     TEXT = 1
@@ -47,8 +47,8 @@ class SpecialIds(Protocol):
 class Pass:
     """One pass: at most one latent step, then `W` text tokens, for `R` rows.
 
-    `rows` are the rows of the pass before that continue (None: all of them); `latent` says whether
-    the first column is a latent step, fed by the last column of the pass before; `token_ids` is
+    `rows` are the rows of the previous pass that continue (None: all); `latent` says whether the
+    first column is a latent step, fed by the last column of the previous pass; `token_ids` is
     `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column.
     """
 
@@ -67,9 +67,9 @@ class Pass:
 class PassPlan:
     """All passes of a batch `(B, T)` and the way back to its layout.
 
-    `index` `(B, T)` points into the columns of all passes, each flattened row by row, one pass
-    after the other; None where a single pass has the layout of the batch itself. Padding points at
-    0. `kinds` `(B, T)` holds a `Kind` for each position.
+    `index` `(B, T)` points into the concatenated columns of all passes, each flattened row by row;
+    it is None where a single pass has the layout of the batch itself. Padding points at 0. `kinds`
+    `(B, T)` holds the `Kind` of each position.
     """
 
     passes: list[Pass]
@@ -82,10 +82,10 @@ def plan_passes(
 ) -> PassPlan:
     """Cut a batch `(B, T)` on the CPU into passes; `special` None means a plain language model.
 
-    Padding may stand on either side. `keep_rows` carries finished rows along, so that the state
-    after the last pass covers them all. Raises `ValueError` where a sequence is not legal: CONTINUE
-    or STOP without START, START or CONTINUE followed by anything else, END in the input, padding
-    between tokens (conformance note 11).
+    Padding may be on either side. `keep_rows` carries finished rows along, so that the state after
+    the last pass covers all rows. Raises `ValueError` where a sequence is illegal: CONTINUE or STOP
+    without START, START or CONTINUE followed by anything else, END in the input, or padding between
+    tokens (conformance note 11).
     """
     mask = attention_mask.bool()
     begins = mask.clone()
@@ -133,7 +133,7 @@ def _check_legal(
 def _cut(
     input_ids: Tensor, mask: Tensor, is_continue: Tensor, run: Tensor, keep_rows: bool
 ) -> tuple[list[Pass], Tensor]:
-    """Passes and index of a batch in which at least one row thinks."""
+    """Passes and index of a batch in which at least one row has CONTINUE or STOP."""
     passes: list[Pass] = []
     index = torch.zeros_like(input_ids)
     columns_before = 0

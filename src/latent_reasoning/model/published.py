@@ -1,7 +1,7 @@
 """The published checkpoint format: the authors' names for settings and weights.
 
-Conformance README, last section. Its `config.json` is the base architecture's plus one key with the
-latent settings; the base model's weights stand under `_base_model.`.
+See docs/method.md, last section. Its `config.json` is the base architecture's plus one key with the
+latent settings; the names of the base model's weights begin with `_base_model.`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from latent_reasoning.model.settings import LatentSettings
 
 SETTINGS_KEY = "_inserted_LatentThinkingModelSettings"
 FILTERS = {None: "none", "MLP": "MLP"}
-"""`recurrent_filter_mode` -> ours; the parameter names of the other filters are not known."""
+"""`recurrent_filter_mode` -> our name; the parameter names of other filters are not known."""
 
 IGNORED = ("debug_mode", "unused_token_ids")
 IGNORED_PREFIX = "disable_"
@@ -35,7 +35,7 @@ def is_published(config: Mapping[str, Any]) -> bool:
 def read_settings(published: dict[str, Any]) -> LatentSettings:
     """Our settings for a published mapping; START may follow STOP, as in the public code.
 
-    Raises `ValueError` for what is not supported: other filters, `add_latent_to_end`, unknown keys.
+    Raises `ValueError` for anything unsupported: other filters, `add_latent_to_end`, unknown keys.
     """
     known = {*READ, "recurrent_filter_mode", "lora_mode", "add_latent_to_end", *IGNORED}
     unknown = [k for k in published if k not in known and not k.startswith(IGNORED_PREFIX)]
@@ -61,7 +61,7 @@ def read_settings(published: dict[str, Any]) -> LatentSettings:
 
 
 def our_name(name: str) -> str:
-    """Name of a parameter in `LatentReasoner.state_dict()` for a published one."""
+    """Name in `LatentReasoner.state_dict()` of a published parameter."""
     if name.startswith("_base_model."):
         return "base." + name.removeprefix("_base_model.")
     module, _, rest = name.partition(".")

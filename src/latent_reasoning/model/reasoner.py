@@ -1,10 +1,10 @@
 """The latent reasoner: one latent forward around any Hugging Face causal language model.
 
-Training, rollouts, evaluation and `ask` all go through `LatentReasoner.advance`: it runs some new
-columns through the base model's body on top of a growing key-value cache, through `inputs_embeds`,
-with positions that count real tokens only. `forward` is a plan of such passes (`passes.py`) with
-the states gathered back to the layout of the batch. Gradients run through the whole latent chain
-(conformance note 12).
+Training, rollouts, evaluation and `ask` all use `LatentReasoner.advance`: it runs the input
+embeddings of new columns through the base model's body on top of a growing key-value cache, with
+positions that count real tokens only. `forward` runs a plan of such passes (`passes.py`) and
+gathers their states back into the layout of the batch. Gradients flow through the whole latent
+chain (conformance note 12).
 
 B rows, T positions, W new columns, K cached columns, d hidden size, V vocabulary, L blocks.
 """
@@ -38,7 +38,7 @@ from latent_reasoning.model.special_rows import (
 from latent_reasoning.model.state import ReasoningState
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Configuration keys of models that change logits after the output embedding: not supported."""
+"""Keys of a model's config that change logits after the output embedding: not supported."""
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
@@ -47,11 +47,11 @@ tokens at hidden size 128 and 2 at 576 (measured on a CPU)."""
 
 @dataclass(frozen=True)
 class ReasonerOutput:
-    """States of a batch in its own layout; values at padding mean nothing.
+    """States of a batch in its own layout; values at padding are meaningless.
 
-    `last_hidden` `(B, T, d)` is after the final norm; `hidden_states` are L + 1 tensors
-    `(B, T, d)`, embeddings first, the last one after the final norm, or `(M, d)` where only the M
-    positions of `hidden_at` were asked for (row by row); `kinds` `(B, T)` is a `Kind` each.
+    `last_hidden` `(B, T, d)` is after the final norm. `hidden_states` are L + 1 tensors, embeddings
+    first, the last one after the final norm: `(B, T, d)`, or `(M, d)` where `hidden_at` selects M
+    positions (row by row). `kinds` `(B, T)` holds the `Kind` of each position.
     """
 
     last_hidden: Tensor
@@ -62,9 +62,9 @@ class ReasonerOutput:
 class LatentReasoner(nn.Module):
     """A causal language model that reasons in hidden states.
 
-    `settings` None is a plain language model: it reads and writes text and never thinks.
+    With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
-    modules, `special_rows.*`. `adapter` is attached and merged by `lora.py` alone.
+    modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -88,11 +88,11 @@ class LatentReasoner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.base.get_input_embeddings().weight.device
 
     def change_settings(self, **changes: Any) -> None:
-        """Replace some of the latent settings; those that shape modules stay as they were built."""
+        """Replace some of the latent settings; modules that were built from them do not change."""
         self.settings = dataclasses.replace(self.settings, **changes)
 
     @property
@@ -114,8 +114,8 @@ class LatentReasoner(nn.Module):
         """Hidden states of a batch `(B, T)`, latent steps included.
 
         `attention_mask` is 1 at tokens, 0 at padding. `hidden_at` `(B, T)` restricts
-        `hidden_states` to some positions. `prefix` is a text that the rows continue, as `read`
-        left it; it stays as it is. Raises `ValueError` where a sequence is illegal.
+        `hidden_states` to some positions. `prefix` is a text that the rows continue, as returned by
+        `read`; it does not change. Raises `ValueError` where a sequence is illegal.
         """
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
         _, last, every = self._run(plan, output_hidden_states, len(plan.passes) > 1, prefix)
@@ -134,11 +134,11 @@ class LatentReasoner(nn.Module):
         return ReasonerOutput(last_hidden, hidden_states, plan.kinds.to(self.device))
 
     def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
-        """Read prompts `(B, T)`, which may hold latent steps; `last_hidden` is that of the last
-        token of each."""
+        """Read prompts `(B, T)`, which may hold latent steps; `last_hidden` is the state of each
+        prompt's last token."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
         state, last, _ = self._run(plan, text_states="last")
-        # The last column may be masked for a row whose last token stands in an earlier one.
+        # The last column is masked for a row whose last token is in an earlier column.
         last_token = (attention_mask.cpu() * torch.arange(input_ids.shape[1])).argmax(1)
         index = torch.arange(input_ids.numel()).view(input_ids.shape)
         index = index if plan.index is None else plan.index
@@ -147,21 +147,21 @@ class LatentReasoner(nn.Module):
         return state
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
-        """Read texts `(B, T)` whose own states nobody asks for: a prefix to be continued."""
+        """Read texts `(B, T)` as a prefix to be continued; their own states are not returned."""
         plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
         return self._run(plan, text_states="none")[0]
 
     def advance(
         self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Run new columns `(B, W, d)` and return their states `(B, W, d)`; `state` covers them.
+        """Run new columns `(B, W, d)`, extend `state` by them and return their states `(B, W, d)`.
 
-        `mask` `(B, W)` is False where a row has nothing in a column; None: nowhere.
+        `mask` `(B, W)` is False where a row has nothing in a column; None: True everywhere.
         """
         return self._advance(state, inputs_embeds, mask)[0]
 
     def read_tokens(self, state: ReasoningState, tokens: Tensor) -> Tensor:
-        """Read one more token `(R,)` a row and return its states `(R, d)`; `state` covers it.
+        """Read one more token per row `(R,)`, extend `state` and return the new states `(R, d)`.
 
         The input of CONTINUE is the filtered state of the position before (docs/method.md,
         section 3).
@@ -175,10 +175,10 @@ class LatentReasoner(nn.Module):
         return self.advance(state, inputs.unsqueeze(1))[:, -1]
 
     def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
-        """New rows `(R,)` that continue rows of `state`, whose columns they share uncopied.
+        """New rows that continue `rows` `(R,)` of `state` and share their columns without copies.
 
-        `mask` `(R, K)` says which of them each new row sees: one that leaves a shared latent
-        trajectory early does not see the steps after.
+        `mask` `(R, K)` says which columns each new row sees: a row that leaves a shared latent
+        trajectory early does not see the later steps.
         """
         if not runs_directly(self.base) or state.prefix is not None:
             return state.select(rows, mask)
@@ -214,9 +214,9 @@ class LatentReasoner(nn.Module):
         prefix: ReasoningState | None = None,
         text_states: Literal["all", "last", "none"] = "all",
     ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
-        """Do the passes of a plan: the state after them, and last and all states of each pass.
+        """Run the passes of a plan: the state after them, and last and all states of each pass.
 
-        `text_states` says which states of the first pass are wanted: the others are zero.
+        `text_states` says which final states of the first pass are needed; the rest may be zero.
         """
         last, every = [], []
         passes = [step.to(self.device) for step in plan.passes]
@@ -254,7 +254,7 @@ class LatentReasoner(nn.Module):
         cached: bool,
         text_states: Literal["all", "last", "none"],
     ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
-        """The first pass, of text alone, in parts of rows of similar length."""
+        """Run the first pass, of text alone, in parts of rows of similar length."""
         inputs_embeds = self.embed(step.token_ids)
         parts = []
         for rows, columns in cut_rows(step.mask, self.pass_cost):
@@ -285,11 +285,11 @@ class LatentReasoner(nn.Module):
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """`advance`, but states from column `first_read` on alone, and all hidden states if asked
-        for; `cached` False leaves no cache behind."""
+        """As `advance`, but returns states from column `first_read` on only, and the states of all
+        layers if asked for; `cached` False keeps no keys and values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
-        # Positions count real tokens: columns a row skips must not move it (absolute positions).
+        # Positions count real tokens: columns that a row skips must not shift its positions.
         positions = state.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         state.mask = torch.cat([state.mask, mask], 1)
         if state.prefix is not None:
@@ -310,7 +310,7 @@ class LatentReasoner(nn.Module):
     # ---------------------------------------------------------------------------------- the heads
 
     def stop_logits(self, hidden: Tensor) -> Tensor:
-        """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over the temperature."""
+        """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over its temperature."""
         if self.settings.detach_stop_head:
             hidden = hidden.detach()
         if self.special_rows is not None:
@@ -324,8 +324,8 @@ class LatentReasoner(nn.Module):
     def logits(self, hidden: Tensor, kinds: Tensor) -> Tensor:
         """Next-token logits `(.., V)` of states `(.., d)` at positions of the given kinds `(..)`.
 
-        At THINKING positions all but CONTINUE and STOP are -inf; elsewhere those two and END are,
-        and START after a STOP unless rethinking is allowed (conformance note 10).
+        At THINKING positions all tokens but CONTINUE and STOP are -inf. Elsewhere those two and END
+        are -inf, and after STOP so is START unless rethinking is allowed (conformance note 10).
         """
         logits = self._vocabulary_logits(hidden)
         if self.settings is None:
@@ -356,7 +356,7 @@ class LatentReasoner(nn.Module):
     # --------------------------------------------------------------------------- the special rows
 
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
-        """Keep the special tokens' rows in the matrices or in modules of their own."""
+        """Move the special tokens' rows into the matrices or into modules of their own."""
         if self.settings.special_rows == to:
             return
         if to == "modules":
@@ -368,7 +368,7 @@ class LatentReasoner(nn.Module):
 
 
 def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> int:
-    """The first column of a text's `mask` `(R, W)` whose state is wanted."""
+    """The first column of a text's `mask` `(R, W)` whose state is needed."""
     width = mask.shape[1]
     if text_states == "last":
         columns = torch.arange(width, device=mask.device)
@@ -377,7 +377,7 @@ def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> in
 
 
 def _gather(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:
-    """States of all passes, `(R, W, d)` each, flattened and picked by `index`: `(N, d)`."""
+    """States of all passes, `(R, W, d)` each, flattened and selected by `index`: `(N, d)`."""
     flat = [states.reshape(-1, states.shape[-1]) for states in passes]
     joined = flat[0] if len(flat) == 1 else torch.cat(flat)
     return joined if index is None else joined.index_select(0, index)

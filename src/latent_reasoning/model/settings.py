@@ -33,7 +33,7 @@ class LatentSettings:
 
 @dataclass
 class Adapter:
-    """An attached adapter, and the latent modules as they were before."""
+    """An attached adapter, and frozen copies of the latent modules as they were before it."""
 
     lora: Lora
     reference: dict[str, nn.Module | None]

@@ -1,9 +1,9 @@
 """Special tokens' rows in modules of their own, beside frozen embedding matrices.
 
 With LoRA the embeddings stay frozen, yet the special tokens' rows must learn (docs/method.md,
-section 3, `lora_mode`). Tied matrices share one module a token; untied ones have input rows for
-START and END and output rows for START, CONTINUE and STOP. The rows of the matrices themselves are
-then zero.
+section 3, `lora_mode`). Tied matrices share one module per token; untied ones have input rows for
+START and END and output rows for START, CONTINUE and STOP. The special tokens' rows of the matrices
+themselves are then zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_tied(base: PreTrainedModel) -> bool:
 
 
 class SpecialRows(nn.Module):
-    """One `(1, d)` embedding a row; parameters are named `special_rows.{name}.weight`."""
+    """One `(1, d)` embedding per row; parameters are named `special_rows.{name}.weight`."""
 
     def __init__(self, hidden_size: int, tied: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def embedding_matrix(
 
 
 def extract_rows(base: PreTrainedModel, special: SpecialIds) -> SpecialRows:
-    """Move the special rows of the matrices into a `SpecialRows`; they become zero in place."""
+    """Move the special rows of the matrices into a `SpecialRows`; in the matrices they become 0."""
     matrix_in = base.get_input_embeddings().weight
     matrix_out = base.get_output_embeddings().weight
     rows = SpecialRows(matrix_in.shape[1], is_tied(base)).to(matrix_in)

@@ -13,7 +13,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 
 VOCABULARY_MULTIPLE = 128
-"""The embedding matrices are padded to a multiple of this many rows."""
+"""The number of rows of the embedding matrices is padded to a multiple of this."""
 
 
 def add_special_tokens(
@@ -24,10 +24,10 @@ def add_special_tokens(
 ) -> SpecialTokens:
     """Add START, END, CONTINUE and STOP to tokenizer and matrices, in place; returns their ids.
 
-    Every new row, padding rows included, is the mean of the rows of the tokens there were
-    (conformance note 13). `start_token_from` copies the row of a text's first token to START,
-    `end_token_from` to END. Tokens that are there already keep their rows. Raises `ConfigError`
-    for a text without tokens.
+    Every new row, padding rows included, is the mean of the earlier tokens' rows (conformance note
+    13). `start_token_from` copies the row of a text's first token to START, `end_token_from` to
+    END. If the tokenizer has all four tokens already, nothing changes. Raises `ConfigError` for a
+    text without tokens.
     """
     before = len(tokenizer)
     copied = {
@@ -51,7 +51,7 @@ def add_special_tokens(
 
 @torch.no_grad()
 def _fill_new_rows(parameter: Tensor, before: int, copied: dict[int, int | None]) -> None:
-    """The mean of the first `before` rows in all later ones, but in those `copied` from a row."""
+    """Fill later rows with the mean of the first `before`, or from the row `copied` names."""
     parameter[before:] = parameter[:before].mean(0)
     for row, source in copied.items():
         if source is not None:
@@ -59,7 +59,7 @@ def _fill_new_rows(parameter: Tensor, before: int, copied: dict[int, int | None]
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, text: str | None, key: str) -> int | None:
-    """Id of the first token of a text, None for no text; `key` is named in errors."""
+    """Id of the first token of a text, None for no text; errors name `key`."""
     if text is None:
         return None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -71,9 +71,9 @@ def _first_token(tokenizer: PreTrainedTokenizerBase, text: str | None, key: str)
 def make_latent(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Model
 ) -> LatentReasoner:
-    """A latent reasoner around `base` as the section `model` of the configuration describes it.
+    """A latent reasoner around `base` with the configuration section `model`.
 
-    `base` and `tokenizer` get the special tokens in place.
+    The special tokens are added to `base` and `tokenizer` in place.
     """
     ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
     return LatentReasoner(

@@ -12,10 +12,10 @@ from latent_reasoning.model.cache import GrowingCache
 
 @dataclass
 class ReasoningState:
-    """Rows being read or written: their cache and which of its columns hold a token.
+    """Rows being read or written: their cache, and which of its columns hold a token.
 
-    `mask` is `(B, K)`; `last_hidden` `(B, d)` is the state of the last column, after the final
-    norm. `advance` extends a state in place.
+    `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
+    final norm; `prefix` is a text that the rows continue. `advance` extends a state in place.
     """
 
     cache: GrowingCache
@@ -24,16 +24,16 @@ class ReasoningState:
     prefix: SharedPrefix | None = None
 
     def fork(self) -> ReasoningState:
-        """The same state, to be extended while this one stays as it is; nothing is copied."""
+        """The same state, to be extended without changing this one; no tensor is copied."""
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(entry.keys, entry.values, layer)
         return ReasoningState(cache, self.mask, self.last_hidden, self.prefix)
 
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
-        """A new state of the given rows `(R,)`, which may repeat; this one stays as it is.
+        """A new state of the given rows `(R,)`, which may repeat; this one does not change.
 
-        `mask` `(R, K)` hides columns from the new rows.
+        `mask` `(R, K)` says which columns the new rows see; None: those they saw before.
         """
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):

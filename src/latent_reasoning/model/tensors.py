@@ -1,4 +1,4 @@
-"""Strict reading of tensors: none missing, unexpected or misshapen, no damaged file."""
+"""Strict reading of tensors: missing, unexpected or misshapen ones and damaged files are errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = "restore the file, or delete the folder and run the stage that makes it
 
 
 class CheckpointError(UserError, ValueError):
-    """A model folder that cannot be used; the message says which file, what and what to do."""
+    """A model folder cannot be used; the message names the file, the problem and the remedy."""
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], expected: set[str], file: Path
 ) -> None:
-    """Load exactly the parameters and buffers `expected`; `CheckpointError` for any difference."""
+    """Load exactly the parameters and buffers `expected`; `CheckpointError` on any difference."""
     own = module.state_dict()
     problems = {
         "missing": sorted(expected - set(tensors)),

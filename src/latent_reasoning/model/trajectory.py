@@ -2,8 +2,8 @@
 
 Given the question, the latent states are deterministic: only stop decisions and answer tokens are
 random. The samples of a prompt therefore lie on one trajectory and differ only in where they leave
-it and in what they answer. It is computed once, with its graph where gradients are enabled, and
-serves sampling and the update alike.
+it and in what they answer. The trajectory is computed once, with its graph where gradients are
+enabled, for both sampling and the update.
 
 P prompts, N latent steps so far, d hidden size.
 """
@@ -26,8 +26,8 @@ from latent_reasoning.model.state import ReasoningState
 class Trajectory:
     """States along the latent steps of P prompts, each ending in START.
 
-    `hidden[j]` `(P, d)` is the state after j latent steps, where the j-th decision (continue or
-    stop) is made; `state` has read the prompts and all steps so far.
+    `hidden[j]` `(P, d)` is the state after j latent steps, in which the j-th decision (continue or
+    stop, from 0) is made; `state` covers the prompts and all steps so far.
     """
 
     state: ReasoningState
@@ -37,26 +37,26 @@ class Trajectory:
     @classmethod
     def begin(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Trajectory:
         """Read the prompts, before any latent step."""
-        # Padding is masked everywhere: any id of the vocabulary will do.
+        # Padding is masked everywhere: any id of the vocabulary serves.
         input_ids, attention_mask = pad_prompts(prompts, pad_id=0)
         state = model.read_prompts(input_ids.to(model.device), attention_mask.to(model.device))
         return cls(state, [state.last_hidden], input_ids.shape[1])
 
     @property
     def steps(self) -> int:
-        """N, the latent steps taken so far."""
+        """N, the number of latent steps taken so far."""
         return len(self.hidden) - 1
 
     def extend(self, model: LatentReasoner, steps: int) -> None:
-        """Take latent steps, all prompts together, until there are `steps` of them."""
+        """Take latent steps with all prompts together, until there are `steps` of them."""
         while self.steps < steps:
             inputs = model.latent_input(self.hidden[-1]).unsqueeze(1)
             self.hidden.append(model.advance(self.state, inputs)[:, -1])
 
     def leave(self, model: LatentReasoner, prompts: Tensor, steps: Tensor) -> ReasoningState:
-        """A state for each sample that leaves prompt `prompts[i]` after `steps[i]` latent steps.
+        """A state whose row i leaves prompt `prompts[i]` after `steps[i]` latent steps; both (R,).
 
-        Both are (R,). The new rows see the prompt and their own steps, none of those after.
+        The new rows see the prompt and their own steps, no later ones.
         """
         columns = torch.arange(self.state.mask.shape[1], device=prompts.device)
         own = columns < self.prompt_columns + steps[:, None]

@@ -1,4 +1,4 @@
-"""What a run of RL starts from: the model, its tokenizer and the task."""
+"""What RL starts from: the model, its tokenizer and the task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latent_reasoning.training.run import TrainingRun
 def build(
     run: TrainingRun, entry: RlModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
-    """The model RL starts from, its adapter attached, and the task."""
+    """The model that RL starts from, with its adapter attached, its tokenizer and the task."""
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
     if model.settings is None:

@@ -6,10 +6,10 @@ The sampled estimator draws one length for each of the G samples of a group. Thi
 everything else that is random in a group and averages over the lengths:
 
 1. Each sample has its own uniform numbers for the answer, as in the sampled estimator. Its answer
-   is decoded at *every* length that it might have stopped at: (length, answer) pairs that agree are
-   one completion, and share their rows while they are decoded.
-2. What a group of G such samples earns depends on all their lengths (reward and advantages are
-   relative to the group), so the average is one over groups. It needs no model: `GROUPS` groups are
+   is decoded at *every* length at which it might have stopped; equal (length, answer) pairs are one
+   completion, and share their rows while they are decoded.
+2. The rewards of a group of G such samples depend on all their lengths (reward and advantages are
+   relative to the group), so the average is over groups. It needs no model: `GROUPS` groups are
    drawn from p, judged and turned into advantages by arithmetic alone. Each sample's lengths are
    stratified over these groups: length n occurs in `GROUPS * p(n)` of them, rounded up or down.
 3. A completion's weight in the loss is the number of times it occurs in those groups, its advantage
@@ -17,12 +17,12 @@ everything else that is random in a group and averages over the lengths:
    gradients over the groups: `sum_n p(n) A(n) grad log p(n)` for the stop decisions, and the same
    average for the tokens of the answers.
 
-Each of the groups is distributed as a sampled one, whatever their number: the mean of the sampled
-gradient *is* the mean of this one. (As in any mean of `bnpo`, up to the number of tokens that a
-step is divided by, which is random in the sampled estimator and nearly constant here.) What is
-averaged away is the noise of stop decisions; the questions and the answers are sampled in both.
+Each group is distributed as a sampled group, whatever their number, so the expected gradients of
+the two estimators are equal. (For `bnpo` they differ through the number of tokens that a step is
+divided by, which is random in the sampled estimator and nearly constant here.) The noise of stop
+decisions is averaged away; the questions and the answers are sampled in both.
 
-P prompts, G samples a group, T new tokens at most, L lengths that occur.
+P prompts, G samples per group, T new tokens at most, L lengths that occur.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from latent_reasoning.rl.rollouts import (
 )
 
 GROUPS = 64
-"""Groups that the average over stop lengths runs over. With 64 what their choice adds to the
-gradient's variance is less than a hundredth of the sampled estimator's (docs/log.md)."""
+"""Number of groups in the average over stop lengths. With 64, their choice adds less than a
+hundredth of the sampled estimator's variance to the gradient's variance (docs/log.md)."""
 
 
 def draw_stratified(prompts: int, group_size: int, seed: int, groups: int = GROUPS) -> Tensor:
-    """Uniform numbers in [0, 1), float64 (P, `groups`, G): one stop length each.
+    """Uniform numbers in [0, 1), float64 (P, `groups`, G), each of which gives one stop length.
 
-    Those of one sample lie one in each of `groups` equal parts of [0, 1), in random order (a Latin
-    hypercube), while the samples of one group are independent.
+    Every sample has one number in each of `groups` equal parts of [0, 1), in random order (a Latin
+    hypercube); the samples of a group are independent.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (prompts, groups, group_size)
@@ -69,9 +69,9 @@ def sample_all_lengths(
 ) -> tuple[Rollout, Trajectory]:
     """Groups of G samples for each of P prompts, their stop lengths from `stop_draws`.
 
-    `uniforms` (P, G, T) are those of `rollouts.sample`, here of the answers alone; `stop_draws`
-    (P, groups, G) those of `draw_stratified`. The rollout's samples are those of all groups, group
-    by group. The trajectory carries its graph where gradients are enabled.
+    `uniforms` (P, G, T) are those of `rollouts.sample`, used for the answers only; `stop_draws` (P,
+    groups, G) come from `draw_stratified`. The rollout holds the samples of all groups, group by
+    group. The trajectory has its graph where gradients are enabled.
     """
     uniforms, stop_draws = uniforms.to(model.device), stop_draws.to(model.device)
     trajectory = Trajectory.begin(model, prompts)
@@ -98,9 +98,9 @@ def survival_probabilities(
 ) -> Tensor:
     """Survival: the probability of at least 1, 2, .. latent steps, float64 (P, N).
 
-    With 1 before and 0 after it, the differences are the distribution of the stop length n = 0..N.
-    N is where STOP is forced or the tokens end, or the first length that every prompt survives with
-    a probability of at most `negligible`. Extends the trajectory to there.
+    With 1 before it and 0 after it, its differences are the distribution of the stop length n =
+    0..N. N is the length where STOP is forced or the tokens end, or the first length that every
+    prompt reaches with a probability of at most `negligible`. Extends the trajectory up to there.
     """
     survival: list[Tensor] = []
     for step in range(settings.max_new_tokens):
@@ -132,9 +132,9 @@ def _answers_at_lengths(
     uniforms: Tensor,
     settings: SamplingSettings,
 ) -> Rollout:
-    """What each sample answers at each length that it has in some group: samples (P, G x L).
+    """The answers of each sample at each length that it has in some group: samples (P, G x L).
 
-    A length that it has in none is replaced by one that it has, which costs nothing.
+    A length that it has in no group is replaced by one that it has, which costs nothing.
     """
     lengths = torch.arange(int(steps.max()) + 1, device=steps.device)
     occurs = (steps[..., None] == lengths).any(1)

@@ -1,8 +1,8 @@
 """Group-relative policy optimisation: advantages, clipped ratio, KL (docs/method.md, section 5).
 
 Pure functions of log-probabilities (conformance notes 19 and 20). A row is one *distinct*
-completion; `weights` says how many samples of the group it stands for, so that equal samples are
-scored once and the result is exactly that of scoring each.
+completion, and `weights` holds the number of samples that it stands for: equal samples are scored
+once, and the result is exactly that of scoring each.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 LossType = Literal["bnpo", "grpo", "dr_grpo"]
 
 STD_OFFSET = 1e-4
-"""Added to a group's standard deviation. Part of the method: an all-correct group's rewards differ
-by about 3e-5 only, so that this keeps their advantages within +-0.4."""
+"""Added to a group's standard deviation. Part of the method: the rewards of an all-correct group
+have a standard deviation of about 3e-5, and this keeps their advantages within +-0.4."""
 
 
 def advantages(rewards: Tensor, group_size: int, *, scale: bool = True) -> Tensor:
@@ -34,7 +34,7 @@ def advantages(rewards: Tensor, group_size: int, *, scale: bool = True) -> Tenso
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A weighted mean kept as its two parts, so that micro-batches add up exactly."""
+    """A weighted mean as numerator and denominator, so that micro-batches add up exactly."""
 
     numerator: Tensor
     """Sum to be minimised, with gradient."""
@@ -75,10 +75,10 @@ def policy_loss(
     """Clipped policy-gradient loss with a KL term.
 
     `log_probs`, `old_log_probs`, `reference` and `mask` are (U, T): tokens of U distinct
-    completions, mask 1 where a token was sampled (EOS counts, what follows does not). `advantages`
-    and `weights` are (U,). Without `old_log_probs` the ratio is exactly 1 and the gradient that of
-    `advantage * log_prob`. `kind` says how tokens are averaged: over all tokens (bnpo), within
-    each sample first (grpo), over samples x `max_completion_length` (dr_grpo).
+    completions; `mask` is 1 where a token was sampled (EOS counts, what follows does not).
+    `advantages` and `weights` are (U,). Without `old_log_probs` the ratio is exactly 1 and the
+    gradient is that of `-advantage * log_prob`. `kind` says how tokens are averaged: over all of
+    them (bnpo), within each sample first (grpo), over samples x `max_completion_length` (dr_grpo).
     """
     excluded = ~mask.bool()
     mask = mask.to(log_probs.dtype)
@@ -86,7 +86,7 @@ def policy_loss(
     weighted_mask = mask * weights[:, None]
     advantage = advantages.to(log_probs.dtype)[:, None]
 
-    # A token outside the loss may have any log-probability: 0 keeps its ratio and KL finite.
+    # A token outside the loss may have any log-probability; 0 keeps its ratio and KL finite.
     log_probs = log_probs.masked_fill(excluded, 0)
     old = log_probs.detach() if old_log_probs is None else old_log_probs.masked_fill(excluded, 0)
     ratio = torch.exp(log_probs - old)
@@ -113,7 +113,7 @@ def policy_loss(
 def _aggregate(
     token_loss: Tensor, mask: Tensor, weights: Tensor, kind: LossType, max_completion_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of the mean over tokens (U, T) that `kind` asks for."""
+    """Numerator and denominator of the mean over tokens (U, T) that `kind` names."""
     per_row = (token_loss * mask).sum(dim=1)
     if kind == "bnpo":
         return (weights * per_row).sum(), (weights * mask.sum(dim=1)).sum()

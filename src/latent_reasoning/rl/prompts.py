@@ -1,4 +1,4 @@
-"""The prompts of RL: questions to sample answers to, each with the number that is right."""
+"""The prompts of RL: questions to sample answers to, each with its right answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latent_reasoning.data.sequences import encode_prompts
 
 @dataclass(frozen=True)
 class RlPrompt:
-    """A question to sample answers to: its ids, the same as text, and the right answer."""
+    """A question to sample answers to: its ids, its text and the right answer."""
 
     ids: list[int]
     text: str
@@ -28,7 +28,7 @@ def rl_prompts(
     prefix: str,
     max_prompt_tokens: int | None,
 ) -> list[RlPrompt]:
-    """The rows as prompts that end in START, those of more tokens than the limit left out.
+    """The rows as prompts that end in START; those with more tokens than the limit are dropped.
 
     Raises `DataError` for an answer without a number, or where no prompt is left.
     """
@@ -48,10 +48,10 @@ def rl_prompts(
 
 
 def label_number(label: str, where: str) -> float:
-    """The number of a label; `DataError` naming the row where it holds none.
+    """The number in a label; `DataError` naming the row where it holds none.
 
-    The answer filter keeps `nan`, which nothing can ever equal: such a row is refused when the
-    prompts are read, before any of it is trained on.
+    The answer filter keeps `nan`, which equals no number: such a row is refused when the prompts
+    are read, before any training.
     """
     number = parse_number(label)
     if number is None:

@@ -1,20 +1,20 @@
 """The relative-length reward of adaptive RL (docs/method.md, section 5; conformance note 18).
 
-Each distinct completion is judged once, each sample rewarded:
+Each distinct completion is judged once; each sample is rewarded:
 
 A badly formatted sample earns -1, a wrong one 0, a correct one 1 plus a length term
 
     coefficient * (length - mean) / (max - min)
 
 where mean, max and min are taken over the correct samples of the same prompt, and the term is 0
-where they all have one length. The coefficient is `-penalty` where the prompt is solved (its share
-or count of correct samples meets `accuracy_requirement`), so that solved prompts are pushed
-shorter, and `+bonus` elsewhere, so that unsolved ones are given more steps to think.
+where all of these have the same length. The coefficient is `-penalty` where the prompt is solved
+(its share or count of correct samples meets `accuracy_requirement`), so that solved prompts become
+shorter, and `+bonus` elsewhere, so that unsolved prompts get more steps to think.
 
 All prompts of an optimiser step are rewarded together, because a question that occurs twice in it
 pools its samples. Rewards are pure functions of outcomes; texts are judged by `judge_sample`.
 
-P prompts, G samples a group, U distinct completions.
+P prompts, G samples per group, U distinct completions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Outcome:
 
     well_formatted: bool
     correct: bool
-    """False where the format is bad, whatever the number."""
+    """False where the format is bad, whatever the answer."""
     length: int
     """START, CONTINUE and STOP tokens of prompt and completion: n + 2 for n latent steps."""
 
@@ -58,8 +58,8 @@ class Outcome:
 def judge_sample(prompt: str, completion: str, label: str) -> Outcome:
     """Judge one completion, decoded with its special tokens.
 
-    `prompt` counts with the latent tokens it holds (it ends in START), and latent tokens inside
-    the answer count too, as in the public code.
+    The length includes the latent tokens of `prompt`, which ends in START, and those within the
+    answer, as in the public code.
     """
     well_formatted = is_well_formatted(completion)
     return Outcome(
@@ -70,9 +70,9 @@ def judge_sample(prompt: str, completion: str, label: str) -> Outcome:
 
 
 def answer_is_right(completion: str, label: str) -> bool:
-    """Whether the text after the one ` The answer is:` holds the label's number first.
+    """Whether the first number after the only ` The answer is:` is the label's.
 
-    Wrong where the prefix occurs not at all or more than once, whatever stands before it.
+    False where the prefix does not occur or occurs more than once; what precedes it is not checked.
     """
     parts = completion.split(ANSWER_PREFIX)
     return len(parts) == 2 and answers_match(label, parts[1])
@@ -86,7 +86,7 @@ def latent_tokens(text: str) -> int:
 def judge_completions(
     rollout: Rollout, prompts: Sequence[RlPrompt], tokenizer: PreTrainedTokenizerBase
 ) -> list[Outcome]:
-    """The outcome of each distinct completion; `prompts` are those of the rollout, in its order."""
+    """The outcome of each distinct completion; `prompts` are the rollout's, in the same order."""
     eos_id = tokenizer.eos_token_id
     texts = [
         decode(tokenizer, [token for token in completion.ids if token != eos_id])
@@ -100,7 +100,7 @@ def judge_completions(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Outcomes as tensors of one shape: bool, bool and whole numbers."""
+    """Outcomes as three tensors of one shape: bool, bool, int64."""
 
     well_formatted: Tensor
     correct: Tensor
@@ -108,7 +108,7 @@ class Outcomes:
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Outcomes:
-        """A row of outcomes, (N,)."""
+        """The outcomes as tensors (N,)."""
         return cls(
             torch.tensor([outcome.well_formatted for outcome in outcomes], dtype=torch.bool),
             torch.tensor([outcome.correct for outcome in outcomes], dtype=torch.bool),
@@ -127,7 +127,7 @@ class Outcomes:
 def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
     """Coefficients of the length term for groups of `samples`, of which `correct` are correct.
 
-    `accuracy_requirement` is a share where it is at most 1, a count above; null always gives the
+    An `accuracy_requirement` of at most 1 is a share, a greater one a count; null always gives the
     penalty. A null bonus gives no length term below the requirement.
     """
     requirement = reward.accuracy_requirement
@@ -145,8 +145,8 @@ def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
 def rewards(groups: Sequence[Hashable], outcomes: Outcomes, settings: Reward) -> Tensor:
     """Rewards, float64 (N, ..): rows of `outcomes` with equal `groups` entries form one group.
 
-    `outcomes` are (N, ..), each further index with groups of its own. Rows of a group may stand
-    anywhere: a prompt that occurs twice in a batch pools its samples, as in the public code.
+    `outcomes` are (N, ..), with separate groups for each index of the further dimensions. The rows
+    of a group may be anywhere: a prompt that occurs twice pools its samples, as in the public code.
     """
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
@@ -162,7 +162,7 @@ def rewards(groups: Sequence[Hashable], outcomes: Outcomes, settings: Reward) ->
 
 
 def _group_rewards(outcomes: Outcomes, settings: Reward) -> Tensor:
-    """Rewards of groups: outcomes and rewards are (groups, samples, ..)."""
+    """Rewards of whole groups; outcomes and rewards are (groups, samples, ..)."""
     correct, length = outcomes.correct, outcomes.length
     count = correct.sum(1, keepdim=True)
     coefficient = length_coefficient(count, correct.shape[1], settings)
@@ -182,14 +182,14 @@ def reward_groups(
     questions: Sequence[str],
     settings: Reward,
 ) -> tuple[list[Tensor], dict[str, float]]:
-    """Advantages of each rollout's completions, (U,) each, and the step's means.
+    """Advantages of each rollout's completions, (U,) each, and the means over the step.
 
-    `outcomes` are those of `judge_completions`; `questions` says which question each prompt is, one
-    rollout's prompts after the other's.
+    `outcomes` come from `judge_completions`; `questions` holds the question of each prompt of all
+    rollouts, in order.
     """
     samples = _of_samples(rollouts, outcomes)
     prompts, groups, group_size = samples.length.shape
-    # A question that occurs twice pools the samples of its first groups, of its second ones, ..
+    # A question that occurs twice pools its samples: first groups with first ones, and so on.
     rows = [question for question in questions for _ in range(group_size)]
     by_row = Outcomes(*(values.transpose(1, 2).flatten(0, 1) for values in samples.fields))
     values = rewards(rows, by_row, settings).view(prompts, group_size, groups).transpose(1, 2)
@@ -211,16 +211,16 @@ def _of_samples(rollouts: Sequence[Rollout], outcomes: Sequence[Sequence[Outcome
 
 
 def _of_completions(rollout: Rollout, per_sample: Tensor) -> Tensor:
-    """(P, groups x G) -> (U,): means over a completion's samples, equal ones within a group."""
+    """(P, groups x G) -> (U,): the mean over a completion's samples, which are equal in a group."""
     index, per_sample = rollout.sample_completion.flatten(), per_sample.flatten()
     zeros = per_sample.new_zeros(len(rollout.completions))
     least = zeros.scatter_reduce(0, index, per_sample, "amin", include_self=False)
-    # Added to the least, so that the mean of equal numbers is that number to the bit.
+    # Deviations from the least are averaged: the mean of equal numbers is bitwise that number.
     return least.index_add(0, index, (per_sample - least[index]) / rollout.weights[index])
 
 
 def _means(rewards: Tensor, samples: Outcomes) -> dict[str, float]:
-    """What is logged of a step's samples, (P, groups, G)."""
+    """The logged means over a step's samples, (P, groups, G)."""
     count = rewards.numel()
     return {
         "reward": rewards.flatten().mean().item(),
@@ -232,6 +232,6 @@ def _means(rewards: Tensor, samples: Outcomes) -> dict[str, float]:
 
 
 def _completion_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Distinct completions, which had to be scored, for each sample of a group."""
+    """The number of distinct completions, which had to be scored, per sample of a group."""
     samples = sum(rollout.sample_completion.numel() / rollout.groups for rollout in rollouts)
     return {"distinct_share": sum(len(rollout.completions) for rollout in rollouts) / samples}

@@ -3,11 +3,11 @@
 Each sample draws its own stop decisions and answer tokens, but nothing is computed twice: samples
 that have agreed so far share one row of the model, and a row is split only where they differ. With
 a confident model the 16 samples of a prompt are a few rows. A sample that emits START after STOP
-(`allow_rethinking`) continues through the same loop, its latent steps its own.
+(`allow_rethinking`) continues in the same loop, with latent steps of its own.
 
-Randomness is drawn beforehand: one uniform number for each prompt, sample and token, inverted
-through the token's distribution. What is sampled thus depends neither on how prompts are batched
-nor on which samples share a row.
+Randomness is drawn in advance: one uniform number for each prompt, sample and token, inverted
+through the token's distribution. The samples thus depend neither on how prompts are batched nor on
+which samples share a row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from latent_reasoning.model.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are sampled, and so how they are scored.
+    """How completions are sampled, and therefore how they are scored.
 
     The bound on latent steps is the model's (`LatentSettings.max_latent_steps`): a STOP that it
     forces has probability 1 and is outside the loss.
@@ -40,9 +40,9 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Completion:
-    """A distinct completion of one prompt of a batch: the tokens after its START.
+    """A distinct completion of one prompt of a batch: the tokens after the prompt's START.
 
-    It ends in EOS, or was cut off. `count` samples of the group came out like this.
+    It ends in EOS unless it was cut off. It stands for `count` samples of the prompt.
     """
 
     prompt: int
@@ -54,7 +54,7 @@ class Completion:
 class Rollout:
     """The samples of P prompts, G each, as distinct completions.
 
-    `sample_completion` (P, G) points into `completions`. With several `groups` a prompt it is
+    `sample_completion` (P, G) points into `completions`. With several `groups` per prompt it is
     (P, groups x G), group by group.
     """
 
@@ -65,7 +65,7 @@ class Rollout:
 
     @property
     def weights(self) -> Tensor:
-        """How many samples each completion stands for, (U,)."""
+        """The number of samples that each completion stands for, (U,)."""
         return torch.tensor([completion.count for completion in self.completions])
 
 
@@ -83,8 +83,8 @@ def sample(
 ) -> tuple[Rollout, Trajectory]:
     """Sample G completions of each of P prompts from `uniforms` (P, G, `max_new_tokens`).
 
-    The trajectory carries its graph where gradients are enabled, so that the same one can be used
-    in the update; everything else is computed without.
+    The trajectory has its graph where gradients are enabled, so that the update can use it; all
+    else is computed without gradients.
     """
     uniforms = uniforms.to(model.device)
     trajectory = Trajectory.begin(model, prompts)
@@ -95,7 +95,7 @@ def sample(
 
 
 def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollout:
-    """Group equal completions: `ids` (P, G, T) with `lengths` (P, G) tokens each."""
+    """Merge equal completions of `ids` (P, G, T), of which the first `lengths` (P, G) count."""
     index: dict[tuple[int, tuple[int, ...]], int] = {}
     samples = [
         [
@@ -113,7 +113,7 @@ def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollo
 def _sample_stops(
     model: LatentReasoner, trajectory: Trajectory, uniforms: Tensor, settings: SamplingSettings
 ) -> tuple[Tensor, Tensor]:
-    """Latent steps (P, G) of each sample, and whether it stopped rather than ran out of tokens.
+    """Latent steps (P, G) of each sample, and whether it stopped before it ran out of tokens.
 
     Extends the trajectory as far as the longest sample needs.
     """
@@ -144,10 +144,10 @@ def continue_probability(
 
 @dataclass
 class _Rows:
-    """Completions being sampled, those that agree so far in one row; R rows.
+    """Completions being sampled; those that agree so far share one of the R rows.
 
     `prompt` (R,); `length` (R,): tokens so far; `token` (R,): the last of them, not yet read;
-    `steps_since_start` (R,): latent steps where the row is thinking again, else -1.
+    `steps_since_start` (R,): latent steps since START where the row thinks again, else -1.
     """
 
     prompt: Tensor
@@ -164,7 +164,7 @@ def sample_answers(
     uniforms: Tensor,
     settings: SamplingSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Complete samples that took `steps` (P, G) latent steps and then `stopped`, or were cut off.
+    """Complete samples that took `steps` (P, G) latent steps and then `stopped` or were cut off.
 
     Returns ids (P, G, `max_new_tokens`) and lengths (P, G).
     """
@@ -223,7 +223,7 @@ def _next_tokens(
 def _split(
     model: LatentReasoner, state: ReasoningState, rows: _Rows, row: Tensor, tokens: Tensor
 ) -> tuple[_Rows, ReasoningState, Tensor]:
-    """A row for each distinct (row, token) of the unfinished samples; `row` (S,) is theirs."""
+    """A row for each distinct (row, token) of S unfinished samples, whose rows are `row` (S,)."""
     special = model.settings
     children, row = torch.stack([row, tokens]).unique(dim=1, return_inverse=True)
     parent, token = children

@@ -1,11 +1,11 @@
 """Log-probabilities of sampled completions, all samples of a prompt in one pass.
 
 The shared trajectory is read once, with gradient through the whole latent chain; the answers follow
-as one pass over the distinct (latent steps, answer) pairs, on top of the trajectory's cache. A
-completion that thinks again after STOP leaves the trajectory and is scored by a forward of its own.
-The result equals scoring every sample on its own (`tests/rl/test_scoring.py`).
+as one pass over the distinct (latent steps, answer) pairs, on top of the trajectory's cache.
+Completions that think again after STOP leave the trajectory and are scored as whole sequences. The
+result equals scoring every sample on its own (`tests/rl/test_scoring.py`).
 
-U distinct completions, T tokens of the longest.
+U distinct completions of at most T tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 
 
 def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
-    """True (U, T) at the tokens that were sampled: all but a STOP that was forced."""
+    """True (U, T) at the tokens that were sampled, that is all but a forced STOP."""
     width = max(len(completion.ids) for completion in completions)
     mask = torch.zeros(len(completions), width, dtype=torch.bool)
     for row, completion in zip(mask, completions, strict=True):
@@ -51,8 +51,8 @@ def score_completions(
 ) -> Tensor:
     """Log-probability of each token of each completion, (U, T), 0 after a completion's end.
 
-    `trajectory` is that of `prompts` under the same weights, where it is available. In float32 at
-    least.
+    `trajectory` is that of `prompts` under the same weights, where it is available. The result is
+    in float32 at least.
     """
     scores = _Scores(width=max(len(completion.ids) for completion in completions))
     special = model.settings
@@ -72,14 +72,14 @@ def score_completions(
 
 @dataclass
 class _Scores:
-    """Log-probabilities as they come, with the places (row, token) they belong to."""
+    """Log-probabilities in the order of their computation, with their places (row, token)."""
 
     width: int
     values: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor, rows: list[int], positions: list[int]) -> None:
-        """`values` (M,) belong at `positions` of completions `rows`."""
+        """Add `values` (M,), which belong at `positions` of the completions `rows`."""
         places = torch.tensor(rows) * self.width + torch.tensor(positions)
         self.values.append(values)
         self.places.append(places.to(values.device))
@@ -94,7 +94,7 @@ class _Scores:
 class _Path:
     """A completion on the shared trajectory: `steps` times CONTINUE, then STOP and an answer.
 
-    `stopped` is False where it was cut off while thinking; `answer` are the tokens after STOP.
+    `stopped` is False where it was cut off while thinking; `answer` holds the tokens after STOP.
     """
 
     index: int
@@ -111,7 +111,7 @@ class _Path:
 
     @property
     def decisions(self) -> int:
-        """Stop decisions taken, the last one to STOP unless cut off; each reads one state."""
+        """Number of stop decisions, of which the last is STOP unless it was cut off."""
         return self.steps + self.stopped
 
 
@@ -122,7 +122,7 @@ def _score_decisions(
     settings: SamplingSettings,
     scores: _Scores,
 ) -> None:
-    """Log-probabilities of continuing and stopping along the trajectory."""
+    """Log-probabilities of the stop decisions along the trajectory."""
     log_probs = trajectory.decision_log_probs(model, settings.temperature)
     taken = [(row, step) for row in rows for step in range(row.decisions)]
     index = torch.tensor(
@@ -154,7 +154,7 @@ def _score_answers(
         torch.tensor([row.steps for row in rows], device=device),
     )
     lengths = torch.tensor([len(row.answer) for row in rows])
-    # Padding stands on the right here: no token of a row comes after it, so none sees it.
+    # Padding is on the right here: no token of a row comes after it, so none sees it.
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     inputs = torch.full(mask.shape, stop_id)
     inputs[mask] = torch.tensor([token for row in rows for token in (stop_id, *row.answer[:-1])])
@@ -178,9 +178,9 @@ def _score_alone(
     settings: SamplingSettings,
     scores: _Scores,
 ) -> None:
-    """Completions off the shared trajectory: each a whole sequence of its own, in one forward."""
+    """Log-probabilities of completions that think again: whole sequences, all in one forward."""
     chosen = [completions[index] for index in indices]
-    # The last token is never read: nothing was sampled after it.
+    # The last token is not read, because nothing was sampled after it.
     sequences = [[*prompts[c.prompt], *c.ids[:-1]] for c in chosen]
     input_ids, attention_mask = pad_prompts(sequences, pad_id=0)
     output = model(input_ids.to(model.device), attention_mask.to(model.device))

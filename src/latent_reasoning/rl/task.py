@@ -4,15 +4,15 @@ A step samples a group of completions for each of its prompts, rewards them, and
 of the GRPO loss. What is particular here:
 
 - One latent trajectory serves all samples of a prompt; where the step is one micro-batch, the
-  trajectory that sampling followed is the one that the gradient runs through.
+  gradient flows through the same trajectory from which the samples were drawn.
 - The loss is a mean over the whole optimiser step, whatever the micro-batches (the public code
-  averages each micro-batch by itself): a micro-batch weighs what its own denominator is.
-- Rollouts and scores run in the mode that the loop sets, training: LoRA's dropout is active in
-  both, as in the public code (conformance note 21), but the samples of a prompt share the dropout
-  of their trajectory.
-- A prompt's random numbers depend on the seed, the step and its place in the step alone.
-- Of several processes each samples and scores its own prompts, whole groups; the outcomes of all
-  are gathered before they are rewarded.
+  averages each micro-batch by itself): a micro-batch is weighted by its own denominator.
+- Rollouts and scores run in train mode, which the loop sets: LoRA's dropout is active in both, as
+  in the public code (conformance note 21), but the samples of a prompt share the dropout of their
+  trajectory.
+- A prompt's random numbers depend only on seed, step, rollbacks and its place in the step.
+- With several processes, each samples and scores whole groups of its own prompts; the outcomes of
+  all processes are gathered before they are rewarded.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from latent_reasoning.training.task import LossOutput
 
 @dataclass
 class GroupBatch:
-    """The judged rollout of a micro-batch: U distinct completions, T tokens of the longest.
+    """The judged rollout of a micro-batch: U distinct completions of at most T tokens.
 
-    `advantages` is (U,), `metrics` the means of the whole step. `reference` (U, T) are the
+    `advantages` is (U,), `metrics` the means of the whole step. `reference` (U, T) holds the
     log-probabilities under the reference policy, None without a KL term. `trajectory` is that of
-    sampling, valid for the first update on these samples alone, and `old_log_probs` (U, T) those
-    of the policy at that update, kept where more updates follow.
+    sampling, valid only for the first update on these samples; `old_log_probs` (U, T) are the
+    policy's log-probabilities at that update, kept where more updates follow.
     """
 
     rollout: Rollout
@@ -61,7 +61,7 @@ class GroupBatch:
     old_log_probs: Tensor | None = None
 
     def take_trajectory(self) -> Trajectory | None:
-        """The trajectory of sampling, for its only use: it leaves the batch with it.
+        """Return the trajectory of sampling and remove it from the batch: it can be used only once.
 
         It holds the graph of the latent chain, which the backward pass frees only where nothing
         else refers to it, and it is not valid under the weights of the next update.
@@ -73,8 +73,8 @@ class GroupBatch:
 class AdaptiveLengthTask:
     """Learn to stop as early as accuracy allows.
 
-    `model` must be in its starting state, the adapter attached: it is the reference policy. It
-    takes over the entry's bound on latent steps, which holds wherever it thinks from now on.
+    `model` must be in its initial state, with the adapter attached: that is the reference policy.
+    It takes the entry's bound on latent steps, which holds wherever the model thinks from then on.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class AdaptiveLengthTask:
         self._batches: list[GroupBatch] = []
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
-        """The samples of `step`: new ones, or those of the step before where `iterations` > 1."""
+        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
         round_ = step // self.entry.iterations
-        # Halved micro-batches are sampled again: the trajectories belong to the batches.
+        # Halved micro-batches are sampled again, because a trajectory belongs to its batch.
         wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
         if wanted != self._sampled:
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
-        """The GRPO loss of one micro-batch, weighing its own denominator.
+        """The GRPO loss of one micro-batch, weighted by its own denominator.
 
-        Takes the batch's trajectory, and leaves it the log-probabilities of a first update where
-        there are more to come.
+        Takes the batch's trajectory; at the first of several updates, stores the policy's
+        log-probabilities in the batch.
         """
         entry, rollout = self.entry, micro_batch.rollout
         log_probs = score_completions(
@@ -157,7 +157,7 @@ class AdaptiveLengthTask:
 
     @torch.no_grad()
     def reference_log_probs(self, rollout: Rollout) -> Tensor | None:
-        """Log-probabilities (U, T) under the model as it was at the start; None without KL."""
+        """Log-probabilities (U, T) under the initial model; None without a KL term."""
         if not self.entry.kl_weight:
             return None
         with self._reference_policy() as reference:
@@ -165,7 +165,7 @@ class AdaptiveLengthTask:
 
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[LatentReasoner]:
-        """The adapter switched off, or a frozen copy of all weights."""
+        """The model with its adapter switched off, or a frozen copy of the initial model."""
         if self.start_model is not None:
             yield self.start_model
             return
@@ -173,14 +173,14 @@ class AdaptiveLengthTask:
             yield self.model
 
     def _sample(self, round_: int) -> list[GroupBatch]:
-        """Sample and judge the groups of this process's share of a step, reward all processes'."""
+        """Sample and judge this process's share of a step's groups; reward those of all."""
         plan = self.plan.micro_batches(round_)
         sizes = [len(part) for part in plan]
         draws = list(zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True))
         parts = self.processes.share(plan)
         prompts = [[self.prompts[index] for index in part] for part in parts]
-        # One micro-batch keeps its trajectory's graph for the update. Several would need the
-        # memory of all of them at once, which they are there to save.
+        # A single micro-batch keeps its trajectory's graph for the update. Several would need the
+        # memory of all their graphs at once, and saving memory is what they are for.
         with memory_shortage(self.processes), torch.set_grad_enabled(len(parts) == 1):
             sampled = [
                 self._sample_part([prompt.ids for prompt in part], *own)
@@ -208,7 +208,7 @@ class AdaptiveLengthTask:
         ]
 
     def _draws(self, round_: int) -> tuple[Tensor, ...]:
-        """Uniform numbers of all prompts of a step, in the plan's order."""
+        """The uniform random numbers of all prompts of a step, in the plan's order."""
         prompts, group_size = self.entry.training.batch_size, self.entry.group_size
         seed = seeds.seed_for(
             self.seed, seeds.ROLLOUTS.format(model=self.name, round=round_), self.plan.rollbacks
@@ -224,14 +224,14 @@ class AdaptiveLengthTask:
     def _sample_part(
         self, prompts: Sequence[list[int]], uniforms: Tensor, stop_draws: Tensor | None = None
     ) -> tuple[Rollout, Trajectory]:
-        """The samples of a micro-batch's prompts, from their parts of `_draws`."""
+        """Sample a micro-batch's prompts with their parts of `_draws`."""
         if stop_draws is None:
             return sample(self.model, prompts, uniforms, self.sampling)
         return sample_all_lengths(self.model, prompts, uniforms, stop_draws, self.sampling)
 
 
 def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:
-    """A checkpoint holds no samples: it must not fall between two updates on the same ones."""
+    """Checkpoints hold no samples, so none may fall between two updates on the same samples."""
     for key, value in (
         (f"models.{name}.training.validate_every", entry.training.validate_every),
         ("runtime.checkpoint_every", runtime.checkpoint_every),

@@ -3,8 +3,8 @@
     python -m latent_reasoning.sft --config FILE.. --model NAME --seed N [--digest DIGEST]
 
 reads the rows `sft` and `validation` and the model it starts from, and writes
-`results/{experiment}/models/{model}/seed-{seed}/`. A run that was killed continues from its
-last checkpoint.
+`results/{experiment}/models/{model}/seed-{seed}/`. A run that was killed resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations

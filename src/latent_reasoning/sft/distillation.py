@@ -1,9 +1,9 @@
 """Distillation losses of latent SFT (docs/method.md, section 4).
 
-The student's hidden states are drawn to the teacher's: at the target token (`codi`), and in the
-mean over the reasoning (`meaned`), the teacher's over its reasoning tokens, the student's over its
-CONTINUE positions. Both compare all blocks, or those of `block_range`; the embedding layer is
-never compared.
+The student's hidden states are pulled towards the teacher's: at the target token (`codi`), and in
+the mean over the reasoning (`meaned`), which for the teacher are its reasoning tokens and for the
+student its CONTINUE positions. Both losses compare all blocks, or those of `block_range`; the
+embedding layer is never compared.
 
 B rows, L blocks compared, d hidden size, M selected positions of a batch (row by row).
 """
@@ -32,10 +32,10 @@ DISTANCES = {
 
 @dataclass(frozen=True)
 class StateSummary:
-    """What of a batch's hidden states is compared, each tensor `(L, B, d)`.
+    """The hidden states of a batch that are compared.
 
-    `target` holds the states at the target token, `mean` those averaged over the reasoning (zero
-    in rows without any); `reasons` `(B,)` is False in those rows.
+    `target` `(L, B, d)` holds the states at the target token, `mean` `(L, B, d)` the means over the
+    reasoning (zero in rows without reasoning); `reasons` `(B,)` is False in such rows.
     """
 
     target: Tensor
@@ -43,7 +43,7 @@ class StateSummary:
     reasons: Tensor
 
     def detach(self) -> StateSummary:
-        """The same states without their graph: the teacher's."""
+        """The same states without their graph, as for the teacher."""
         return StateSummary(self.target.detach(), self.mean.detach(), self.reasons)
 
 
@@ -54,9 +54,9 @@ def read_with_states(
     distillation: Distillation,
     prefix: ReasoningState | None = None,
 ) -> tuple[ReasonerOutput, StateSummary | None]:
-    """Forward of one side of a batch of `collate_latent`, and its states as far as any is compared.
+    """Forward of one side of a `collate_latent` batch, and its states where any are compared.
 
-    The batch stays on the CPU, where the reasoner plans its passes; it continues from `prefix`.
+    The batch stays on the CPU, where the reasoner plans its passes. It continues `prefix`.
     """
     before = "latent_" if side == "student" else ""
     target_map = batch[f"{before}target_token_map"]
@@ -85,13 +85,13 @@ def summarise_states(
     span_map: Tensor,
     block_range: tuple[int, int] | None = None,
 ) -> StateSummary:
-    """Condense a batch's hidden states to what is compared.
+    """Reduce a batch's hidden states to those that are compared.
 
     Args:
-        hidden_states: the embeddings and each block's states, `(M, d)`: at the positions of
-            `selected` alone.
-        selected: bool `(B, T)`, at least `target_map` and `span_map`.
-        target_map: bool `(B, T)`, True at one position a row.
+        hidden_states: the embeddings and each block's states, `(M, d)`, at the positions of
+            `selected` only.
+        selected: bool `(B, T)`, True at least where `target_map` or `span_map` is.
+        target_map: bool `(B, T)`, True at one position per row.
         span_map: bool `(B, T)`, the positions that are averaged.
         block_range: first and last block to keep (from 0, inclusive); None keeps all.
 
@@ -122,14 +122,14 @@ def summarise_states(
 def distillation_losses(
     teacher: StateSummary, student: StateSummary, settings: Distillation
 ) -> dict[str, Tensor]:
-    """The losses that are switched on, already weighted: `codi_loss`, `meaned_loss`."""
+    """The losses with a non-zero weight, already weighted: `codi_loss`, `meaned_loss`."""
     teacher = teacher.detach()
     losses = {}
     if settings.codi_weight:
         distance = _distance(teacher.target, student.target, settings)
         losses["codi_loss"] = settings.codi_weight * distance
     if settings.meaned_weight:
-        # A row without teacher reasoning counts zero, yet it counts in mean and std (note 15).
+        # A row without teacher reasoning has distance 0, but counts in mean and std (note 15).
         student_mean = student.mean * teacher.reasons[:, None]
         distance = _distance(teacher.mean, student_mean, settings)
         losses["meaned_loss"] = settings.meaned_weight * distance
@@ -137,7 +137,7 @@ def distillation_losses(
 
 
 def _distance(teacher: Tensor, student: Tensor, settings: Distillation) -> Tensor:
-    """Distance of states `(L, B, d)`: mean over rows and features, normalised, mean over blocks."""
+    """Distance of states `(L, B, d)`: mean over rows and features, normalised; mean over blocks."""
     teacher, student = teacher.float(), student.float()
     elementwise = DISTANCES[settings.distance](student, teacher, reduction="none")
     by_block = elementwise.mean((1, 2))

@@ -1,4 +1,4 @@
-"""From rows to the examples of SFT: what a model reads, and which rows are left out."""
+"""From rows to the examples of SFT: what a model reads, and which rows are dropped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def token_sft_examples(
 ) -> list[PlainExample]:
     """The rows as text: steps and answer (`cot`) or the answer at once (`no_cot`).
 
-    Those above the token limit are left out. Raises `DataError` where no row is left.
+    Rows above the token limit are dropped. Raises `DataError` where no row is left.
     """
     reasonings = [
         reasoning_text(row, natural_language=data.natural_language) if entry.form == "cot" else ""
@@ -43,7 +43,7 @@ def token_sft_examples(
 
 
 def without_negative_answers(rows: Sequence[Row], data: Data) -> list[Row]:
-    """The rows of latent SFT, which drops negative answers as `data.drop_negative_for_sft` says."""
+    """The rows of latent SFT: without negative answers if `data.drop_negative_for_sft` is set."""
     return [row for row in rows if not (data.drop_negative_for_sft and is_negative(row.answer))]
 
 
@@ -56,7 +56,7 @@ def latent_examples(
     name: str,
     seed: int,
 ) -> list[LatentExample]:
-    """The rows as teacher and student read them, those above the token limit left out.
+    """The rows as teacher and student read them; rows above the token limit are dropped.
 
     `name` is the model's. Raises `DataError` where no row is left.
     """
@@ -89,11 +89,11 @@ def latent_examples(
 
 
 def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int]:
-    """The number of its n latent steps after which a row answers.
+    """The function (row, n) -> the number of the row's n latent steps after which it answers.
 
-    A share of the rows answers anywhere from as many steps as the teacher's text has to n; a
-    function of the seed and the row's id. A model that has only ever answered after n steps cannot
-    be taught by RL to answer sooner.
+    A share of the rows, `random_readout`, answers after a random number of steps, from the number
+    of the teacher's steps in text to n; it depends on the seed and the row's id. RL cannot teach a
+    model to answer sooner that has only ever answered after n steps.
     """
 
     def steps(row: Row, n: int) -> int:

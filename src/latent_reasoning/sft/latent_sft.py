@@ -3,7 +3,7 @@
     loss = CE(teacher) + CE(student) + weighted distances of their hidden states
 
 One set of weights reads each row twice: as the teacher, with its reasoning in text, and as the
-student, with latent steps in its place; the question before is read once for both. With a frozen
+student, with latent steps in its place; the question before it is read once for both. With a frozen
 teacher (`distillation.teacher`) there is no CE(teacher): the teacher's states come from a cache,
 and only the student learns.
 """
@@ -38,10 +38,10 @@ def latent_sft_losses(
     stop_label_smoothing: float = 0.0,
     frozen_teacher: StateSummary | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss of one collated batch, weighted: their sum is the loss.
+    """The weighted parts of the loss of one collated batch; their sum is the loss.
 
-    `batch` is as `collate_latent` makes it, on the CPU; `frozen_teacher` holds the states of a
-    teacher with weights of its own.
+    `batch` comes from `collate_latent`, on the CPU; `frozen_teacher` holds the states of a teacher
+    with weights of its own.
     """
     losses: dict[str, Tensor] = {}
     question = None
@@ -61,8 +61,8 @@ def latent_sft_losses(
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A collated micro-batch of `examples`; `scale` is what each part of its loss is multiplied
-    with (token-exact accumulation; 1 where a part is missing)."""
+    """A collated micro-batch; `indices` are its examples, `scale` the factor of each part of its
+    loss (token-exact accumulation; 1 for a part that it lacks)."""
 
     tensors: dict[str, Tensor]
     indices: list[int]
@@ -97,7 +97,7 @@ class LatentSftTask:
         self.teacher_states = teacher_states
         self.processes = processes
         lengths = [len(example.teacher) + len(example.student) for example in examples]
-        # A batch without a micro-batch size is one mean, also where several processes share it.
+        # Without a micro-batch size the loss is one mean, even where several processes share it.
         self.by_tokens = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
         self.plan = BatchPlan(
             lengths,
@@ -126,7 +126,7 @@ class LatentSftTask:
         ]
 
     def loss(self, micro_batch: LatentBatch) -> LossOutput:
-        """The sum of the parts, each of which is a metric too."""
+        """The sum of the parts of the loss; each part is a metric too."""
         frozen = None
         if self.teacher_states is not None:
             frozen = self.teacher_states.at(micro_batch.indices, self.model.device)
@@ -143,7 +143,7 @@ class LatentSftTask:
 
 
 def token_scales(batches: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
-    """Factors that make the weighted mean over examples exact in tokens, a part and micro-batch.
+    """Factors, for each micro-batch and part, that make the mean over examples exact in tokens.
 
     The cross-entropies are means over labels; micro-batches are weighted by examples. A factor is
     the micro-batch's share of the step's labels over its share of the step's examples.

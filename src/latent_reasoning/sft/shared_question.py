@@ -1,8 +1,8 @@
-"""The question that teacher and student share: read once, for both.
+"""The question that teacher and student share is read once, for both.
 
 Up to the question's last token both sides of a row are the same text under the same weights, so
-that one pass over it serves them, gradients included (with dropout, they share its noise). Each
-side then continues from the question's keys and values.
+one pass serves both, gradients included (with dropout, they share its noise). Each side then
+continues from the question's keys and values.
 
 B rows, T positions.
 """
@@ -20,17 +20,17 @@ SIDES = {
     "": ("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),
     "latent_": ("input_ids", "attention_mask", "labels", "continue_map", "target_token_map"),
 }
-"""What a batch of `collate_latent` holds of the teacher and of the student."""
+"""The tensors of a `collate_latent` batch for the teacher and for the student."""
 
 
 def read_question(
     model: LatentReasoner, batch: dict[str, Tensor]
 ) -> tuple[ReasoningState | None, dict[str, Tensor]]:
-    """The state after the shared beginning of each row, and the batch without it.
+    """The state after the shared beginning of each row, and the batch without that beginning.
 
-    What is left begins with the first position whose state a loss reads. Where a row shares
-    nothing, or all of them less than the pass would cost, the state is None and the batch as it
-    was.
+    The rest of a row begins at the first position whose state a loss reads. Where a row shares
+    nothing, or all rows together share fewer tokens than a pass costs, the state is None and the
+    batch is unchanged.
     """
     count = _shared_tokens(batch)
     if not bool((count > 0).all()) or int(count.sum()) < model.pass_cost:
@@ -45,9 +45,9 @@ def read_question(
 
 
 def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:
-    """The number of tokens (B,) at the beginning whose states no loss reads.
+    """The number of tokens (B,) at each row's beginning whose states no loss reads.
 
-    The teacher learns all that follows the question, the first of it at the question's last token.
+    The teacher learns all that follows the question, from the state at the question's last token.
     """
     first_label = (batch["labels"] != IGNORED_LABEL).long().argmax(1)
     return first_label - 1 - _first_token(batch, "")
@@ -59,7 +59,7 @@ def _first_token(batch: dict[str, Tensor], side: str) -> Tensor:
 
 
 def _from_first_token(batch: dict[str, Tensor], side: str, width: int) -> Tensor:
-    """The first `width` ids (B, `width`) of each row; a row's end is repeated where it has less."""
+    """The first `width` ids (B, `width`) of each row; a shorter row repeats its last id."""
     ids = batch[f"{side}input_ids"]
     columns = _first_token(batch, side)[:, None] + torch.arange(width)
     return ids.gather(1, columns.clamp(max=ids.shape[1] - 1))

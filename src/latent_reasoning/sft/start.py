@@ -1,7 +1,7 @@
-"""What a training of SFT starts from: the model, its tokenizer and the task.
+"""What SFT starts from: the model, its tokenizer and the task.
 
-Token SFT starts from a plain language model, latent SFT from any: a plain one is made a latent
-reasoner first.
+Token SFT starts from a plain language model, latent SFT from any model: a plain one is made a
+latent reasoner first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from latent_reasoning.training.text import TextTask
 def build(
     run: TrainingRun, entry: SftModel | LatentSftModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask | LatentSftTask]:
-    """The model of `entry` as it starts, its tokenizer, and what it is to learn.
+    """The model of `entry` before training, its tokenizer and its task.
 
     Raises `ConfigError` where it cannot start from its parent, `DataError` where no row is left.
     """
@@ -111,10 +111,10 @@ def _latent_sft(
 def latent_model(
     run: TrainingRun, entry: LatentSftModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    """The model it starts from, made a latent reasoner if it is none.
+    """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
-    A latent reasoner keeps its recurrent filter and takes over the stop head's settings. Raises
-    `ConfigError` where its filter is another.
+    A latent reasoner keeps its recurrent filter and takes the entry's settings of the stop head.
+    Raises `ConfigError` where the entry names another filter.
     """
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, "cpu"), load_tokenizer(parent)
@@ -126,11 +126,11 @@ def latent_model(
 
 
 def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:
-    """Change the stop head's settings to the wanted ones, and lift a bound that RL set."""
+    """Change the stop head's settings to `wanted`, and remove a bound on steps that RL set."""
     if model.settings.recurrent_filter != wanted.recurrent_filter:
         raise ConfigError(
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
-            f"{model.settings.recurrent_filter}; give the same"
+            f"{model.settings.recurrent_filter}; set the same filter"
         )
     model.change_settings(
         stop_head_temperature=wanted.stop_head_temperature,
@@ -142,7 +142,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
 
 @dataclass(frozen=True)
 class FrozenTeacher:
-    """Another model, whose states or traces are learned from."""
+    """A trained model whose states, and on request traces, the student learns from."""
 
     model: LatentReasoner
     tokenizer: PreTrainedTokenizerBase

@@ -1,7 +1,7 @@
 """A frozen teacher for latent SFT: its hidden states, computed once, and its own traces.
 
 By default latent SFT is self-distillation and none of this is used. With `distillation.teacher` the
-states of a frozen chain-of-thought model are the targets: they do not change, so they are computed
+states of a frozen chain-of-thought model are the targets. They do not change, so they are computed
 once, over all rows, and kept in a file beside the checkpoints. With `traces: teacher` the teacher
 also writes the reasoning itself; only traces that lead to the right answer are kept.
 """
@@ -36,7 +36,7 @@ SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|$)")
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """Target and mean states of every example, float32 `(examples, 2, L, d)`, on disk."""
+    """Target and mean states of all examples, float32 `(examples, 2, L, d)`, on disk."""
 
     states: np.ndarray
     reasons: np.ndarray
@@ -59,7 +59,7 @@ def teacher_states(
     pad_id: int,
     batch_size: int,
 ) -> TeacherStates:
-    """Read all examples with the teacher, or the file in `folder` where that was done before.
+    """The teacher's states of all examples: computed, or read from `folder` if they are there.
 
     `folder` belongs to one configuration, so a file in it was made by this teacher from these rows.
     Raises `ConfigError` where teacher and student differ in their blocks or hidden size.
@@ -115,7 +115,7 @@ def teacher_traces(
 ) -> list[Row]:
     """The rows that the teacher answers right, with its own greedy reasoning as their steps.
 
-    Written once to `folder`. Raises `DataError` where it answers none right.
+    They are written once, to `folder`. Raises `DataError` where the teacher answers no row right.
     """
     file = folder / TRACES_FILE
     if not file.exists():
@@ -143,5 +143,5 @@ def teacher_traces(
 
 
 def trace_steps(reasoning: str) -> tuple[str, ...]:
-    """The steps of a generated trace: its equations `<<..>>`, or else its sentences."""
+    """The steps of a generated trace: its equations `<<..>>`, or its sentences if it has none."""
     return tuple((EQUATION if "<<" in reasoning else SENTENCE).findall(reasoning))

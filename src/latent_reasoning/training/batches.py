@@ -1,4 +1,4 @@
-"""Which examples a training reads in which step, and in which pieces."""
+"""Which examples each step of a training reads, and in which micro-batches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from latent_reasoning.runtime.parallel import ALONE, OneProcess
 class BatchPlan:
     """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
 
-    A step's examples are a draw without replacement, whatever the micro-batch size. Micro-batches
-    hold examples of similar length where `by_length`, so that little is padded. Where micro-batches
-    are weighted by examples, that would over-weight the tokens of short rows: there the drawn order
-    is kept. Without a micro-batch size a step has one micro-batch for each of `processes`. Raises
+    A step's examples are drawn without replacement, whatever the micro-batch size. With `by_length`
+    micro-batches hold examples of similar length, so that little is padded. Without it they keep
+    the drawn order: where they are weighted by examples, grouping by length would over-weight the
+    tokens of short rows. Without a micro-batch size, a step has one micro-batch per process. Raises
     `ConfigError` where a process would get none.
     """
 
@@ -53,11 +53,11 @@ class BatchPlan:
         self.sampler = StepSampler(len(self.lengths), self.batch_size, order)
 
     def limit_micro_batches(self, size: int) -> None:
-        """Cut micro-batches to at most `size` examples from the next one on."""
+        """Limit micro-batches to `size` examples from the next step on."""
         self.micro_batch_size = min(self.micro_batch_size, size)
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Positions of the examples of each micro-batch of `step`, of all processes."""
+        """Positions of the examples of each micro-batch of `step`, for all processes."""
         indices = self.sampler.indices(step)
         if not self.by_length:
             size = self.micro_batch_size

@@ -3,13 +3,13 @@
 A checkpoint is a folder `step-N/` that appears under its name only when it is complete and on the
 disk. It holds the trained weights and the optimiser's state as safetensors, and `state.json` with
 the digest of the configuration that made it, the SHA-256 of each file and a checksum of its own. No
-random state is stored: the training loop derives every random number from (seed, step).
+random state is stored: the training loop derives random numbers from (seed, step, rollbacks).
 
-The last two checkpoints and the best one are kept, and what a diverging training goes back to: of
-those from before its trouble the last two, the last one that was validated, until then the weights
-it started from (`start/`). A damaged one is set aside with a warning and the one before it is used;
-the folder of another configuration is set aside as a whole. Only one process trains in a folder: it
-holds the lock of the file `lock` in it.
+These checkpoints are kept: the last two, the best one, and those that a diverging training may go
+back to, namely the last two from before its trouble and the last validated one (before the first
+validation, the starting weights in `start/`). A damaged checkpoint is set aside with a warning and
+the one before it is used; the folder of another configuration is set aside as a whole. Only one
+process trains in a folder: it holds the lock of the file `lock` in it.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ Log = Callable[[str], None]
 
 
 class DamagedCheckpointError(UserError, ValueError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 class FolderInUseError(UserError, RuntimeError):
-    """A folder of checkpoints in which another process trains."""
+    """Another process trains in this folder of checkpoints."""
 
 
 @dataclass
 class Progress:
     """How far a training has come.
 
-    `window` holds the sums of the metrics of the `window_steps` steps since they were last logged,
-    so that a resumed training logs the same means. `guard` is what the guard against divergence
-    remembers; `micro_batch_size` is what memory sufficed for, where it was less than configured.
+    `window` holds the sums of the metrics over the `window_steps` steps since they were last
+    logged, so that a resumed training logs the same means. `guard` is the memory of the guard.
+    `micro_batch_size` is the size that memory sufficed for, where it is less than configured.
     """
 
     step: int = 0
@@ -82,8 +82,8 @@ class Progress:
 
 
 def claim_checkpoint_folder(folder: Path, digest: str, log: Log) -> None:
-    """Take `folder` for the training of the configuration `digest`, for as long as this process
-    lives; what another configuration left there is set aside.
+    """Claim `folder` for the training with digest `digest` for as long as this process lives; a
+    folder of another configuration is set aside.
 
     Raises `FolderInUseError` where another process trains there.
     """
@@ -117,7 +117,7 @@ def _holds_training(folder: Path) -> bool:
 
 
 class CheckpointStore:
-    """The checkpoints of one training, in a folder that `claim_checkpoint_folder` made its own."""
+    """The checkpoints of one training, in a folder claimed by `claim_checkpoint_folder`."""
 
     def __init__(self, folder: Path, digest: str, log: Log) -> None:
         self.folder = folder
@@ -125,7 +125,7 @@ class CheckpointStore:
         self.log = log
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write the checkpoint of `progress.step`, 0 for the start, and drop those not needed."""
+        """Write the checkpoint of `progress.step` (0: the start) and delete those not kept."""
         names = parameter_names(model)
         with atomic_directory(self._path(progress.step)) as temporary:
             save_file(trained_tensors(model), temporary / WEIGHTS)
@@ -147,7 +147,7 @@ class CheckpointStore:
         return {*steps[-KEPT:], *good[-KEPT:], *validated[-1:], progress.best_step}
 
     def restart_from(self, progress: Progress) -> None:
-        """Give the checkpoint of `progress.step` this progress, and drop all later ones."""
+        """Store `progress` in the checkpoint of its step, and delete all later checkpoints."""
         path = self._path(progress.step) / STATE
         state = self._read_state(progress.step)
         _write_state({**state, "progress": asdict(progress)}, path)
@@ -158,7 +158,7 @@ class CheckpointStore:
     def resume(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, until: int | None = None
     ) -> Progress | None:
-        """Load the newest whole checkpoint, of a step up to `until` where given, into model and
+        """Load the newest undamaged checkpoint, of step `until` at most where given, into model and
         optimiser; None where there is none."""
         for step in reversed(self.steps()):
             if until is not None and step > until:
@@ -199,7 +199,7 @@ class CheckpointStore:
         return Progress(**state["progress"])
 
     def _read_state(self, step: int) -> dict:
-        """`state.json` of a checkpoint, after its files were compared with their digests."""
+        """`state.json` of a checkpoint, after comparing its files with their digests."""
         path = self._path(step) / STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -221,7 +221,7 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{self._path(step) / name}: {error}") from None
 
     def _check_best(self, progress: Progress) -> None:
-        """Forget a best checkpoint that is damaged or gone: selection starts again from here."""
+        """Forget a best checkpoint that is damaged or missing: selection starts again from here."""
         if progress.best_step in (None, progress.step):
             return
         try:
@@ -238,7 +238,7 @@ class CheckpointStore:
 
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Names of the trained parameters; tied ones have one name."""
+    """Names of the trained parameters; tied parameters have one name."""
     return {
         parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -295,7 +295,7 @@ def _load_optimizer(
 
 
 def _read_owner(folder: Path) -> str | None:
-    """Digest of the configuration a folder belongs to; None where it cannot be told."""
+    """Digest of the configuration that a folder belongs to; None where it is unknown."""
     try:
         return json.loads((folder / OWNER).read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,17 +1,17 @@
-"""When a training diverges: what counts as trouble, and how often it may go back and try again.
+"""When a training diverges: what counts as trouble, and how often it may be rolled back.
 
 Trouble is
 
 - a loss or a gradient norm that is not finite;
 - a loss or a gradient norm far above its own recent quantile, for many steps in a row. Single
-  spikes are no trouble: clipping takes care of them. A gradient that clipping leaves alone is none
-  either, nor is a loss that has been negative, which measures no error (a policy gradient's);
-- a validation accuracy that collapsed, as far as its rows can tell.
+  spikes are no trouble, because clipping handles them. Nor is a gradient below the clipping norm,
+  or any loss where a recent one was negative, as a policy gradient's may be: it is no error;
+- a validation accuracy that collapsed by more than chance explains.
 
-On trouble the training loop goes back to the last good checkpoint, one from before the trouble
-began, and resumes with another data order. After `runtime.guard.rollbacks` of these rollbacks each
-further one also halves the learning rate; after `SLOWER_ROLLBACKS` such ones the training fails.
-The paper's authors restart diverged runs from the last good checkpoint by hand (docs/method.md).
+On trouble the training loop goes back to the last checkpoint from before the trouble began, and
+resumes with another data order. After `runtime.guard.rollbacks` rollbacks, each further one also
+halves the learning rate; after `SLOWER_ROLLBACKS` of those, the training fails. The paper's authors
+restart diverged runs from the last good checkpoint by hand (docs/method.md, section 4).
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import Any
 from latent_reasoning.config import Guard, UserError
 
 WINDOW = 200
-"""Recent healthy steps; the reference is the quantile of their losses and gradient norms."""
+"""Number of recent healthy steps; quantiles of their losses and norms are the reference."""
 LEAST_SHARE = 0.25
 """Nothing is judged until this share of the window is filled."""
 QUANTILE = 0.95
 FACTOR = 3.0
 """A step above this multiple of the reference is bad."""
 PATIENCE = 10
-"""Consecutive bad steps that are a divergence."""
+"""This number of consecutive bad steps is a divergence."""
 COLLAPSE = 0.5
 """A validation accuracy below this share of the best one is a collapse, if it is significant."""
 SIGNIFICANT = 4.0
-"""Standard errors between two accuracies that cannot be chance."""
+"""A drop of accuracy by more than this number of standard errors is significant."""
 SLOWER_ROLLBACKS = 2
 RATE_FACTOR = 0.5
 
 
 class DivergenceError(UserError, RuntimeError):
-    """Training cannot go on: it diverged, and going back did not help."""
+    """Training cannot continue: it diverged, and rollbacks did not help."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong, in words; a checkpoint of a step up to `good_until` knows nothing of it."""
+    """What is wrong, in words; checkpoints up to step `good_until` are from before it."""
 
     reason: str
     good_until: int
@@ -55,9 +55,9 @@ class Trouble:
 class GuardState:
     """What the guard remembers; it is part of a checkpoint.
 
-    `losses` and `gradient_norms` are those of the last healthy steps. `bad_since` is the step (from
-    0) of the first of the bad ones that have just been seen in a row. `validated_step` is the last
-    one at which validation was as it should be. `rollbacks` tells what happened, the first first.
+    `losses` and `gradient_norms` are those of the last healthy steps. `bad_since` is the first step
+    (from 0) of the current series of bad steps. `validated_step` is the last step whose validation
+    showed no trouble. `rollbacks` describes all rollbacks, oldest first.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -69,7 +69,7 @@ class GuardState:
 
 
 class DivergenceGuard:
-    """Judges steps and validations of one training; all it remembers is in the `GuardState`."""
+    """Judges steps and validations of one training; its only memory is the `GuardState`."""
 
     def __init__(self, settings: Guard, max_grad_norm: float) -> None:
         self.settings = settings
@@ -100,7 +100,7 @@ class DivergenceGuard:
     def judge_validation(
         self, state: GuardState, step: int, accuracy: float | None, rows: int | None
     ) -> Trouble | None:
-        """Judge the accuracy on `rows` rows after `step` steps; nothing to judge where None."""
+        """Judge the accuracy on `rows` rows after `step` steps; None is not judged."""
         if accuracy is None or not self.settings.enabled:
             return None
         best = state.best_accuracy
@@ -114,11 +114,11 @@ class DivergenceGuard:
         return None
 
     def rate_factor(self, state: GuardState) -> float:
-        """What the learning rate is multiplied with: 1 until other data orders did not help."""
+        """The learning rate's factor: 1 until `runtime.guard.rollbacks` rollbacks did not help."""
         return self._factor_after(len(state.rollbacks))
 
     def record(self, state: GuardState, trouble: Trouble, step: int, to_step: int) -> list[dict]:
-        """The history with the rollback from `step` steps done to `to_step`."""
+        """The history with the new rollback, from step `step` to step `to_step`."""
         entry = {
             "from_step": step,
             "to_step": to_step,
@@ -128,7 +128,7 @@ class DivergenceGuard:
         return [*state.rollbacks, entry]
 
     def check_patience(self, name: str, state: GuardState, trouble: Trouble) -> None:
-        """Raise `DivergenceError`, with the history, where there is no rollback left."""
+        """Raise `DivergenceError`, with the history, where no rollback is left."""
         allowed = self.settings.rollbacks + SLOWER_ROLLBACKS
         if self.settings.enabled and len(state.rollbacks) < allowed:
             return
@@ -140,7 +140,7 @@ class DivergenceGuard:
         )
 
     def _far_above(self, state: GuardState, values: dict[str, float]) -> str | None:
-        """Which of the two is far above its quantile, in words."""
+        """Whether the loss or the gradient norm is far above its quantile: which, in words."""
         if len(state.losses) < LEAST_SHARE * WINDOW:
             return None
         usual_loss = _quantile(state.losses) if min(state.losses) > 0 else math.inf

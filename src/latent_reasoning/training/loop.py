@@ -6,13 +6,13 @@ clipping, validation with selection of the best weights, early stop, checkpoints
 progress lines.
 
 Everything random in step `s` is a function of (seed, s, rollbacks): a task draws its data that way,
-and torch's generator (dropout, sampling) is seeded anew at each step. A training that was killed
-and resumes from its last checkpoint therefore ends, on CPU, with bitwise the same weights as one
-never killed. Rollbacks are what a diverging training gets (`divergence.py`): from its last good
-checkpoint it continues with other random numbers.
+and torch's generator (dropout) is seeded anew at each step. A training that was killed and resumes
+from its last checkpoint therefore ends, on CPU, with bitwise the same weights as an uninterrupted
+one. A rollback takes a diverging training back to its last good checkpoint, from where it continues
+with other random numbers (`divergence.py`).
 
-Of several processes each runs this loop over its share of every step's micro-batches
-(`parallel.py`); the first one alone writes checkpoints and metrics.
+With several processes, each runs this loop over its share of every step's micro-batches
+(`runtime/parallel.py`); only the first one writes checkpoints and metrics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from latent_reasoning.training.task import Task
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to; the model holds the weights of `step`."""
+    """The outcome of a training; the model holds the weights of `step`."""
 
     step: int
     steps_run: int
@@ -54,8 +54,8 @@ class TrainResult:
 class Trainer:
     """One training: what is trained, how, and where its checkpoints are.
 
-    `seed` is that of everything random in its steps; metrics go to `tracker`, too, each the mean of
-    `log_every` steps; `stop` says when to end early.
+    `seed` determines everything random in its steps; metrics, each the mean of `log_every` steps,
+    go to `tracker` too; `stop` says when to end early.
     """
 
     task: Task
@@ -81,9 +81,9 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train the task's model in place, or resume where a killed training stopped.
 
-        Returns with the selected weights in the model. Raises `DivergenceError` where it diverges
-        and rollbacks do not help, and after a checkpoint `TrainingInterruptedError` where `stop`
-        says so.
+        At the end the model has the selected weights. Raises `DivergenceError` where the training
+        diverges and rollbacks do not help; where `stop` asks for it, writes a checkpoint and raises
+        `TrainingInterruptedError`.
         """
         self._resume()
         while not self.progress.finished:
@@ -99,7 +99,7 @@ class Trainer:
         return self._select()
 
     def _resume(self) -> None:
-        """Load the last checkpoint; where there is none, save what the guard may go back to."""
+        """Load the last checkpoint; without one, save the start, which the guard may go back to."""
         with self.processes.main_first():
             self.progress = self.store.resume(self.model, self.optimizer) or Progress()
         self.processes.broadcast(parameter_names(self.model))
@@ -118,7 +118,7 @@ class Trainer:
         self.processes.wait()
 
     def _step(self) -> Trouble | None:
-        """Take one optimiser step, unless its loss or gradient is trouble."""
+        """Take one optimiser step, unless its loss or gradient shows trouble."""
         progress = self.progress
         self.task.plan.reorder(len(progress.guard.rollbacks))
         rate = self.rate(progress.step) * self.guard.rate_factor(progress.guard)
@@ -139,14 +139,14 @@ class Trainer:
         return None
 
     def _is_due(self, every: int) -> bool:
-        """Whether it is time for what happens every `every` steps and after the last one."""
+        """Whether an action due every `every` steps and after the last one is due now."""
         return self.progress.step % every == 0 or self.progress.step == self.training.steps
 
     def _gradients_within_memory(self) -> dict[str, float]:
-        """`accumulate_gradients`, with half the micro-batch as often as memory does not suffice.
+        """`accumulate_gradients`, halving the micro-batch as often as memory does not suffice.
 
-        The step's result is that of the smaller micro-batch from the start. The size is kept for
-        all later steps, also after a kill: `Progress` has it.
+        The whole step is computed again with the smaller micro-batch. `Progress` keeps the size, so
+        that it holds for all later steps, also after a kill.
         """
         progress, plan = self.progress, self.task.plan
         rollbacks = len(progress.guard.rollbacks)
@@ -178,8 +178,8 @@ class Trainer:
             )
 
     def _validate(self) -> tuple[Trouble | None, bool]:
-        """Validate; returns trouble, if that is what it shows, and whether these are the best
-        weights so far, to be kept."""
+        """Validate; returns the trouble it shows, if any, and whether to save these weights as the
+        best so far."""
         progress = self.progress
         self.model.eval()
         with torch.no_grad(), autocast(_device(self.model), self.precision):
@@ -194,7 +194,7 @@ class Trainer:
         return None, _note_accuracy(self.training, progress, measured)
 
     def _save(self, improved: bool) -> None:
-        """Write a checkpoint where one is due; end after it where the training is asked to."""
+        """Write a checkpoint where one is due; end after it where the training was asked to end."""
         progress = self.progress
         due = improved or progress.finished or progress.step % self.runtime.checkpoint_every == 0
         reason = self._interruption()
@@ -209,7 +209,7 @@ class Trainer:
             )
 
     def _interruption(self) -> str | None:
-        """Why the training is to end after this step; all processes agree on it."""
+        """Why the training is to end after this step; None on all processes where it continues."""
         if self.progress.finished or self.progress.step % self.task.iterations:
             return None
         reason = self.stop.reason
@@ -218,7 +218,7 @@ class Trainer:
         return reason or "another process was asked to end"
 
     def _go_back(self, trouble: Trouble) -> None:
-        """Load the last checkpoint from before the trouble, and note the rollback in it."""
+        """Load the last checkpoint from before the trouble, and record the rollback in it."""
         progress = self.progress
         self.guard.check_patience(self.name, progress.guard, trouble)
         with self.processes.main_first():
@@ -268,7 +268,7 @@ class Trainer:
 def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
     """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
 
-    Both are those of all processes' micro-batches. Raises `OutOfMemoryError` on all processes where
+    Both cover the micro-batches of all processes. Raises `OutOfMemoryError` on all processes where
     memory does not suffice on one.
     """
     processes = task.processes
@@ -278,7 +278,7 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
         whole = processes.count == 1 and len(micro_batches) == 1
         for micro_batch in micro_batches:
             output = task.loss(micro_batch)
-            # The total weight may only be known at the end: the gradient is divided by it there.
+            # The total weight is known only at the end, where the gradient is divided by it.
             (output.loss if whole else output.loss * output.weight).backward()
             outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
     outputs = processes.gather(outputs)
@@ -296,7 +296,7 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
 
 
 def _clip(model: nn.Module, max_norm: float) -> float:
-    """Clip the gradient to a global norm; returns the norm before."""
+    """Clip the gradient to a global norm; returns the norm before clipping."""
     return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
 
 
@@ -318,7 +318,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _note_accuracy(training: Training, progress: Progress, values: dict[str, float]) -> bool:
-    """Note whether training is over, and say whether these weights are to be kept as the best."""
+    """Record whether training is over; returns whether to save these weights as the best."""
     progress.finished = progress.step >= training.steps
     accuracy = values.get("validation_accuracy")
     if accuracy is None:
@@ -336,5 +336,5 @@ def _note_accuracy(training: Training, progress: Progress, values: dict[str, flo
 
 
 def _rank(accuracy: float, length: float | None) -> tuple[float, float]:
-    """Higher accuracy first; among equals the shorter reasoning, then the earlier step."""
+    """Higher accuracy is better; at equal accuracy, shorter reasoning."""
     return accuracy, -(length or 0.0)

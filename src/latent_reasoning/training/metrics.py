@@ -1,4 +1,4 @@
-"""What a training reports: `metrics.jsonl`, its table, and lines for people."""
+"""What a training reports: `metrics.jsonl`, its table, and progress lines for people."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PROGRESS_SECONDS = 10.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a JSON object a logged step, which tracking gets too.
+    """`metrics.jsonl`: a JSON object per logged step, which the tracker gets too.
 
-    On resume what was logged after the checkpoint is cut off, for it is computed again. Times are
-    left out: equal trainings give equal files. Only the process that `writes` does.
+    On resume, lines after the checkpoint are cut off, because those steps are computed again. Times
+    are left out, so that equal trainings give equal files. `writes` is True in one process only.
     """
 
     def __init__(self, path: Path, progress: Progress, tracker: Tracker, *, writes: bool) -> None:
@@ -31,7 +31,7 @@ class MetricsLog:
         self.rewind(progress)
 
     def rewind(self, progress: Progress) -> None:
-        """Continue from `progress`; what was logged after it is cut off."""
+        """Continue from `progress`; lines of later steps are cut off."""
         self.close()
         self.progress = progress
         if self.writes:
@@ -47,7 +47,7 @@ class MetricsLog:
         self.progress.window_steps += 1
 
     def flush(self) -> dict[str, float]:
-        """Log the means over the steps since the last time; returns them."""
+        """Log the means over the steps since the last flush; returns them."""
         count = self.progress.window_steps
         means = {name: total / count for name, total in self.progress.window.items()}
         self.progress.window, self.progress.window_steps = {}, 0
@@ -67,7 +67,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a line that is unfinished or damaged ends it."""
+    """The rows of a `metrics.jsonl`, up to the first unfinished or damaged line."""
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -80,7 +80,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def write_training_csv(metrics: Path, path: Path) -> None:
-    """`metrics.jsonl` as a table: a row a step, a column a metric, empty where not measured."""
+    """`metrics.jsonl` as a table: a row per step, a column per metric, empty where not measured."""
     by_step: dict[float, dict[str, float]] = {}
     for row in read_metrics(metrics):
         by_step.setdefault(row["step"], {}).update(row)
@@ -92,7 +92,7 @@ def write_training_csv(metrics: Path, path: Path) -> None:
 
 
 class ProgressLines:
-    """Plain lines on how a training goes, readable in a terminal and in a log file."""
+    """Plain lines on a training's progress, readable in a terminal and in a log file."""
 
     def __init__(self, name: str, steps: int, first_step: int, log: Log) -> None:
         self.name, self.steps, self.first_step, self.log = name, steps, first_step, log
@@ -101,13 +101,13 @@ class ProgressLines:
         self.means: dict[str, float] = {}
 
     def loss(self, step: int, means: dict[str, float]) -> None:
-        """A line with the loss and its parts, unless the last one was printed just now."""
+        """Print the loss and its parts, at most every `PROGRESS_SECONDS`."""
         self.means = means
         if time.monotonic() - self.printed >= PROGRESS_SECONDS:
             self._print(step, means)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """A line with loss, accuracy and length, always."""
+        """Print loss, accuracy and length, always."""
         self._print(step, {"loss": self.means.get("loss", math.nan), **values})
 
     def _print(self, step: int, values: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, with weight decay on those of `decay_groups` alone."""
+    """AdamW over the trained parameters, with weight decay as `decay_groups` says."""
     names = {name: parameter for parameter, name in parameter_names(model).items()}
     decayed, undecayed = decay_groups(model)
     groups = [
@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of the trained parameters with and without weight decay.
 
-    Matrices are decayed, embeddings among them; biases and norms, which are vectors, are not, nor
+    Matrices, including embeddings, are decayed. Biases and norms, which are vectors, are not, nor
     are the special tokens' own modules (conformance note 15).
     """
     decayed, undecayed = [], []

@@ -1,7 +1,7 @@
 """One training as a stage runs it: its inputs, its place on disk, its run in MLflow, its model.
 
-`TrainingRun` holds what the stages that train have in common between reading the command line and
-the training loop; what they train is theirs.
+`TrainingRun` holds what all training stages do between reading the command line and the training
+loop, and after it; what is trained is the stage's own part.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from latent_reasoning.training.task import Task
 class TrainingRun:
     """A model of the configuration, or the base model, being trained with one seed.
 
-    `parents` are the folders of the models it starts from and learns from, by name, in that order;
-    `splits` the files of rows it learns from, `data_digests` the SHA-256 of each it reads.
+    `parents` holds, by name, the folder of the model it starts from, then that of its teacher;
+    `splits` the files of rows it learns from; `data_digests` the SHA-256 of each file it reads.
     """
 
     experiment: Experiment
@@ -74,7 +74,7 @@ class TrainingRun:
         split: str,
         machine: Machine,
     ) -> TrainingRun:
-        """The run of the model `name`, which learns from `split`, or all rows where it says so.
+        """The run of the model `name`, which learns from `split`, or with `rows: all` from all.
 
         Raises `DataError` where the rows are missing.
         """
@@ -102,9 +102,9 @@ class TrainingRun:
         )
 
     def seed_weights(self) -> None:
-        """Seed the random initial weights: of a base from scratch, adapters, special rows.
+        """Seed Python's, NumPy's and torch's generators; to be called before the model is built.
 
-        Python's, NumPy's and torch's generators are seeded, before the model is built.
+        Initial weights of a base from scratch, the recurrent filter and adapters are random.
         """
         seeds.seed_everything(self.seed, seeds.INITIAL_WEIGHTS.format(model=self.name))
 
@@ -113,7 +113,7 @@ class TrainingRun:
         return [row for split in self.splits for row in self.rows(split, tokenizer)]
 
     def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-        """Rows of a prepared split, special-token text dealt with as configured."""
+        """Rows of a prepared split, with `data.special_token_text` applied."""
         rows = read_rows(self.layout.data(split))
         policy = self.experiment.data.special_token_text
         kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
@@ -123,17 +123,17 @@ class TrainingRun:
 
     @cached_property
     def digest(self) -> str:
-        """What checkpoints belong to: the configuration and the content of all inputs."""
+        """Digest of the configuration and the content of all inputs: checkpoints belong to it."""
         parents = {
             name: fingerprint(str(path), f"the model {name}") for name, path in self.parents.items()
         }
         return digest([self.config_digest, self.data_digests, parents])
 
     def claim_checkpoint_folder(self) -> Path:
-        """Take the folder of checkpoints for this process; one of other inputs is set aside.
+        """Claim the folder of checkpoints; a folder made from other inputs is set aside.
 
-        All processes call it, and the first one takes it for all. Raises `FolderInUseError` where
-        another training runs there.
+        All processes call this, and the first one claims it for all. Raises `FolderInUseError`
+        where another training uses it.
         """
         folder, digest = self.layout.checkpoints(self.name, self.seed), self.digest
         with self.processes.main_first():
@@ -152,8 +152,8 @@ class TrainingRun:
     ) -> Callable[[], dict[str, float]]:
         """The greedy validation of a task, on the first `validation_rows` rows.
 
-        A completion may be twice as long as the longest one trained on: what is longer goes round
-        in circles, and would only cost time.
+        A completion may be twice as long as the longest one trained on: longer ones only repeat
+        themselves, and would cost time.
         """
         rows = self.rows("validation", tokenizer)[: training.validation_rows]
         settings = EvaluationSettings(
@@ -190,13 +190,13 @@ class TrainingRun:
             return result
         except TrainingInterruptedError:
             tracker.close("KILLED")
-            self.processes.wait()  # a launcher ends all its processes as soon as one has ended
+            self.processes.wait()  # the launcher ends all processes as soon as one has ended
             raise
         finally:
             tracker.close(status)
 
     def _tracker(self, checkpoints: Path) -> Tracker:
-        """The run in MLflow; of several processes the first one reports."""
+        """The run in MLflow; only the first process reports."""
         if not self.processes.is_main:
             return NullTracker()
         parent = next(iter(self.parents), None)
@@ -218,9 +218,9 @@ class TrainingRun:
         *,
         keep_adapter: bool = False,
     ) -> Path:
-        """Write the model folder, adapters merged; `keep_adapter` keeps them beside it too.
+        """Write the model folder, its adapter merged; `keep_adapter` also writes the adapter there.
 
-        Of several processes the first one writes and the others wait: this is a training's end.
+        The first process writes and all others wait; this is the end of a training.
         """
         folder = self.layout.model(self.name, self.seed)
         if self.processes.is_main:

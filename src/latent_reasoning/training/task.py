@@ -1,4 +1,4 @@
-"""What a stage trains, as the loop sees it: micro-batches, their loss, validation."""
+"""What a stage trains, as the training loop sees it: micro-batches, their loss, validation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from latent_reasoning.runtime.parallel import OneProcess
 class LossOutput:
     """Loss of one micro-batch.
 
-    `loss` is a mean and `weight` what it counts for in the step, whose loss is the weighted mean
-    over its micro-batches; `metrics` (numbers or scalar tensors) are averaged in the same way.
+    The loss of a step is the mean of `loss` over its micro-batches, weighted by `weight`; `metrics`
+    (numbers or scalar tensors) are averaged in the same way.
     """
 
     loss: Tensor
@@ -25,16 +25,16 @@ class LossOutput:
 
 
 class Plan(Protocol):
-    """Which data each step of a task reads, in which pieces."""
+    """Which examples each step of a task reads, and in which micro-batches."""
 
     micro_batch_size: int
-    """Examples a micro-batch."""
+    """Examples per micro-batch."""
 
     def reorder(self, rollbacks: int) -> None:
         """Switch to the data order used after `rollbacks` rollbacks."""
 
     def limit_micro_batches(self, size: int) -> None:
-        """Cut micro-batches to at most `size` examples: memory does not suffice for more."""
+        """Limit micro-batches to `size` examples, where memory does not suffice for more."""
 
 
 class Task(Protocol):
@@ -45,7 +45,7 @@ class Task(Protocol):
     model: nn.Module
 
     iterations: int
-    """Consecutive steps on the same samples, between which no checkpoint may fall."""
+    """Number of consecutive steps on the same samples; no checkpoint falls between them."""
 
     plan: Plan
 
@@ -55,16 +55,15 @@ class Task(Protocol):
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This process's micro-batches of optimiser step `step` (from 0), a function of `step`.
 
-        Of all processes' micro-batches, `processes.share` gives each its own.
+        `processes.share` selects them from the micro-batches of all processes.
         """
 
     def loss(self, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch, with its graph."""
 
     def validate(self) -> dict[str, float]:
-        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; or nothing at all.
+        """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; may be empty.
 
-        `validation_rows`, how many rows these are means of, is not logged.
-
-        All processes call it, and get the same values.
+        `validation_rows`, the number of rows that these are means over, is not logged. All
+        processes call this and get the same values.
         """

@@ -1,4 +1,4 @@
-"""Next-token training on text: what pretraining of the base and token SFT share.
+"""Next-token training on text, shared by the base model from scratch and token SFT.
 
 B rows, T positions, d hidden size.
 """
@@ -29,8 +29,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of the next token over the labels `(B, T)` that are not -100.
 
-    Logits are computed at labelled positions alone. `stop_label_smoothing` is the mass that moves
-    to the other of the two stop decisions at START and CONTINUE positions.
+    Logits are computed at labelled positions only. `stop_label_smoothing` is the probability mass
+    that moves to the opposite stop decision at START and CONTINUE positions.
     """
     learned = labels[:, 1:] != IGNORED_LABEL
     rows, columns = (index.to(model.device) for index in learned.nonzero(as_tuple=True))
@@ -50,7 +50,7 @@ def _smooth_stop_labels(
     losses: Tensor,
     smoothing: float,
 ) -> Tensor:
-    """Mix in the loss of the other decision where the next token is one."""
+    """Mix in the loss of the opposite decision where the next token is a stop decision."""
     thinking = (kinds == Kind.THINKING).nonzero()[:, 0]
     settings = model.settings
     others = settings.continue_id + settings.stop_id - targets[thinking]
@@ -59,18 +59,18 @@ def _smooth_stop_labels(
 
 
 def count_labels(labels: Tensor) -> int:
-    """Labels `(B, T)` that are learned; the first position predicts nothing before it."""
+    """The number of labels `(B, T)` that are learned; nothing predicts the first position."""
     return int((labels[:, 1:] != IGNORED_LABEL).sum())
 
 
 SPEED_MICRO_BATCH = 16
-"""On a CPU, passes of 16 rows of similar length take 0.6 times as long as one of 64 rows padded to
-the longest (laptop's base model)."""
+"""On a CPU, passes of 16 rows of similar length take 0.6 times as long as one pass of 64 rows
+padded to the longest (laptop's base model)."""
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """A collated micro-batch and what it counts for in its step."""
+    """A collated micro-batch and its weight in the step."""
 
     tensors: dict[str, Tensor]
     weight: float
@@ -97,7 +97,7 @@ class TextTask:
         self.name = name
         self.model = model
         self.examples = examples
-        # A whole batch may be cut for speed; weighted by labels its loss remains the batch's mean.
+        # A whole batch may be cut for speed: weighted by labels, the loss is still its mean.
         whole = runtime.micro_batch_size is None
         if whole and model.device.type == "cpu":
             size = min(SPEED_MICRO_BATCH, processes.share_size(training.batch_size))
@@ -122,7 +122,7 @@ class TextTask:
         return [self._collate(indices) for indices in own]
 
     def loss(self, micro_batch: TextBatch) -> LossOutput:
-        """Mean cross-entropy over the labels."""
+        """Mean cross-entropy over the micro-batch's labels."""
         batch = micro_batch.tensors
         output = self.model(batch["input_ids"], batch["attention_mask"])
         loss = cross_entropy(self.model, output, batch["labels"])
