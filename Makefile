@@ -95,5 +95,5 @@ lock: $(STAMP) ## write the environment's exact versions to requirements.lock an
 
 .PHONY: clean
 clean: ## remove the environment and caches; results stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -225,7 +225,8 @@ def test_mlflows_page_listens_on_this_machine_alone(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = shlex.split(made.replace("\\\n", " ").replace("5000", port))[1:-1]
+    line = made.replace("\\\n", " ").replace("5000", port).splitlines()[-1]
+    arguments = shlex.split(line)[1:-1]
     command = [sys.executable, "-m", "mlflow", *arguments, f"sqlite:///{tmp_path}/mlflow.db"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
