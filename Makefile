@@ -45,6 +45,7 @@ lint: $(STAMP) ## check style and workflow, and that generated files are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m tools.config_docs --check
 
@@ -95,5 +96,5 @@ lock: $(STAMP) ## write the environment's exact versions to requirements.lock an
 
 .PHONY: clean
 clean: ## remove the environment and caches; results stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

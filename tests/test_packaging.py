@@ -89,3 +89,11 @@ def test_no_pin_names_a_host_or_a_local_build():
     for name in ("requirements.lock", "environment.yml"):
         text = (PROJECT_ROOT / name).read_text(encoding="utf-8")
         assert not re.search(r"https?://|file:|--index|--find-links|\+c(pu|u\d)", text), name
+
+
+def test_pre_commit_runs_the_locked_formatters():
+    text = (PROJECT_ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    revisions = {repo["repo"]: repo["rev"] for repo in yaml.safe_load(text)["repos"]}
+    pins = locked()
+    assert revisions["https://github.com/astral-sh/ruff-pre-commit"] == f"v{pins['ruff']}"
+    assert revisions["https://github.com/snakemake/snakefmt"] == f"v{pins['snakefmt']}"

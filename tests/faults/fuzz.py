@@ -23,7 +23,7 @@ import yaml
 
 from latent_reasoning import config
 from latent_reasoning.config import PROJECT_ROOT, UserError
-from latent_reasoning.dag import cost, digests, fingerprints
+from latent_reasoning.dag import cost, digests
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data import __main__ as data_stage
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
@@ -192,8 +192,9 @@ def use(experiment: config.Experiment, folder: Path) -> None:
         digests.science_digest(experiment, stage)
     layout = Layout.of(experiment, folder / "results")
     assert layout.folder.parent == folder / "results", "results lie outside results/"
-    fingerprints.write_config(experiment, folder / "resolved.yaml")
-    assert config.load(folder / "resolved.yaml") == experiment, "not the same after dump and load"
+    resolved = folder / "resolved.yaml"
+    resolved.write_text(config.dump_yaml(experiment), encoding="utf-8")
+    assert config.load(resolved) == experiment, "not the same after dump and load"
 
 
 # ----------------------------------------------------------------------------------------- rows

@@ -185,8 +185,8 @@ def garbage(bench: Workbench) -> Iterator[None]:
 
 STORES = {
     "server that refuses": partial(server, listens=False),
-    "server that never answers": partial(server, listens=True),
     "locked sqlite file": locked,
+    "server that never answers": partial(server, listens=True),
     "sqlite file overwritten": garbage,
 }
 
