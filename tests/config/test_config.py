@@ -13,6 +13,7 @@ import yaml
 from latent_reasoning.config import (
     PROJECT_ROOT,
     ConfigError,
+    dump_yaml,
     expand_path,
     load,
     merge,
@@ -205,6 +206,26 @@ def test_a_file_that_is_no_mapping_is_refused_with_its_name(tmp_path, text, word
         load(path)
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-01-01", "!!binary YQ==", ".nan", "!!set {a}", '"\\ud800"', "[1, 2020-01-01]"]
+)
+def test_a_value_that_a_dump_would_change_is_refused_with_its_line(tmp_path, value):
+    path = tmp_path / "odd.yaml"
+    path.write_text(
+        f"experiment: odd\nstages: {{rl: {{temperature: {value}}}}}\n", encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match=r"odd\.yaml: line 2, column \d+ .* is neither text nor"):
+        load(path)
+
+
+def test_a_text_with_any_line_break_survives_the_dump(tmp_path):
+    title = "a\x85b\u2028c\nd"
+    experiment = resolve(changed("report", {"title": title}), "small.yaml")
+    (tmp_path / "dumped.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+    assert load(tmp_path / "dumped.yaml") == experiment
+    assert load(tmp_path / "dumped.yaml").report.title == title
 
 
 def test_a_missing_file_is_named(tmp_path):

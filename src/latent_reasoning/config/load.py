@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -59,11 +60,40 @@ def dump(experiment: Experiment) -> dict[str, Any]:
 
 def dump_yaml(experiment: Experiment) -> str:
     """`dump` as YAML text, loadable by `load`."""
-    return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(
+        dump(experiment), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that escapes U+0085, which would be written as it is and read as a line break."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+"""What a configuration may hold; a date, bytes or a set would come back as text from a dump."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a repeated key and a key that is not text."""
+    """Safe YAML of plain values that refuses a repeated key and a key that is not text."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        half_character = isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)
+        if node.tag.rpartition(":")[2] not in PLAIN_TAGS or infinite or half_character:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{value!r:.80} is neither text nor a finite number, true, false, null, "
+                "a list or a mapping: write a date in quotes",
+                problem_mark=node.start_mark,
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
