@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas
 
-from latent_reasoning.config import Experiment, UserError
+from latent_reasoning.config import Experiment, SftModel, UserError
 from latent_reasoning.dag.layout import Layout, main_models
 from latent_reasoning.runtime.files import changed_files
 
@@ -69,8 +69,8 @@ class Results:
 
     def no_reasoning_models(self) -> list[str]:
         """Models of the table that were trained to answer at once."""
-        entries = self.experiment.models
-        return [m for m in self.models if entries[m].stage == "sft" and entries[m].form == "no_cot"]
+        entries = {model: self.experiment.models[model] for model in self.models}
+        return [m for m, e in entries.items() if isinstance(e, SftModel) and e.form == "no_cot"]
 
     def rl_pairs(self) -> list[Pair]:
         """RL models of the table with the model each started from, imported ones included."""

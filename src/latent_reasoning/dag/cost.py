@@ -24,7 +24,15 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latent_reasoning.config import Experiment, Lora, ModelEntry, SftModel, load
+from latent_reasoning.config import (
+    Experiment,
+    LatentSftModel,
+    Lora,
+    ModelEntry,
+    RlModel,
+    SftModel,
+    load,
+)
 from latent_reasoning.runtime.command import run_stage
 
 QUESTION, REASONING, CUT_REASONING, ANSWER = 58, 22, 15, 7
@@ -48,6 +56,8 @@ CHECKPOINTS = 3
 """Checkpoints on disk: the last two and the best."""
 MARGIN = 2.0
 """Ratio of the time asked of the scheduler to the estimate."""
+
+Trained = SftModel | LatentSftModel | RlModel
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,13 @@ def size_of(experiment: Experiment) -> ModelSize:
     if base.source == "scratch":
         shape = base.architecture
         key_values = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
-        widths = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
-        return ModelSize(*widths, vocabulary=128)
+        return ModelSize(
+            hidden=shape.hidden_size,
+            intermediate=shape.intermediate_size,
+            layers=shape.num_hidden_layers,
+            key_values=key_values,
+            vocabulary=128,
+        )
     name = Path(os.path.expandvars(base.hub_id or base.path or "")).name.lower()
     for beginning, size in SIZES.items():
         if name.startswith(beginning):
@@ -178,7 +193,7 @@ def training_need(experiment: Experiment, model: str, device: Device | None = No
     return _training_need(experiment, entry, device)
 
 
-def _training_need(experiment: Experiment, entry: ModelEntry, device: Device | None) -> Need:
+def _training_need(experiment: Experiment, entry: Trained, device: Device | None) -> Need:
     """What a training with its validations needs."""
     size, device = size_of(experiment), device or device_of(experiment)
     training, lora = entry.training, entry.lora
@@ -208,7 +223,7 @@ def _training_need(experiment: Experiment, entry: ModelEntry, device: Device | N
     return Need(hours, CUDA_GIB + held / 2**30, _host_mb(experiment), disk)
 
 
-def _micro_batch(entry: ModelEntry, rows: int) -> tuple[int, int, int]:
+def _micro_batch(entry: Trained, rows: int) -> tuple[int, int, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
     if entry.stage == "rl":
         answers = ANSWER * min(DISTINCT, entry.group_size)

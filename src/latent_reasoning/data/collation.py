@@ -85,7 +85,7 @@ class StepSampler:
 
 def _pad_left(arrays: Sequence[np.ndarray], dtype: type, fill: int | bool) -> Tensor:
     width = max(len(array) for array in arrays)
-    batch = np.full((len(arrays), width), fill, dtype=dtype)
+    batch: np.ndarray = np.full((len(arrays), width), fill, dtype=dtype)
     for row, array in zip(batch, arrays, strict=True):
         row[width - len(array) :] = array
     return torch.from_numpy(batch)

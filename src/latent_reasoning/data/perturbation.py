@@ -214,12 +214,12 @@ def _range(value: Fraction, numbers: Sequence[_Number], question: str) -> _Free:
     Percentages stay at most 100, and counts at least 2: `1 apples` would not be English.
     """
     places = [number for number in numbers if number.value == value]
-    unit = min(_unit(number.text) for number in places)
+    unit: Fraction = min(_unit(number.text) for number in places)
     size = int(value / unit)
     low, high = max(2 if unit == 1 else 1, size // 2), max(size + 3, size * 3 // 2)
     after = (question[number.end :].lstrip() for number in places)
     if value <= 100 and any(text.startswith(("%", "percent")) for text in after):
-        high = max(size, int(min(high, 100 / unit)))
+        high = max(size, min(high, int(100 / unit)))
     return _Free(value, unit, min(low, size), high)
 
 

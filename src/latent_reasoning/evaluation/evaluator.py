@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.data.answers import judge
+from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
 from latent_reasoning.evaluation.metrics import reasoning_length
@@ -188,7 +188,7 @@ def prediction_of(
     """The verdict on one completion, and the length of its reasoning."""
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
     text = decode(tokenizer, ids)
-    thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
+    thinking: Thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
     verdict = judge(row.answer, text, thinking)
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)
     return Prediction(

@@ -255,7 +255,7 @@ def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path
 
 
 def _from_pretrained(
-    architecture: type, folder: Path | None, file: Path, **options: Any
+    architecture: Any, folder: Path | None, file: Path, **options: Any
 ) -> PreTrainedModel:
     """Load by transformers, made strict; errors name `file`."""
     try:

@@ -121,7 +121,7 @@ def _generation(
     cut_off = eos_id not in ids
     length = len(ids) if cut_off else ids.index(eos_id) + 1
     ids = ids[:length]
-    made = [tuple(decision) for decision in decisions[:length] if sum(decision) > 0]
+    made = [(on, stop) for on, stop in decisions[:length] if on + stop > 0]
     steps = 0 if model.settings is None else ids.count(model.settings.continue_id)
     return Generation(ids, made, steps, cut_off)
 

@@ -37,10 +37,17 @@ class Kind(IntEnum):
 class SpecialIds(Protocol):
     """Ids of the four special tokens."""
 
-    start_id: int
-    end_id: int
-    continue_id: int
-    stop_id: int
+    @property
+    def start_id(self) -> int: ...
+
+    @property
+    def end_id(self) -> int: ...
+
+    @property
+    def continue_id(self) -> int: ...
+
+    @property
+    def stop_id(self) -> int: ...
 
 
 @dataclass(frozen=True)

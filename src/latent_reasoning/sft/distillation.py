@@ -74,8 +74,13 @@ def read_with_states(
     )
     if not compared:
         return output, None
-    maps = (positions.to(model.device) for positions in (selected, target_map, span_map))
-    return output, summarise_states(output.hidden_states, *maps, distillation.block_range)
+    selected, target_map, span_map = (
+        positions.to(model.device) for positions in (selected, target_map, span_map)
+    )
+    summary = summarise_states(
+        output.hidden_states, selected, target_map, span_map, distillation.block_range
+    )
+    return output, summary
 
 
 def summarise_states(

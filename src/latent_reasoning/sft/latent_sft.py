@@ -115,7 +115,7 @@ class LatentSftTask:
             (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
             for indices in self.plan.micro_batches(step)
         ]
-        scales = [{} for _ in batches]
+        scales: list[dict[str, float]] = [{} for _ in batches]
         if self.by_tokens and len(batches) > 1:
             scales = token_scales([batch for _, batch in batches])
         return [

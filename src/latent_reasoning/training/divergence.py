@@ -98,7 +98,7 @@ class DivergenceGuard:
         return Trouble(reason, max(state.bad_since - 1, 0))
 
     def judge_validation(
-        self, state: GuardState, step: int, accuracy: float | None, rows: int | None
+        self, state: GuardState, step: int, accuracy: float | None, rows: float | None
     ) -> Trouble | None:
         """Judge the accuracy on `rows` rows after `step` steps; None is not judged."""
         if accuracy is None or not self.settings.enabled:

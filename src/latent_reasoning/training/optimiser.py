@@ -37,7 +37,8 @@ def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
     Matrices, including embeddings, are decayed. Biases and norms, which are vectors, are not, nor
     are the special tokens' own modules (conformance note 15).
     """
-    decayed, undecayed = [], []
+    decayed: list[str] = []
+    undecayed: list[str] = []
     for parameter, name in parameter_names(model).items():
         exempt = parameter.ndim < 2 or "special_rows." in name
         (undecayed if exempt else decayed).append(name)

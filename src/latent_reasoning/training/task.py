@@ -47,7 +47,9 @@ class Task(Protocol):
     iterations: int
     """Number of consecutive steps on the same samples; no checkpoint falls between them."""
 
-    plan: Plan
+    @property
+    def plan(self) -> Plan:
+        """Which data each step reads."""
 
     processes: OneProcess
     """The processes that share each step's micro-batches."""
