@@ -73,7 +73,7 @@ class StudentExample(PlainExample):
     @property
     def labels(self) -> np.ndarray:
         """As for plain text, but for `stop_label`; int64 (T,)."""
-        labels = super().labels
+        labels = PlainExample.labels.fget(self)  # type: ignore[attr-defined]  # slots: no super()
         stop = self.question_length + self.reasoning_length - 1
         if self.stop_label is not None and stop >= self.first_label:
             labels[stop] = self.stop_label
