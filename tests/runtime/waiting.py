@@ -2,7 +2,7 @@
 
     python -m tests.runtime.waiting FOLDER [RANK]
 
-All go on until a signal reaches one of them, and end together with exit code 75. Process RANK fails
+All continue until a signal reaches one of them, and end together with exit code 75. Process RANK fails
 instead, which the others are not told.
 """
 

@@ -1,4 +1,4 @@
-"""The workflow through a real SLURM: trainings ended by it go on, and the results are the same.
+"""The workflow through a real SLURM: trainings ended by it resume, and the results are the same.
 
 The test experiment, with three models, runs with the SLURM profile, and at the same time by itself
 on this machine. In the SLURM run two trainings are ended once, in the middle:
@@ -6,7 +6,7 @@ on this machine. In the SLURM run two trainings are ended once, in the middle:
     cot-sft    is told that its time is nearly up (SIGUSR1, as `--signal` does), and exits with 75
     latent-6   is cancelled by hand
 
-They write no checkpoints by themselves: what goes on does so from the one that the signal made.
+They write no checkpoints by themselves: a training resumes from the one that the signal made.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
     config["models"] = {name: config["models"][name] for name in MODELS}
     for name, (_, _, steps) in INTERRUPTIONS.items():
-        # At the experiment's learning rate so many steps diverge, and are rolled back.
+        # At the experiment's learning rate this number of steps diverges, and is rolled back.
         training = {"steps": steps, "validate_every": steps, "learning_rate": 3e-4}
         config["models"][name]["training"] = training
     config["report"]["appendix"] = []
@@ -208,11 +208,11 @@ def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted
     counted.append("1 training told that its time is up, 1 cancelled, both in the middle")
 
 
-def test_trainings_go_on_from_the_step_that_they_were_ended_at(through_slurm, counted):
+def test_trainings_resume_from_the_step_that_they_were_ended_at(through_slurm, counted):
     went_on = {}
     for model, (rule, _, last) in INTERRUPTIONS.items():
         log = through_slurm.results / "logs" / rule / model / "seed-0.log"
-        said = re.search(rf"{model}: goes on after step (\d+)", log.read_text(encoding="utf-8"))
+        said = re.search(rf"{model}: resumes after step (\d+)", log.read_text(encoding="utf-8"))
         assert said, log
         went_on[model] = int(said[1])
         assert through_slurm.interrupted_after[model] <= went_on[model] < last

@@ -1,4 +1,4 @@
-"""The real workflow on the test experiment: every rule runs, and a killed training goes on."""
+"""The real workflow on the test experiment: every rule runs, and a killed training resumes."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_killed_trainings_go_on_and_end_with_the_same_bits(folder, results):
     for name, entry in LONG.items():
         assert 3 <= killed_after[name] < LONG_STEPS
         log = results / "logs" / entry["stage"] / name / "seed-0.log"
-        assert f"{name}: goes on after step " in log.read_text(encoding="utf-8")
+        assert f"{name}: resumes after step " in log.read_text(encoding="utf-8")
         lines = (checkpoints[name] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line)["step"] for line in lines]
         assert steps == sorted(steps)

@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_what_was_trained_and_a_used_up_budget_is_tried_again(tmp_p
     last = log.read_text(encoding="utf-8").splitlines()[-1]
     match = re.fullmatch(
         r"base: SIGINT received: ended with a checkpoint; "
-        rf"goes on from step (\d+) of {steps} when run again",
+        rf"resumes from step (\d+) of {steps} when run again",
         last,
     )
     assert match, last
@@ -67,4 +67,4 @@ def test_ctrl_c_keeps_what_was_trained_and_a_used_up_budget_is_tried_again(tmp_p
     assert result.returncode == 0, result.stdout + result.stderr
     assert (result.stdout + result.stderr).count("Trying to restart job") == 2
     assert (tmp_path / BASE / "model.safetensors").is_file()
-    assert "base: goes on after step 2" in log.read_text(encoding="utf-8")
+    assert "base: resumes after step 2" in log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""From YAML files to a checked `Experiment` and back, and what is said where that fails."""
+"""From YAML files to a checked `Experiment` and back, and the errors where that fails."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The published checkpoint format: the authors' names for settings and weights.
 
-Conformance README, last section. Its `config.json` is the base architecture's plus one key with the
+docs/method.md, last section. Its `config.json` is the base architecture's plus one key with the
 latent settings; the base model's weights stand under `_base_model.`.
 """
 

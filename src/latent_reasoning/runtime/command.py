@@ -17,7 +17,7 @@ from latent_reasoning.runtime.rank import launched, rank
 from latent_reasoning.runtime.signals import TrainingInterruptedError, end_with_workflow
 
 ENDED_EARLY = os.EX_TEMPFAIL
-"""Exit code 75: ended early with a checkpoint; the same command goes on from there."""
+"""Exit code 75: ended early with a checkpoint; the same command resumes from there."""
 
 
 def parser(

@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class TrainingInterruptedError(UserError, RuntimeError):
-    """A training ended early with a checkpoint; the same command goes on from there."""
+    """A training ended early with a checkpoint; the same command resumes from there."""
 
 
 class StopRequest:
@@ -51,7 +51,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why the training is to end now, in words; None where it goes on."""
+        """Why the training is to end now, in words; None where it continues."""
         if self.signal is not None:
             return f"{self.signal.name} received"
         minutes = (time.monotonic() - self.started) / 60
@@ -145,5 +145,5 @@ def _watch(workflow: int) -> None:
         return  # not allowed or not known here
     else:
         select.select([descriptor], [], [])
-    print("Snakemake is gone: ending too; start it again to go on", file=sys.stderr, flush=True)
+    print("Snakemake is gone: ending too; start it again to resume", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -40,7 +40,7 @@ RATE_FACTOR = 0.5
 
 
 class DivergenceError(UserError, RuntimeError):
-    """Training cannot go on: it diverged, and going back did not help."""
+    """Training cannot continue: it diverged, and going back did not help."""
 
 
 @dataclass(frozen=True)
