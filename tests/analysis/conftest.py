@@ -182,15 +182,15 @@ def three_seeds(tmp_path_factory) -> Iterator[Results]:
 
 
 @pytest.fixture
-def evaluation_without_steps() -> Callable[[str], Evaluation]:
-    """A model's evaluation on rows whose solutions have no steps."""
-
-    def build(model: str) -> Evaluation:
+def without_steps(written) -> Results:
+    """An experiment on rows whose solutions have no steps."""
+    results = written(0)
+    for model in results.models:
         evaluation = evaluation_of(model, 0)
         bare = [replace(prediction, gold_steps=None) for prediction in evaluation.predictions]
-        return replace(evaluation, predictions=bare)
-
-    return build
+        folder = results.layout.evaluation(model, 0, "test")
+        write_evaluation(folder, replace(evaluation, predictions=bare))
+    return results
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import pytest
 
 from latent_reasoning.analysis import claims
 from latent_reasoning.analysis.claims import claims_of, p_text
-from latent_reasoning.evaluation.records import write_evaluation
 
 
 def by_claim(results):
@@ -59,11 +58,8 @@ def test_equal_length_everywhere_follows_no_difficulty(written, monkeypatch):
     assert (claim.measured, claim.verdict) == ("r = 0.000", "not reached")
 
 
-def test_rows_without_steps_cannot_decide_on_difficulty(written, evaluation_without_steps):
-    results = written(0)
-    folder = results.layout.evaluation("latent-6-rl", 0, "test")
-    write_evaluation(folder, evaluation_without_steps("latent-6-rl"))
-    claim = by_claim(results)["Longer problems get more thought", "latent-6-rl"]
+def test_rows_without_steps_cannot_decide_on_difficulty(without_steps):
+    claim = by_claim(without_steps)["Longer problems get more thought", "latent-6-rl"]
     assert claim.verdict == "cannot be decided"
 
 

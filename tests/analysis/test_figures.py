@@ -5,7 +5,6 @@ import pytest
 from matplotlib.image import imread
 
 from latent_reasoning.analysis import figures, style
-from latent_reasoning.evaluation.records import write_evaluation
 
 
 def labels(axes):
@@ -92,12 +91,9 @@ def test_figures_of_rl_say_so_where_there_is_none(written):
     assert len(figures.draw("accuracy_vs_tokens", results).axes) == 1
 
 
-def test_length_by_steps_says_so_where_no_row_has_steps(written, evaluation_without_steps):
-    results = written(0)
-    for model in results.models:
-        folder = results.layout.evaluation(model, 0, "test")
-        write_evaluation(folder, evaluation_without_steps(model))
-    assert "no reasoning steps" in figures.draw("length_by_steps", results).texts[0].get_text()
+def test_length_by_steps_says_so_where_no_row_has_steps(without_steps):
+    text = figures.draw("length_by_steps", without_steps).texts[0].get_text()
+    assert "no reasoning steps" in text
 
 
 def test_drawing_leaves_matplotlib_as_it_was(three_seeds):

@@ -37,12 +37,6 @@ def test_appendix_writes_a_table_of_its_own(config, results_root):
     assert list(table["model"]) == ["latent-6-by-1", "latent-6-by-1-rl"]
 
 
-def test_an_unknown_subcommand_is_refused(config, capsys):
-    with pytest.raises(SystemExit):
-        main(["pictures", "--config", str(config)])
-    assert "invalid choice: 'pictures'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["summary.json", "predictions.parquet", "forced.csv"])
 def test_a_damaged_evaluation_is_refused_by_name(config, results_root, name):
     file = next(results_root.glob(f"synthetic/evaluations/latent-6/*/*/{name}"))

@@ -15,10 +15,19 @@ from latent_reasoning.config import LatentSteps
 
 
 @pytest.fixture
-def page(three_seeds, drawn, tmp_path):
-    path = tmp_path / "report.html"
-    report.write_report(three_seeds, drawn, path)
-    return path.read_text(encoding="utf-8")
+def page_of(drawn, tmp_path):
+    """The page of some results, with the figures of others."""
+
+    def write(results):
+        report.write_report(results, drawn, tmp_path / "report.html")
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture
+def page(page_of, three_seeds):
+    return page_of(three_seeds)
 
 
 class Checker(HTMLParser):
@@ -61,20 +70,18 @@ def test_the_page_has_every_part_and_published_figures_beside_ours(page):
     assert "3.76" in row
 
 
-def test_a_claim_that_is_not_reached_is_called_so(written, drawn, tmp_path, change_summary):
+def test_a_claim_that_is_not_reached_is_called_so(written, page_of, change_summary):
     results = written(0)
     change_summary(results, "latent-6-rl", reasoning_tokens_mean=7.0)
-    report.write_report(results, drawn, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = page_of(results)
     assert "11 of 12 claims are reached" in page
     assert page.count("not reached") == 1
     assert "8.00 to 7.00 tokens, -12.5 %" in page
 
 
-def test_an_experiment_without_latent_models_still_has_a_page(written, drawn, tmp_path):
+def test_an_experiment_without_latent_models_still_has_a_page(written, page_of):
     results = written(0, report={"main": ["cot-sft"], "title": "Words <only>"})
-    report.write_report(results, drawn, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = page_of(results)
     assert "none of the claims applies" in page
     assert "Words &lt;only&gt;" in page
 

@@ -1,4 +1,4 @@
-"""Left-padded batches, batches of like length, and the order of training examples."""
+"""Left-padded batches, batches of similar length, and the order of training examples."""
 
 from __future__ import annotations
 

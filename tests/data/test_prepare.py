@@ -101,14 +101,6 @@ def test_validation_and_test_are_kept_as_they_are_and_train_shares_none_of_them(
     )
 
 
-def test_generated_splits_share_no_question() -> None:
-    sizes = {"train": 400, "validation": 100, "test": 200}
-    splits = prepare(Data.model_validate({"generated": sizes}), silent).splits
-    questions = [row.question for rows in splits.values() for row in rows]
-    assert len(set(questions)) == len(questions) == 700
-    assert [len(splits[name]) for name in ("sft", "rl")] == [340, 60]
-
-
 def test_a_generator_that_leaks_is_refused(monkeypatch) -> None:
     same = [row(f"{i}?") for i in range(4)]
     monkeypatch.setattr(

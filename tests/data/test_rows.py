@@ -1,4 +1,4 @@
-"""Rows are checked one by one; what is wrong is said with file, line and reason."""
+"""Rows are checked one by one; errors name file, line and reason."""
 
 from __future__ import annotations
 

@@ -133,17 +133,17 @@ def test_bos_stands_only_where_the_tokenizer_puts_it(build_tokenizer) -> None:
     assert prompt_of(ROW, without, latent=False) == without("How?")["input_ids"]
 
 
-def test_the_student_thinks_where_the_teacher_reads_steps(tokenizer) -> None:
+@pytest.mark.parametrize("n", [0, 3])
+def test_the_student_thinks_where_the_teacher_reads_steps(tokenizer, n) -> None:
     special = special_token_ids(tokenizer)
-    example = encode_latent(ROW, tokenizer, n=3)
-    latent = [special.start, *[special.continue_] * 3, special.stop]
+    example = encode_latent(ROW, tokenizer, n=n)
+    latent = [special.start, *[special.continue_] * n, special.stop]
     student = example.student
     assert student.input_ids[student.reasoning_map].tolist() == latent
-    assert student.continue_map.sum() == 3
-    assert set(student.input_ids[student.continue_map]) == {special.continue_}
+    assert student.input_ids[student.continue_map].tolist() == latent[1:-1]
     assert learned(tokenizer, example.teacher) == "<<1+1=2>> The answer is: 5<|end|>"
     assert tokenizer.decode(student.input_ids) == (
-        "<|begin|>Question: How?<START>" + "<|CONTINUE|>" * 3 + "<|STOP|> The answer is: 5<|end|>"
+        "<|begin|>Question: How?<START>" + "<|CONTINUE|>" * n + "<|STOP|> The answer is: 5<|end|>"
     )
 
 
@@ -167,11 +167,6 @@ def test_an_early_readout_answers_early_but_is_taught_to_continue(tokenizer) -> 
     assert tokenizer.decode(early.labels[thought]) == "<START><|CONTINUE|><|CONTINUE|>"
     whole = encode_latent(ROW, tokenizer, n=3, readout=lambda row, n: n).student
     assert (whole.labels == encode_latent(ROW, tokenizer, n=3).student.labels).all()
-
-
-def test_zero_latent_steps_leave_start_and_stop(tokenizer) -> None:
-    student = encode_latent(ROW, tokenizer, n=0).student
-    assert (student.reasoning_length, student.continue_map.sum()) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -265,8 +260,10 @@ def test_special_token_text_is_refused_with_row_and_text(build_tokenizer, latent
         apply_special_token_policy([ROW, TRAP], build_tokenizer(latent=latent), "error")
 
 
-def test_special_token_text_is_skipped_and_counted(tokenizer) -> None:
+def test_special_token_text_is_skipped_and_counted_or_kept_as_the_token(tokenizer) -> None:
     assert apply_special_token_policy([ROW, TRAP], tokenizer, "skip") == ([ROW], 1)
+    assert apply_special_token_policy([TRAP], tokenizer, "keep") == ([TRAP], 0)
+    assert special_token_ids(tokenizer).start in encode_plain(TRAP, tokenizer).input_ids
 
 
 def test_escaped_special_token_text_is_read_as_text(tokenizer) -> None:
@@ -277,8 +274,3 @@ def test_escaped_special_token_text_is_read_as_text(tokenizer) -> None:
     example = encode_plain(escaped, tokenizer)
     assert special_token_ids(tokenizer).start not in example.input_ids
     assert example.input_ids.tolist().count(tokenizer.eos_token_id) == 1
-
-
-def test_kept_special_token_text_is_read_as_the_token(tokenizer) -> None:
-    assert apply_special_token_policy([TRAP], tokenizer, "keep") == ([TRAP], 0)
-    assert special_token_ids(tokenizer).start in encode_plain(TRAP, tokenizer).input_ids

@@ -52,16 +52,11 @@ def test_a_folder_of_json_lines(folder) -> None:
 def test_another_number_of_rows_than_expected_is_refused(folder) -> None:
     read(local(folder, expected_rows={"train": 5, "test": 5}))
     other = {"expected_rows": {"train": 5, "test": 1319}}
-    with pytest.raises(
-        DataError, match=r"expected_rows.test: the source has 5 rows instead of 1,3"
-    ):
+    with pytest.raises(DataError, match=r"expected_rows.test: the source has 5 rows instead of"):
         read(local(folder, **other))
     assert len(read(local(folder, **other, limits={"test": 2}))["test"]) == 2
-
-
-def test_bad_rows_that_are_skipped_count_among_the_expected_ones(folder) -> None:
     with (folder / "test.jsonl").open("a", encoding="utf-8") as file:
-        file.write("no row\n")
+        file.write("no row\n")  # one that is skipped counts
     options = {"on_bad_row": "skip", "expected_rows": {"test": 6}}
     assert len(read(local(folder, **options))["test"]) == 5
 
@@ -93,10 +88,9 @@ def test_paths_may_hold_a_variable(folder, monkeypatch) -> None:
         read(data)
 
 
-def test_an_extra_test_set_needs_no_steps(folder, monkeypatch) -> None:
-    monkeypatch.setenv("LATENT_REASONING_DATA", str(folder))
+def test_an_extra_test_set_needs_no_steps(folder) -> None:
     (folder / "svamp.jsonl").write_text('{"question": "q?", "answer": 7}\n')
-    data = local(folder, extra_tests={"svamp": "${LATENT_REASONING_DATA}/svamp.jsonl"})
+    data = local(folder, extra_tests={"svamp": f"{folder}/svamp.jsonl"})
     (row,) = read_test_set(data, "svamp", print).rows
     assert (row.id, row.steps, row.answer) == ("svamp-0", None, "7")
 

@@ -45,11 +45,6 @@ def latent_folder(tmp_path, latent, tokenizer):
     return written(tmp_path / "latent", latent, tokenizer)
 
 
-@pytest.fixture
-def plain_folder(tmp_path, plain, tokenizer):
-    return written(tmp_path / "plain", plain, tokenizer)
-
-
 def written(folder, model, tokenizer):
     folder.mkdir(parents=True)
     write_model(model, tokenizer, folder)
@@ -117,8 +112,9 @@ def test_any_latent_folder_is_evaluated_without_an_experiment(latent_folder, dat
     assert "forced to 1 latent steps" in out
 
 
-def test_any_plain_folder_is_evaluated_and_written_where_asked(plain_folder, data, tmp_path):
-    options = [f"--path={plain_folder}", f"--data={data}", "--max-new-tokens=6", "--device=cpu"]
+def test_any_plain_folder_is_evaluated_and_written_where_asked(plain, tokenizer, data, tmp_path):
+    folder = written(tmp_path / "plain", plain, tokenizer)
+    options = [f"--path={folder}", f"--data={data}", "--max-new-tokens=6", "--device=cpu"]
     main([*options, f"--output={tmp_path / 'out'}", "--prompt-prefix="])
     predictions = pandas.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert list(predictions["id"]) == [f"problems-{i}" for i in range(6)]
@@ -132,20 +128,11 @@ def test_a_forced_length_makes_every_row_that_long(latent_folder, data, tmp_path
     assert (summary["reasoning_tokens_min"], summary["reasoning_tokens_max"]) == (5, 5)
 
 
-def test_a_plain_folder_cannot_be_forced_to_think(plain_folder, data):
-    with pytest.raises(DataError, match="cannot think"):
-        main(["--path", str(plain_folder), "--data", str(data), "--forced-steps", "3"])
-
-
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"question": "1 + 1?"}', "problems.jsonl, line 1: no answer"),
-        (
-            '{"question": "Why?", "answer": "because"}',
-            "line 1: the answer 'because' holds no number",
-        ),
-        ("{", "line 1: not JSON"),
+        ('{"question": "Why?", "answer": "x"}', "line 1: the answer 'x' holds no number"),
+        ("{", "problems.jsonl, line 1: not JSON"),
         ("", "no rows"),
     ],
 )

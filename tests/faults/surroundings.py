@@ -148,7 +148,7 @@ def two_at_once(bench: Workbench, reference: Reference, randomness: random.Rando
 def tracking(
     bench: Workbench, reference: Reference, randomness: random.Random, *, trouble: str
 ) -> Case:
-    """A training goes on, to the same weights, without the store it reports to."""
+    """A training continues, to the same weights, without the store it reports to."""
     case = Case("tracking store", "latent_sft", trouble)
     target = forget(bench)
     with STORES[trouble](bench):

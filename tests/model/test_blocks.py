@@ -14,7 +14,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
 
 PROMPTS = [[2, 3, 4, 5, 6, START], [7, START], [8, 9, 3, START], [5, 6, START]]
-# Five answers go on from the first prompt, one from the second, none from the third.
+# Five answers continue from the first prompt, one from the second, none from the third.
 TEXTS = torch.tensor([0, 0, 3, 0, 1, 0, 0])
 
 

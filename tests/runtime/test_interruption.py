@@ -76,12 +76,12 @@ def test_a_signal_ends_a_training_with_a_checkpoint_from_which_it_goes_on(tmp_pa
     assert noted == f"{number.name}: ends after this step, with a checkpoint"
     assert last == (
         f"tiny: {number.name} received: ended with a checkpoint; "
-        f"goes on from step {step} of 400 when run again"
+        f"resumes from step {step} of 400 when run again"
     )
     torch.set_num_threads(1)
     resumed, whole, log = tiny_model(), tiny_model(), []
     run(tmp_path / "c", TinyTask(resumed), settings(**TRAINING), log=log)
-    assert f"tiny: goes on after step {step}" in log
+    assert f"tiny: resumes after step {step}" in log
     run(tmp_path / "whole", TinyTask(whole), settings(**TRAINING), log=log)
     assert_bitwise_equal(weights(resumed), weights(whole))
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("c", "whole")]
@@ -115,7 +115,7 @@ def test_a_training_whose_time_is_up_gets_on_by_a_step_at_each_try(tmp_path):
             run(tmp_path / "c", TinyTask(model), log=log, stop=stop)
         assert str(caught.value) == (
             "tiny: runtime.time_budget_minutes (1e-09) used up: ended with a checkpoint; "
-            f"goes on from step {step} of 8 when run again"
+            f"resumes from step {step} of 8 when run again"
         )
     result = run(tmp_path / "c", TinyTask(model), log=log)
     assert result.steps_run == 8
@@ -129,7 +129,7 @@ def test_a_finished_training_is_not_ended_early(tmp_path):
 
 def test_no_checkpoint_falls_between_two_updates_on_the_same_samples(tmp_path):
     task = TinyTask(tiny_model(), iterations=3)
-    with pytest.raises(TrainingInterruptedError, match="goes on from step 3 of 8"):
+    with pytest.raises(TrainingInterruptedError, match="resumes from step 3 of 8"):
         run(
             tmp_path / "c",
             task,

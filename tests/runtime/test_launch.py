@@ -126,7 +126,7 @@ def test_a_killed_launcher_leaves_no_process_and_a_resumed_run_ends_as_one_proce
     process = begin(*command, LATENT_REASONING_RESULTS=str(results))
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed
-    assert printed.count("goes on after step") == 1
+    assert printed.count("resumes after step") == 1
     assert "Traceback" not in printed
 
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(config.parent / "one"))
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_of_two_processes_with_one_checkpoint(world):
     os.killpg(process.pid, signal.SIGINT)
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 75, printed
-    steps = re.findall(r"ended with a checkpoint; goes on from step (\d+) of 5000", printed)
+    steps = re.findall(r"ended with a checkpoint; resumes from step (\d+) of 5000", printed)
     assert len(steps) == 1, printed
     assert "Traceback" not in printed
     assert (checkpoints / f"step-{steps[0]}" / "state.json").is_file()

@@ -37,7 +37,7 @@ def test_a_training_that_runs_out_of_memory_equals_one_with_smaller_micro_batche
     assert result.metrics.read_text() == expected.metrics.read_text()
     warnings = [line for line in log if line.startswith("warning")]
     first = (
-        "warning: tiny: out of memory at step 1 with micro-batches of 4, goes on with 2; "
+        "warning: tiny: out of memory at step 1 with micro-batches of 4, continues with 2; "
         "the batch stays the same (CUDA out of memory. Tried to allocate 2 GiB.)"
     )
     assert warnings[0] == first
@@ -104,7 +104,7 @@ def test_work_is_done_in_halves_until_it_fits_and_comes_out_in_order(capsys):
     assert in_halves(double, list(range(11))) == [2 * item for item in range(11)]
     assert sizes == [11, 5, 2, 3, 6, 3, 3]
     assert (
-        "warning: out of memory with 11 prompts at a time, goes on with 5"
+        "warning: out of memory with 11 prompts at a time, continues with 5"
         in capsys.readouterr().err
     )
 

@@ -75,7 +75,7 @@ def test_both_processes_hold_bitwise_the_same_weights(folders, name, kind):
 
 def test_a_signal_a_nan_and_a_lack_of_memory_on_one_process_are_shared_by_all(folders):
     first, second = (json.loads((folders[1] / f"faulty-{r}.json").read_text()) for r in (0, 1))
-    ended = "ended with a checkpoint; goes on from step 1 of 8 when run again"
+    ended = "ended with a checkpoint; resumes from step 1 of 8 when run again"
     assert first["interruption"] == f"tiny: another process was asked to end: {ended}"
     budget = "runtime.time_budget_minutes (1e-09) used up"
     assert second["interruption"] == f"tiny: {budget}: {ended}"

@@ -2,8 +2,8 @@
 
     python -m tests.runtime.waiting FOLDER [RANK]
 
-All go on until a signal reaches one of them, and end together with exit code 75. Process RANK fails
-instead, which the others are not told.
+All continue until a signal reaches one of them, and end together with exit code 75. Process RANK
+fails instead, which the others are not told.
 """
 
 import signal

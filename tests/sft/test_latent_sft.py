@@ -12,14 +12,12 @@ from latent_reasoning.config import (
     ConfigError,
     Distillation,
     LatentSftModel,
-    LatentSteps,
     Runtime,
     Training,
 )
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.data.rows import DataError
-from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.sft import teacher as teacher_module
@@ -28,22 +26,9 @@ from latent_reasoning.sft.latent_sft import LatentSftTask, latent_sft_losses
 from latent_reasoning.sft.teacher import teacher_states, teacher_traces, trace_steps
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.text import cross_entropy
+from tests.sft.conftest import encode
 
 CODI = Distillation(codi_weight=2.0)
-
-
-def encode(rows, tokenizer, *, learn_start=False, mask_latent_labels=False, drop_last_step=True):
-    return encode_latent_rows(
-        rows,
-        tokenizer,
-        prefix="Question: ",
-        reasonings=[reasoning_text(row, drop_last_step=drop_last_step) for row in rows],
-        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
-        drop_last_step=drop_last_step,
-        shift_target=False,
-        mask_latent_labels=mask_latent_labels,
-        learn_start=learn_start,
-    )
 
 
 def make_task(model, tokenizer, examples, *, distillation=CODI, micro_batch=None, states=None, **t):
@@ -129,14 +114,8 @@ def test_token_exact_accumulation_does_not_depend_on_the_micro_batch(
     gradients, values = [], []
     for size in (None, micro_batch):
         model = copy.deepcopy(latent_model)
-        task = make_task(
-            model,
-            tokenizer,
-            examples,
-            distillation=off,
-            micro_batch=size,
-            accumulation="tokens",
-        )
+        options = {"distillation": off, "micro_batch": size, "accumulation": "tokens"}
+        task = make_task(model, tokenizer, examples, **options)
         values.append(accumulate_gradients(model, task, 1))
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name in ("loss", "teacher_loss", "student_loss"):
@@ -219,15 +198,8 @@ def written(tokenizer, texts):
     """A stand-in for `generate` that writes given texts."""
 
     def generate(model, prompts, **settings):
-        return [
-            Generation(
-                ids=[*tokenizer(text)["input_ids"], tokenizer.eos_token_id],
-                stop_probabilities=[],
-                latent_steps=0,
-                cut_off=False,
-            )
-            for text in texts
-        ]
+        ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+        return [Generation(row, [], 0, False) for row in ids]
 
     return generate
 

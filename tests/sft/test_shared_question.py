@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latent_reasoning.config import Distillation, LatentSteps
+from latent_reasoning.config import Distillation
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import IGNORED_LABEL
-from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.model import reasoner
 from latent_reasoning.sft import latent_sft
 from latent_reasoning.sft.latent_sft import latent_sft_losses
 from latent_reasoning.sft.shared_question import SIDES, read_question
+from tests.sft.conftest import encode
 
 BOTH = Distillation(codi_weight=2.0, meaned_weight=3.0)
 
@@ -24,17 +24,7 @@ def _sharing_always_pays(monkeypatch) -> None:
 
 @pytest.fixture
 def examples(rows, tokenizer, latent_model):
-    return encode_latent_rows(
-        rows[:7],
-        tokenizer,
-        prefix="Question: ",
-        reasonings=[reasoning_text(row, drop_last_step=True) for row in rows[:7]],
-        steps=LatentSteps(factor=1, bias=0, min=None, max=None),
-        drop_last_step=True,
-        shift_target=True,
-        mask_latent_labels=False,
-        learn_start=True,
-    )
+    return encode(rows[:7], tokenizer, bias=0, shift_target=True, learn_start=True)
 
 
 def test_what_is_left_begins_at_the_last_token_of_the_question(examples, tokenizer, latent_model):

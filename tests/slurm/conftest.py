@@ -1,4 +1,4 @@
-"""One SLURM for all tests of this folder, and what they counted."""
+"""One SLURM for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.slurm.cluster import Cluster, missing_programs, started
-
-COUNTED = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -24,15 +22,3 @@ def skip_without_slurm() -> None:
     """Skip where its programs are missing, with their names."""
     if missing := missing_programs():
         pytest.skip(f"not installed: {', '.join(missing)}; as root: tests/slurm/install.sh")
-
-
-@pytest.fixture(scope="session")
-def counted(request: pytest.FixtureRequest) -> list[str]:
-    """Lines for the end of the tests' output."""
-    return request.config.stash.setdefault(COUNTED, [])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was counted."""
-    for line in terminalreporter.config.stash.get(COUNTED, []):
-        terminalreporter.write_line(f"slurm: {line}")

@@ -1,4 +1,4 @@
-"""The workflow through a real SLURM: trainings ended by it go on, and the results are the same.
+"""The workflow through a real SLURM: trainings ended by it resume, and the results are the same.
 
 The test experiment, with three models, runs with the SLURM profile, and at the same time by itself
 on this machine. In the SLURM run two trainings are ended once, in the middle:
@@ -6,21 +6,15 @@ on this machine. In the SLURM run two trainings are ended once, in the middle:
     cot-sft    is told that its time is nearly up (SIGUSR1, as `--signal` does), and exits with 75
     latent-6   is cancelled by hand
 
-They write no checkpoints by themselves: what goes on does so from the one that the signal made.
+They write no checkpoints by themselves: a training resumes from the one that the signal made.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +26,11 @@ import yaml
 from latent_reasoning.config import PROJECT_ROOT
 from tests.slurm.cluster import ACCOUNT, PARTITIONS, Cluster, started
 from tests.slurm.conftest import skip_without_slurm
-from tests.workflow.workflow_tools import environment
+from tests.workflow.workflow_tools import TEST_CONFIG, logged_steps, running, when_logged
 
 pytestmark = pytest.mark.slurm
 
-PROFILES = PROJECT_ROOT / "workflow" / "profiles"
+PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "slurm"
 INTERRUPTED_AFTER = 3
 # Model, its rule, the command that ends its job, and steps enough to be caught in the middle.
 INTERRUPTIONS = {
@@ -65,34 +59,6 @@ class Run:
         ]
 
 
-@contextlib.contextmanager
-def running(
-    folder: Path, profile: Path, variables: dict[str, str], *arguments: str | Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Snakemake at work in `folder`, with its words in `folder/output`; ended if need be."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile"]
-    command += ["--workflow-profile", profile, *arguments]
-    with (folder / "output").open("wb") as output:
-        workflow = subprocess.Popen(
-            [str(part) for part in command],
-            env=environment(folder) | variables,
-            cwd=folder,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        yield workflow
-    finally:
-        if workflow.poll() is None:  # something has failed
-            os.killpg(workflow.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                workflow.wait(timeout=30)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(workflow.pid, signal.SIGKILL)
-            workflow.wait()
-
-
 def finish(workflow: subprocess.Popen[bytes], folder: Path) -> None:
     """Wait for Snakemake's end; a failure shows what it said."""
     assert workflow.wait(timeout=900) == 0, (folder / "output").read_text(encoding="utf-8")
@@ -101,10 +67,10 @@ def finish(workflow: subprocess.Popen[bytes], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test experiment with three models, two of them trained longer, on any device."""
-    config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(TEST_CONFIG.read_text(encoding="utf-8"))
     config["models"] = {name: config["models"][name] for name in MODELS}
     for name, (_, _, steps) in INTERRUPTIONS.items():
-        # At the experiment's learning rate so many steps diverge, and are rolled back.
+        # At the experiment's learning rate this number of steps diverges, and is rolled back.
         training = {"steps": steps, "validate_every": steps, "learning_rate": 3e-4}
         config["models"][name]["training"] = training
     config["report"]["appendix"] = []
@@ -117,7 +83,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the SLURM profile with entries for single rules, as a user would make it."""
-    values = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((PROFILE / "config.yaml").read_text(encoding="utf-8"))
     values["default-resources"] = {"slurm_account": ACCOUNT, "slurm_partition": PARTITIONS[0]}
     resources = values["set-resources"]
     resources["rl"] |= {"slurm_partition": PARTITIONS[1], "mem_mb": 5000, "runtime": 45}
@@ -135,11 +101,20 @@ def finished(
     """The experiment through SLURM, two trainings ended once; results of one on this machine."""
     here, there = (tmp_path_factory.mktemp(name) for name in ("this-machine", "slurm"))
     targets = ["results/test/models/cot-sft/seed-0", f"results/test/{EVALUATED}/summary.json"]
-    alone = (here, PROFILES / "default", NO_GPU, "--cores=1", "--configfile", config, "--")
-    through = (there, profile, NO_GPU | cluster.variables, "--configfile", config)
     results = there / "results" / "test"
-    with running(*alone, *targets) as local, running(*through) as workflow:
-        interrupted_after = interrupt_trainings(workflow, cluster, results)
+    checkpoints = {model: results / "checkpoints" / model / "seed-0" for model in INTERRUPTIONS}
+    variables = NO_GPU | cluster.variables
+    alone = ("--cores=1", "--configfile", config, "--", *targets)
+
+    def interrupt(model: str) -> None:
+        rule, command, _ = INTERRUPTIONS[model]
+        cluster.run(*command, job_in_queue(cluster, rule))
+
+    with (
+        running(here, *alone, variables=NO_GPU) as local,
+        running(there, "--configfile", config, profile=profile, variables=variables) as workflow,
+    ):
+        interrupted_after = when_logged(workflow, checkpoints, INTERRUPTED_AFTER, interrupt)
         finish(workflow, there)
         finish(local, here)
     return Run(results, interrupted_after, cluster.jobs()), here / "results" / "test"
@@ -150,41 +125,16 @@ def through_slurm(finished: tuple[Run, Path]) -> Run:
     return finished[0]
 
 
-def interrupt_trainings(
-    workflow: subprocess.Popen[bytes], cluster: Cluster, results: Path
-) -> dict[str, int]:
-    """End each training once it has made some steps; returns how many were logged by then."""
-    after: dict[str, int] = {}
-    deadline = time.monotonic() + 600
-    while len(after) < len(INTERRUPTIONS):
-        assert workflow.poll() is None, f"ended before all were interrupted: {after}"
-        assert time.monotonic() < deadline, f"no steps within ten minutes: {after}"
-        for model in set(INTERRUPTIONS) - set(after):
-            metrics = results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
-            if len(logged_steps(metrics)) >= INTERRUPTED_AFTER:
-                rule, command, _ = INTERRUPTIONS[model]
-                cluster.run(*command, job_in_queue(cluster, rule))
-                after[model] = len(logged_steps(metrics))
-        time.sleep(0.01)
-    return after
-
-
 def job_in_queue(cluster: Cluster, rule: str) -> str:
     """The number of the running job of a rule."""
     lines = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%A %k").splitlines()
     return next(line.split()[0] for line in lines if f" rule_{rule}_" in line)
 
 
-def logged_steps(metrics: Path) -> list[int]:
-    """The steps in a training's metrics so far, whole lines alone."""
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
-    return [json.loads(line)["step"] for line in lines]
-
-
 # ------------------------------------------------------------------------------------ the tests
 
 
-def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slurm, counted):
+def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slurm):
     jobs = Counter(job["Comment"].removeprefix("rule_") for job in through_slurm.jobs)
     assert jobs == {
         "prepare_data": 1,
@@ -196,34 +146,25 @@ def test_jobs_run_through_slurm_and_small_ones_where_snakemake_does(through_slur
     }
     for rule in LOCAL_RULES:
         assert (through_slurm.results / "logs" / f"{rule}.log").exists(), rule
-    counted.append(f"{sum(jobs.values())} jobs run, {len(LOCAL_RULES)} beside it")
 
 
-def test_trainings_that_slurm_ended_are_started_once_more(through_slurm, counted):
+def test_trainings_that_slurm_ended_are_started_once_more(through_slurm):
     states = {
         rule: [job["State"].split()[0] for job in through_slurm.jobs_of(rule)]
         for rule, _, _ in INTERRUPTIONS.values()
     }
     assert states == {"sft": ["FAILED", "COMPLETED"], "latent_sft": ["CANCELLED", "COMPLETED"]}
-    counted.append("1 training told that its time is up, 1 cancelled, both in the middle")
 
 
-def test_trainings_go_on_from_the_step_that_they_were_ended_at(through_slurm, counted):
-    went_on = {}
+def test_trainings_resume_from_the_step_that_they_were_ended_at(through_slurm):
     for model, (rule, _, last) in INTERRUPTIONS.items():
         log = through_slurm.results / "logs" / rule / model / "seed-0.log"
-        said = re.search(rf"{model}: goes on after step (\d+)", log.read_text(encoding="utf-8"))
+        said = re.search(rf"{model}: resumes after step (\d+)", log.read_text(encoding="utf-8"))
         assert said, log
-        went_on[model] = int(said[1])
-        assert through_slurm.interrupted_after[model] <= went_on[model] < last
-        metrics = through_slurm.results / "checkpoints" / model / "seed-0" / "metrics.jsonl"
-        steps = logged_steps(metrics)
+        assert through_slurm.interrupted_after[model] <= int(said[1]) < last
+        steps = logged_steps(through_slurm.results / "checkpoints" / model / "seed-0")
         assert steps == sorted(steps)
         assert set(steps) == set(range(1, last + 1))
-    steps = (
-        f"{model} after step {step} of {INTERRUPTIONS[model][2]}" for model, step in went_on.items()
-    )
-    counted.append(f"{len(went_on)} trainings resumed: {', '.join(steps)}")
 
 
 def test_account_partition_memory_time_and_gpus_of_each_rule_reach_slurm(through_slurm):
@@ -248,7 +189,7 @@ def test_slurm_is_to_warn_trainings_and_to_start_again_what_it_takes_away(throug
             assert "--requeue" in job["SubmitLine"]
 
 
-def test_the_results_are_those_of_a_run_on_one_machine(finished, counted):
+def test_the_results_are_those_of_a_run_on_one_machine(finished):
     through_slurm, local = finished
     folders = ["base/seed-0", *(f"models/{model}/seed-0" for model in MODELS)]
     files = [f"{folder}/model.safetensors" for folder in folders]
@@ -256,7 +197,6 @@ def test_the_results_are_those_of_a_run_on_one_machine(finished, counted):
     files += [f"data/{split}.jsonl" for split in ("sft", "rl", "validation", "test")]
     for name in files:
         assert same(through_slurm.results / name, local / name), name
-    counted.append(f"{len(files)} files compared with a run on one machine, all equal")
 
 
 def same(first: Path, second: Path) -> bool:
@@ -266,14 +206,13 @@ def same(first: Path, second: Path) -> bool:
     return first.read_bytes() == second.read_bytes()
 
 
-def test_nothing_is_left_of_a_cluster_that_a_failure_ends(tmp_path, counted):
+def test_nothing_is_left_of_a_cluster_that_a_failure_ends(tmp_path):
     skip_without_slurm()
     cluster = Cluster(tmp_path)
     with pytest.raises(ZeroDivisionError):
         fail_amid_a_job(cluster, before := [])
     assert len(before) >= 5 + 3  # the daemons, and the job's
     assert cluster.processes() == []
-    counted.append(f"{len(before)} processes of a failing test ended, 0 left")
 
 
 def fail_amid_a_job(cluster: Cluster, processes: list[psutil.Process]) -> None:

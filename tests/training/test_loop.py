@@ -203,7 +203,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path, log):
     whole = run(tmp_path / "a", task)
     interrupted(tmp_path / "b")
     resumed, result = finished(tmp_path / "b", [0.4, 0.5], log)
-    assert "tiny: goes on after step 5" in log
+    assert "tiny: resumes after step 5" in log
     assert_bitwise_equal(resumed, weights(model))
     assert result.step == whole.step == 4
     assert result.metrics.read_text() == whole.metrics.read_text()
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     damaged = tmp_path / "b" / "step-5" / name
     damaged.write_bytes(damage(damaged.read_bytes()))
     resumed, _ = finished(tmp_path / "b", [0.4, 0.5], log)
-    assert "tiny: goes on after step 4" in log
+    assert "tiny: resumes after step 4" in log
     assert any(line.startswith("warning: checkpoint 5 is set aside") for line in log)
     assert (tmp_path / "b" / "step-5.damaged-1").is_dir()
     assert_bitwise_equal(resumed, weights(model))
@@ -259,7 +259,7 @@ def test_checkpoints_of_another_configuration_are_set_aside(tmp_path, log):
     model = tiny_model()
     result = run(tmp_path / "c", TinyTask(model), digest="b", log=log)
     assert result.steps_run == 8
-    assert not any("goes on after" in line for line in log)
+    assert not any("resumes after" in line for line in log)
     assert any("another configuration (digest a, now b)" in line for line in log)
     assert (tmp_path / "c.stale-1" / "step-5").is_dir()
 
@@ -301,7 +301,7 @@ def test_a_folder_in_training_is_refused_and_after_sigkill_resumed_to_the_bit(tm
     training = settings(steps=200, validate_every=200)
     resumed, whole = tiny_model(), tiny_model()
     run(folder, TinyTask(resumed), training, log=log)
-    assert any("goes on after step" in line for line in log)
+    assert any("resumes after step" in line for line in log)
     run(tmp_path / "whole", TinyTask(whole), training, log=log)
     assert_bitwise_equal(weights(resumed), weights(whole))
     metrics = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]

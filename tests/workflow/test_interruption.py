@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import yaml
 
-from latent_reasoning.config import PROJECT_ROOT
-from tests.workflow.workflow_tools import PROFILE, environment, snakemake
+from tests.workflow.workflow_tools import TEST_CONFIG, running, snakemake, when_logged
 
 BASE = "results/test/base/seed-0"
 
 
 def write_config(folder: Path, *, steps: int, **runtime) -> Path:
     """The test experiment with `steps` steps of the base model and no tracking."""
-    config = yaml.safe_load((PROJECT_ROOT / "config" / "test.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(TEST_CONFIG.read_text(encoding="utf-8"))
     config["base"]["training"] |= {"steps": steps, "validate_every": steps}
     config["runtime"] |= runtime
     config["tracking"] = {"enabled": False, "log_every": 1}
@@ -34,29 +30,18 @@ def test_ctrl_c_keeps_what_was_trained_and_a_used_up_budget_is_tried_again(tmp_p
     checkpoints = tmp_path / "results" / "test" / "checkpoints" / "base" / "seed-0"
     steps = 3000
     config = write_config(tmp_path, steps=steps, checkpoint_every=steps)
-    command = ["-m", "snakemake", "--cores", "1", "--workflow-profile", PROFILE, "--snakefile"]
-    command += [PROJECT_ROOT / "Snakefile", "--configfile", config, "--", BASE]
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=environment(tmp_path),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as workflow:
-        deadline = time.monotonic() + 120
-        metrics = checkpoints / "metrics.jsonl"
-        while not metrics.exists() or not metrics.read_text():
-            assert workflow.poll() is None, "ended before it was interrupted"
-            assert time.monotonic() < deadline, "no step within two minutes"
-            time.sleep(0.05)
-        # What a terminal does at Ctrl-C: to Snakemake, to the job's shell and to the training.
+
+    def interrupt(name: str) -> None:
+        """What a terminal does at Ctrl-C: to Snakemake, to the job's shell and to the training."""
         os.killpg(workflow.pid, signal.SIGINT)
+
+    with running(tmp_path, "--cores=1", "--configfile", config, "--", BASE) as workflow:
+        when_logged(workflow, {"base": checkpoints}, 1, interrupt)
         assert workflow.wait(60) != 0
     last = log.read_text(encoding="utf-8").splitlines()[-1]
     match = re.fullmatch(
         r"base: SIGINT received: ended with a checkpoint; "
-        rf"goes on from step (\d+) of {steps} when run again",
+        rf"resumes from step (\d+) of {steps} when run again",
         last,
     )
     assert match, last
@@ -67,4 +52,4 @@ def test_ctrl_c_keeps_what_was_trained_and_a_used_up_budget_is_tried_again(tmp_p
     assert result.returncode == 0, result.stdout + result.stderr
     assert (result.stdout + result.stderr).count("Trying to restart job") == 2
     assert (tmp_path / BASE / "model.safetensors").is_file()
-    assert "base: goes on after step 2" in log.read_text(encoding="utf-8")
+    assert "base: resumes after step 2" in log.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -45,64 +46,63 @@ def rules(jobs: set[str]) -> Counter[str]:
     return Counter(job.split(":")[0] for job in jobs)
 
 
-def test_the_paper_lists_exactly_the_jobs_of_its_main_experiment(folder):
-    jobs = plan(folder, CONFIG / "paper.yaml")
-    assert jobs == {
-        "prepare_data",
-        "tracking_store",
-        "base_model",
-        "sft:cot-sft:0",
-        "sft:no-cot-sft:0",
-        "latent_sft:latent-6:0",
-        "latent_sft:latent-6-by-1:0",
-        "rl:latent-6-rl:0",
-        "rl:latent-6-by-1-rl:0",
-        *(f"evaluate:{model}:test:0" for model in SIX),
-        "tables",
-        "figures",
-        "report",
-    }
+def evaluated(models: tuple[str, ...]) -> set[str]:
+    return {f"evaluate:{model}:test:0" for model in models}
 
 
-def test_the_papers_appendix_lists_its_five_models_and_no_other(folder):
-    jobs = plan(folder, CONFIG / "paper.yaml", targets=("appendix",))
-    assert jobs == {
-        "prepare_data",
-        "tracking_store",
-        "base_model",
-        *(f"latent_sft:{model}:0" for model in FIVE),
-        *(f"evaluate:{model}:test:0" for model in FIVE),
-        "appendix_tables",
-    }
+def imported(models: tuple[str, ...]) -> set[str]:
+    return {f"import_model:{model}:0" for model in models} | evaluated(models)
 
 
-def test_published_lists_the_imports_and_evaluations_of_its_releases_and_no_base(folder):
-    jobs = plan(folder, CONFIG / "published.yaml")
-    pages = {"tables", "figures", "report"}
-    assert jobs == {"prepare_data", *evaluated_imports(SIX), *pages}
-    jobs = plan(folder, CONFIG / "published.yaml", targets=("appendix",))
-    assert jobs == {"prepare_data", *evaluated_imports(FIVE), "appendix_tables"}
+PAGES = {"tables", "figures", "report"}
+PREPARED = {"prepare_data", "tracking_store", "base_model"}
 
 
-def evaluated_imports(models: tuple[str, ...]) -> set[str]:
-    imports = {f"import_model:{model}:0" for model in models}
-    return imports | {f"evaluate:{model}:test:0" for model in models}
+@pytest.mark.parametrize(
+    ("config", "targets", "jobs"),
+    [
+        (
+            "paper",
+            (),
+            {
+                *PREPARED,
+                *(f"sft:{model}:0" for model in SIX[:2]),
+                *(f"latent_sft:{model}:0" for model in SIX[2:4]),
+                *(f"rl:{model}:0" for model in SIX[4:]),
+                *evaluated(SIX),
+                *PAGES,
+            },
+        ),
+        (
+            "paper",
+            ("appendix",),
+            {
+                *PREPARED,
+                *(f"latent_sft:{model}:0" for model in FIVE),
+                *evaluated(FIVE),
+                "appendix_tables",
+            },
+        ),
+        ("published", (), {"prepare_data", *imported(SIX), *PAGES}),
+        ("published", ("appendix",), {"prepare_data", *imported(FIVE), "appendix_tables"}),
+        (
+            "laptop",
+            ("results/laptop/models/latent-6-rl/seed-0",),
+            {
+                *("prepare_data", "tracking_store", "base_model:0"),
+                *("latent_sft:latent-6:0", "rl:latent-6-rl:0"),
+            },
+        ),
+    ],
+)
+def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, targets, jobs):
+    assert plan(folder, CONFIG / f"{config}.yaml", targets=targets) == jobs
 
 
 def test_three_seeds_multiply_everything_from_the_base_on(folder):
     jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-3seeds.yaml")
-    assert rules(jobs) == {
-        "prepare_data": 1,
-        "tracking_store": 1,
-        "base_model": 3,
-        "sft": 6,
-        "latent_sft": 6,
-        "rl": 6,
-        "evaluate": 18,
-        "tables": 1,
-        "figures": 1,
-        "report": 1,
-    }
+    times = {"base_model": 3, "sft": 6, "latent_sft": 6, "rl": 6, "evaluate": 18}
+    assert rules(jobs) == times | dict.fromkeys(["prepare_data", "tracking_store", *PAGES], 1)
 
 
 def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
@@ -120,17 +120,6 @@ def test_real_rows_and_weights_take_the_same_rules(folder):
     four = plan(folder, CONFIG / "smollm2.yaml")
     assert rules(four)["evaluate"] == 28
     assert rules(four)["prepare_test_set"] == 3
-
-
-def test_one_output_is_asked_for_by_its_path(folder):
-    path = "results/laptop/models/latent-6-rl/seed-0"
-    assert plan(folder, CONFIG / "laptop.yaml", targets=(path,)) == {
-        "prepare_data",
-        "tracking_store",
-        "base_model:0",
-        "latent_sft:latent-6:0",
-        "rl:latent-6-rl:0",
-    }
 
 
 def test_figures_are_a_target_without_the_page(folder):
@@ -220,9 +209,7 @@ def test_raw_rows_that_are_not_there_stop_the_plan_with_the_key(folder, monkeypa
 
 def test_a_costly_experiment_tells_its_hours_and_disk_and_a_small_one_does_not(folder):
     costly = snakemake(folder, "-n", "--quiet", "--configfile", CONFIG / "paper.yaml")
-    assert "paper: from nothing, roughly " in costly.stderr
-    assert " hours and " in costly.stderr
-    assert " GB" in costly.stderr
+    assert re.search(r"paper: from nothing, roughly .* hours and .* GB", costly.stderr)
     small = snakemake(folder, "-n", "--quiet", "--configfile", CONFIG / "test.yaml")
     assert "from nothing" not in small.stderr
 

@@ -1,8 +1,8 @@
 """Which jobs a changed configuration or file runs again: users' GPU days depend on it.
 
-Which digests follow each key of the schema is tested in `tests/test_science.py`, without Snakemake;
-here the real workflow turns changed digests, files and time stamps into jobs, for at least one key
-of each section and kind.
+Which digests follow each key of the schema is tested in `tests/dag/test_digests.py`, without
+Snakemake; here the real workflow turns changed digests, files and time stamps into jobs, for at
+least one key of each section and kind.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,70 @@ def snakemake(
     command = ["-m", "snakemake", "--cores", "2", "--snakefile", snakefile]
     command += ["--workflow-profile", PROFILE, *arguments]
     return run(command, folder, environment(folder))
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path,
+    *arguments: str | Path,
+    profile: Path = PROFILE,
+    variables: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake at work in `folder`, a process group with its words in `folder/output`.
+
+    It is ended where it still runs at the end, because something failed.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile"]
+    command += ["--workflow-profile", profile, *arguments]
+    with (folder / "output").open("wb") as output:
+        workflow = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment(folder) | (variables or {}),
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield workflow
+    finally:
+        if workflow.poll() is None:
+            os.killpg(workflow.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                workflow.wait(timeout=30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(workflow.pid, signal.SIGKILL)
+            workflow.wait()
+
+
+def when_logged(
+    workflow: subprocess.Popen[bytes],
+    checkpoints: dict[str, Path],
+    steps: int,
+    act: Callable[[str], None],
+) -> dict[str, int]:
+    """`act` on each training, by name, once it logged some steps; returns how many by then.
+
+    `checkpoints` are the folders of the trainings' checkpoints.
+    """
+    after: dict[str, int] = {}
+    deadline = time.monotonic() + 600
+    while len(after) < len(checkpoints):
+        assert workflow.poll() is None, f"ended before all had made their steps: {after}"
+        assert time.monotonic() < deadline, f"no steps within ten minutes: {after}"
+        for name in set(checkpoints) - set(after):
+            if len(logged_steps(checkpoints[name])) >= steps:
+                act(name)
+                after[name] = len(logged_steps(checkpoints[name]))
+        time.sleep(0.005)
+    return after
+
+
+def logged_steps(checkpoints: Path) -> list[int]:
+    """The steps in a training's metrics so far, whole lines alone."""
+    metrics = checkpoints / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
+    return [json.loads(line)["step"] for line in lines]
 
 
 def run(

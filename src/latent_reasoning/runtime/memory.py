@@ -78,7 +78,7 @@ def in_halves(run: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list
         raise OutOfMemoryError(f"out of memory with a single prompt ({reason})")
     half = len(items) // 2
     print(
-        f"warning: out of memory with {len(items)} prompts at a time, goes on with {half}; lower "
+        f"warning: out of memory with {len(items)} prompts at a time, continues with {half}; lower "
         f"runtime.evaluation_batch_size ({reason})",
         file=sys.stderr,
         flush=True,

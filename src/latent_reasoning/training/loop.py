@@ -105,7 +105,7 @@ class Trainer:
         self.processes.broadcast(parameter_names(self.model))
         progress, is_main = self.progress, self.processes.is_main
         if progress.step:
-            self.log(f"{self.name}: goes on after step {progress.step}")
+            self.log(f"{self.name}: resumes after step {progress.step}")
         if progress.micro_batch_size is not None:
             self.task.plan.limit_micro_batches(progress.micro_batch_size)
         path = self.store.folder / "metrics.jsonl"
@@ -173,7 +173,7 @@ class Trainer:
             release()
             self.log(
                 f"warning: {self.name}: out of memory at step {progress.step + 1} with "
-                f"micro-batches of {size}, goes on with {size // 2}; the batch stays the same "
+                f"micro-batches of {size}, continues with {size // 2}; the batch stays the same "
                 f"({reason})"
             )
 
@@ -204,7 +204,7 @@ class Trainer:
             self.metrics.close()
             self.processes.wait()
             raise TrainingInterruptedError(
-                f"{self.name}: {reason}: ended with a checkpoint; goes on from step "
+                f"{self.name}: {reason}: ended with a checkpoint; resumes from step "
                 f"{progress.step} of {self.training.steps} when run again"
             )
 
