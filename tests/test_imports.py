@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def name_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_of(file: Path) -> str:
+    """The dotted name of a file's module."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts)
+
+
 def imported(file: Path) -> Iterator[tuple[str, bool]]:
     """Modules that a file imports, and whether at its top level."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -39,8 +46,8 @@ def imported(file: Path) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative imports are not used here"
             yield node.module or "", id(node) in top
-            if node.module == "latent_reasoning":
-                yield from ((f"latent_reasoning.{a.name}", id(node) in top) for a in node.names)
+            # What is imported may be a module itself.
+            yield from ((f"{node.module}.{a.name}", id(node) in top) for a in node.names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -53,6 +60,12 @@ def test_no_stage_imports_a_later_one(file):
         parts = module.split(".")
         if parts[0] == "latent_reasoning" and len(parts) > 1 and parts[1] in LEVEL:
             assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {module}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = [file for file in FILES if file.name != "__init__.py"]
+    graph = {module_of(file): {name for name, _ in imported(file)} for file in files}
+    TopologicalSorter({m: names & graph.keys() for m, names in graph.items()}).prepare()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
