@@ -21,7 +21,7 @@ Change = tuple[str, Any, Any]
 
 ABSENT = object()
 KINDS = ("stage", "source")
-"""If one of these differs, the keys beside it mean something else: it alone is reported."""
+"""If one of these differs, it alone is reported: most keys beside it mean something else."""
 
 
 def changed_keys(experiment: Experiment, layout: Layout) -> list[str]:

@@ -3,8 +3,8 @@
 A step samples a group of completions for each of its prompts, rewards them, and takes the gradient
 of the GRPO loss. What is particular here:
 
-- One latent trajectory serves all samples of a prompt; where the step is one micro-batch, the
-  gradient flows through the same trajectory from which the samples were drawn.
+- One latent trajectory serves all samples of a prompt; where a process's share of the step is one
+  micro-batch, the gradient flows through the same trajectory from which the samples were drawn.
 - The loss is a mean over the whole optimiser step, whatever the micro-batches (the public code
   averages each micro-batch by itself): a micro-batch is weighted by its own denominator.
 - Rollouts and scores run in train mode, which the loop sets: LoRA's dropout is active in both, as

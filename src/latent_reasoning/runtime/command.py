@@ -80,7 +80,7 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(128 + signal.SIGINT)
-    except (UserError, ValueError, RuntimeError, OSError, MemoryError) as error:
+    except Exception as error:
         text = _for_the_user(error)
         if text is None:
             if not launched():

@@ -119,6 +119,11 @@ class TrainingRun:
         kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
         if skipped:
             self.processes.print(f"{split}: {skipped} rows with special-token text are skipped")
+        if not kept:
+            raise DataError(
+                f"{self.layout.data(split)}: all {skipped} rows hold special-token text, which "
+                "data.special_token_text: skip leaves out; use another policy or other rows"
+            )
         return kept
 
     @cached_property
@@ -167,7 +172,8 @@ class TrainingRun:
     def train(self, task: Task, training: Training) -> TrainResult:
         """Train, or resume where a killed run stopped, and report to MLflow.
 
-        A signal or the time budget ends it with `TrainingInterruptedError`.
+        A signal or the time budget ends it with `TrainingInterruptedError`; a second Ctrl-C does so
+        at once, with `KeyboardInterrupt`.
         """
         folder = self.claim_checkpoint_folder()
         store = CheckpointStore(folder, self.digest, self.processes.print)
