@@ -86,7 +86,10 @@ def _latent_sft(
     examples = latent_examples(
         rows, tokenizer, entry, run.experiment.data, name=run.name, seed=run.seed
     )
-    states = None if teacher is None else _states(run, entry, teacher, model, examples)
+    compared = entry.distillation.codi_weight or entry.distillation.meaned_weight
+    states = None
+    if teacher is not None and compared:
+        states = _states(run, entry, teacher, model, examples)
     task = LatentSftTask(
         run.name,
         model,
