@@ -16,7 +16,6 @@ writes to `results/benchmarks/estimators/`:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -69,10 +68,10 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
     for weights in (experiment.models[sampled].start, sampled):
         for model in (sampled, exact):
             entry = experiment.models[model].model_copy(update={"kl_weight": 0.0})
-            run = TrainingRun.of(experiment, model, seed, "variance", split="rl", machine=machine)
+            run = TrainingRun(experiment, model, seed, "variance", machine)
+            run.entry, run.parents = entry, {entry.start: layout.model(weights, seed)}
             run.seed_weights()
-            parents = {entry.start: layout.model(weights, seed)}
-            *_, task = build(dataclasses.replace(run, parents=parents), entry)
+            *_, task = build(run)
             gradients, seconds = repeated_gradients(task, repeats)
             mean, variance = gradients.mean(0), gradients.var(0).sum().item()
             yield {

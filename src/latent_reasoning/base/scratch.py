@@ -38,11 +38,7 @@ def run(experiment: Experiment, seed: int, digest: str) -> None:
     `digest` is that of the stage's configuration. A killed run resumes from its last checkpoint.
     """
     machine = join_machine(experiment.runtime)
-    training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft", machine=machine)
-    training_run.seed_weights()
-    model, tokenizer, task = base_task(training_run)
-    result = training_run.train(task, experiment.base.training)
-    training_run.save(model, tokenizer, result)
+    TrainingRun(experiment, "base", seed, digest, machine).complete(base_task)
 
 
 def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:

@@ -14,9 +14,10 @@ from latent_reasoning.training.run import TrainingRun
 
 
 def build(
-    run: TrainingRun, entry: RlModel
+    run: TrainingRun,
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
     """The model that RL starts from, with its adapter attached, its tokenizer and the task."""
+    entry: RlModel = run.entry
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
     if model.settings is None:
@@ -31,9 +32,6 @@ def build(
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,
     )
-    validate = run.validation(
-        model, tokenizer, entry.training, longest_completion=entry.max_new_tokens
-    )
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -42,7 +40,7 @@ def build(
         entry,
         run.experiment.runtime,
         seed=run.seed,
-        validate=validate,
+        validate=run.validation(model, tokenizer, longest_completion=entry.max_new_tokens),
         processes=run.processes,
     )
     return model, tokenizer, task

@@ -6,8 +6,9 @@ latent reasoner first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,13 +32,13 @@ from latent_reasoning.training.text import TextTask
 
 
 def build(
-    run: TrainingRun, entry: SftModel | LatentSftModel
+    run: TrainingRun,
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask | LatentSftTask]:
-    """The model of `entry` before training, its tokenizer and its task.
+    """The model of `run` before training, its tokenizer and its task.
 
     Raises `ConfigError` where it cannot start from its parent, `DataError` where no row is left.
     """
-    return _token_sft(run, entry) if entry.stage == "sft" else _latent_sft(run, entry)
+    return _token_sft(run, run.entry) if run.stage == "sft" else _latent_sft(run, run.entry)
 
 
 def _token_sft(
@@ -54,6 +55,7 @@ def _token_sft(
         attach_lora(model, entry.lora)
     rows = run.training_rows(tokenizer)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
+    longest = max(len(example) - example.question_length for example in examples)
     task = TextTask(
         run.name,
         model,
@@ -62,12 +64,7 @@ def _token_sft(
         run.experiment.runtime,
         seed=run.seed,
         pad_id=tokenizer.pad_token_id,
-        validate=run.validation(
-            model,
-            tokenizer,
-            entry.training,
-            longest_completion=max(len(e) - e.question_length for e in examples),
-        ),
+        validate=run.validation(model, tokenizer, longest_completion=longest),
         processes=run.processes,
     )
     return model, tokenizer, task
@@ -79,17 +76,19 @@ def _latent_sft(
     model, tokenizer = latent_model(run, entry)
     if entry.lora is not None:
         attach_lora(model, entry.lora)
-    rows = without_negative_answers(run.training_rows(tokenizer), run.experiment.data)
-    teacher = _frozen_teacher(run, entry)
-    if teacher is not None and entry.distillation.traces == "teacher":
+    data, distillation = run.experiment.data, entry.distillation
+    rows = without_negative_answers(run.training_rows(tokenizer), data)
+    teacher = None
+    if distillation.teacher != "self":
+        teacher = load(run.parents[distillation.teacher], run.device.type)
+    if teacher is not None and distillation.traces == "teacher":
         rows = _traces(run, teacher, rows)
-    examples = latent_examples(
-        rows, tokenizer, entry, run.experiment.data, name=run.name, seed=run.seed
-    )
-    compared = entry.distillation.codi_weight or entry.distillation.meaned_weight
+    examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
     states = None
-    if teacher is not None and compared:
-        states = _states(run, entry, teacher, model, examples)
+    if teacher is not None and (distillation.codi_weight or distillation.meaned_weight):
+        states = _states(run, teacher, model, examples)
+    students = [example.student for example in examples]
+    longest = max(len(student) - student.question_length for student in students)
     task = LatentSftTask(
         run.name,
         model,
@@ -98,13 +97,7 @@ def _latent_sft(
         run.experiment.runtime,
         seed=run.seed,
         pad_id=tokenizer.pad_token_id,
-        validate=run.validation(
-            model,
-            tokenizer,
-            entry.training,
-            longest_completion=max(len(e.student) - e.student.question_length for e in examples),
-            forced_steps=entry.forced_steps,
-        ),
+        validate=run.validation(model, tokenizer, longest_completion=longest),
         teacher_states=states,
         processes=run.processes,
     )
@@ -143,35 +136,18 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
     )
 
 
-@dataclass(frozen=True)
-class FrozenTeacher:
-    """A trained model whose states, and on request traces, the student learns from."""
-
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-
-
-def _frozen_teacher(run: TrainingRun, entry: LatentSftModel) -> FrozenTeacher | None:
-    name = entry.distillation.teacher
-    if name == "self":
-        return None
-    folder = run.parents[name]
-    return FrozenTeacher(load(folder, run.device.type), load_tokenizer(folder))
-
-
-def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> list[Row]:
-    data, runtime = run.experiment.data, run.experiment.runtime
-    precision = resolve_precision(runtime.precision, run.device)
-    folder = run.claim_checkpoint_folder()
-    with run.processes.main_first(), autocast(run.device, precision):
+def _traces(run: TrainingRun, teacher: LatentReasoner, rows: Sequence[Row]) -> list[Row]:
+    """The rows that the frozen teacher answers right, with its own reasoning."""
+    data = run.experiment.data
+    with _teacher_pass(run) as folder:
         kept = teacher_traces(
-            teacher.model,
-            teacher.tokenizer,
+            teacher,
+            load_tokenizer(run.parents[run.entry.distillation.teacher]),
             rows,
             folder=folder,
             prefix=data.prompt.training,
             max_new_tokens=data.max_tokens,
-            batch_size=runtime.evaluation_batch_size,
+            batch_size=run.experiment.runtime.evaluation_batch_size,
         )
     run.processes.print(f"{run.name}: {len(kept)} of {len(rows)} traces of the teacher are right")
     return kept
@@ -179,21 +155,28 @@ def _traces(run: TrainingRun, teacher: FrozenTeacher, rows: Sequence[Row]) -> li
 
 def _states(
     run: TrainingRun,
-    entry: LatentSftModel,
-    teacher: FrozenTeacher,
+    teacher: LatentReasoner,
     student: LatentReasoner,
     examples: Sequence[LatentExample],
 ) -> TeacherStates:
-    runtime = run.experiment.runtime
-    precision = resolve_precision(runtime.precision, run.device)
-    folder = run.claim_checkpoint_folder()
-    with run.processes.main_first(), autocast(run.device, precision):
+    """The frozen teacher's states of all examples."""
+    distillation = run.entry.distillation
+    with _teacher_pass(run) as folder:
         return teacher_states(
-            teacher.model,
+            teacher,
             student,
             [example.teacher for example in examples],
-            entry.distillation,
+            distillation,
             folder=folder,
-            pad_id=teacher.tokenizer.pad_token_id,
-            batch_size=runtime.evaluation_batch_size,
+            pad_id=load_tokenizer(run.parents[distillation.teacher]).pad_token_id,
+            batch_size=run.experiment.runtime.evaluation_batch_size,
         )
+
+
+@contextlib.contextmanager
+def _teacher_pass(run: TrainingRun) -> Iterator[Path]:
+    """The folder for what a frozen teacher wrote; the first process enters the block first."""
+    precision = resolve_precision(run.experiment.runtime.precision, run.device)
+    folder = run.claim_checkpoint_folder()
+    with run.processes.main_first(), autocast(run.device, precision):
+        yield folder

@@ -1,7 +1,6 @@
 """One training as a stage runs it: its inputs, its place on disk, its run in MLflow, its model.
 
-`TrainingRun` holds what all training stages do between reading the command line and the training
-loop, and after it; what is trained is the stage's own part.
+What is trained is a stage's own part: a function that builds the model, its tokenizer and its task.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import Experiment, LatentSftModel, SftModel, Training, digest
+from latent_reasoning.config import Experiment, LatentSftModel, Training, digest, load
+from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import DataError, Row, read_rows
@@ -26,80 +25,91 @@ from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.command import entry_of, parser
 from latent_reasoning.runtime.files import (
     atomic_directory,
     sha256_of,
     write_json,
     write_text_atomically,
 )
-from latent_reasoning.runtime.machine import Machine
-from latent_reasoning.runtime.parallel import OneProcess
-from latent_reasoning.runtime.signals import TrainingInterruptedError, stop_request
-from latent_reasoning.runtime.tracking import NullTracker, Tracker, open_tracker
+from latent_reasoning.runtime.launch import launch_processes
+from latent_reasoning.runtime.machine import Machine, join_machine
+from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError, stop_request
+from latent_reasoning.runtime.tracking import Tracker, open_tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder
 from latent_reasoning.training.divergence import describe
 from latent_reasoning.training.loop import Trainer, TrainResult
 from latent_reasoning.training.metrics import write_training_csv
 from latent_reasoning.training.task import Task
 
+Build = Callable[["TrainingRun"], tuple[LatentReasoner, PreTrainedTokenizerBase, Task]]
+"""Makes what a run trains: the model before training, its tokenizer and its task."""
+
+
+def train_model(
+    package: str,
+    description: str | None,
+    stages: tuple[str, ...],
+    build: Build,
+    arguments: list[str] | None,
+) -> None:
+    """The command of a `package` that trains models of `stages`: train one, write its folder."""
+    options = parser(description, model=True).parse_args(arguments)
+    experiment = load(options.config)
+    entry_of(experiment, options.model, *stages)
+    digest = check_digest(experiment, "model", options.digest, options.model)
+    launch_processes(package, arguments, experiment.runtime)
+    machine = join_machine(experiment.runtime)
+    run = TrainingRun(experiment, options.model, options.seed, digest, machine)
+    folder = run.complete(build)
+    run.processes.print(f"{options.model}: written to {folder}")
+
 
 @dataclass
 class TrainingRun:
-    """A model of the configuration, or the base model, being trained with one seed.
+    """A model of the configuration, or the base model (`base`), being trained with one seed.
 
     `parents` holds, by name, the folder of the model it starts from, then that of its teacher;
     `splits` the files of rows it learns from; `data_digests` the SHA-256 of each file it reads.
+    Raises `DataError` where the rows are missing.
     """
 
     experiment: Experiment
     name: str
-    stage: str
     seed: int
     config_digest: str
-    layout: Layout
-    device: torch.device
-    processes: OneProcess
-    parents: dict[str, Path]
-    splits: tuple[str, ...]
-    data_digests: dict[str, str]
+    machine: Machine
 
-    @classmethod
-    def of(
-        cls,
-        experiment: Experiment,
-        name: str,
-        seed: int,
-        config_digest: str,
-        *,
-        split: str,
-        machine: Machine,
-    ) -> TrainingRun:
-        """The run of the model `name`, which learns from `split`, or with `rows: all` from all.
+    def __post_init__(self) -> None:
+        self.device, self.processes = self.machine
+        self.layout = Layout.of(self.experiment)
+        models: dict[str, Any] = self.experiment.models
+        self.entry = models.get(self.name)
+        self.stage = self.entry.stage if self.entry else "base"
+        self.training: Training = (self.entry or self.experiment.base).training
+        self.parent = self.entry.start if self.entry else None
+        parents = [self.parent] if self.entry else []
+        if isinstance(self.entry, LatentSftModel) and self.entry.distillation.teacher != "self":
+            parents.append(self.entry.distillation.teacher)
+        self.parents = {parent: self.layout.model(parent, self.seed) for parent in parents}
+        all_rows = getattr(self.entry, "rows", None) == "all"
+        self.splits = ("sft", "rl") if all_rows else ("rl" if self.stage == "rl" else "sft",)
+        self.data_digests = {
+            split: _digest_of_rows(self.layout.data(split))
+            for split in (*self.splits, "validation")
+        }
 
-        Raises `DataError` where the rows are missing.
+    def complete(self, build: Build) -> Path:
+        """Build the model, train it and write its folder, which is returned.
+
+        Signals are noted and the time budget counts from before `build`, which may take long where
+        a frozen teacher reads all rows.
         """
-        layout = Layout.of(experiment)
-        entry = None if name == "base" else experiment.models[name]
-        parents = [] if entry is None else [entry.start]
-        if isinstance(entry, LatentSftModel) and entry.distillation.teacher != "self":
-            parents.append(entry.distillation.teacher)
-        all_rows = isinstance(entry, SftModel | LatentSftModel) and entry.rows == "all"
-        splits = ("sft", "rl") if all_rows else (split,)
-        return cls(
-            experiment=experiment,
-            name=name,
-            stage="base" if entry is None else entry.stage,
-            seed=seed,
-            config_digest=config_digest,
-            layout=layout,
-            device=machine.device,
-            processes=machine.processes,
-            parents={parent: layout.model(parent, seed) for parent in parents},
-            splits=splits,
-            data_digests={
-                used: _digest_of_rows(layout.data(used)) for used in (*splits, "validation")
-            },
-        )
+        with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
+            self.seed_weights()
+            model, tokenizer, task = build(self)
+            result = self.train(task, stop)
+        return self.save(model, tokenizer, result)
 
     def seed_weights(self) -> None:
         """Seed Python's, NumPy's and torch's generators; to be called before the model is built.
@@ -150,62 +160,56 @@ class TrainingRun:
         self,
         model: LatentReasoner,
         tokenizer: PreTrainedTokenizerBase,
-        training: Training,
         *,
         longest_completion: int,
-        forced_steps: int | None = None,
     ) -> Callable[[], dict[str, float]]:
         """The greedy validation of a task, on the first `validation_rows` rows.
 
         A completion may be twice as long as the longest one trained on: longer ones only repeat
         themselves, and would cost time.
         """
-        rows = self.rows("validation", tokenizer)[: training.validation_rows]
+        rows = self.rows("validation", tokenizer)[: self.training.validation_rows]
         settings = EvaluationSettings(
             prefix=self.experiment.data.prompt.evaluation,
             max_new_tokens=2 * longest_completion,
             batch_size=self.experiment.runtime.evaluation_batch_size,
-            forced_steps=forced_steps,
+            forced_steps=getattr(self.entry, "forced_steps", None),
         )
         return lambda: validate(model, tokenizer, rows, settings, self.processes)
 
-    def train(self, task: Task, training: Training) -> TrainResult:
+    def train(self, task: Task, stop: StopRequest) -> TrainResult:
         """Train, or resume where a killed run stopped, and report to MLflow.
 
         A signal or the time budget ends it with `TrainingInterruptedError`; a second Ctrl-C does so
         at once, with `KeyboardInterrupt`.
         """
         folder = self.claim_checkpoint_folder()
-        store = CheckpointStore(folder, self.digest, self.processes.print)
-        tracker = self._tracker(folder)
-        runtime = self.experiment.runtime
-        status = "FAILED"
+        tracker, status = self._tracker(folder), "FAILED"
         try:
-            with stop_request(runtime.time_budget_minutes) as stop:
-                result = Trainer(
-                    task,
-                    training,
-                    runtime,
-                    store,
-                    self.seed,
-                    tracker=tracker,
-                    log_every=self.experiment.tracking.log_every,
-                    stop=stop,
-                ).run()
+            result = Trainer(
+                task,
+                self.training,
+                self.experiment.runtime,
+                CheckpointStore(folder, self.digest, self.processes.print),
+                self.seed,
+                tracker=tracker,
+                log_every=self.experiment.tracking.log_every,
+                stop=stop,
+            ).run()
             status = "FINISHED"
             return result
         except TrainingInterruptedError:
-            tracker.close("KILLED")
-            self.processes.wait()  # the launcher ends all processes as soon as one has ended
+            status = "KILLED"
             raise
         finally:
             tracker.close(status)
+            if status == "KILLED":  # the launcher ends all processes as soon as one has ended
+                self.processes.wait()
 
     def _tracker(self, checkpoints: Path) -> Tracker:
         """The run in MLflow; only the first process reports."""
         if not self.processes.is_main:
-            return NullTracker()
-        parent = next(iter(self.parents), None)
+            return Tracker()
         return open_tracker(
             self.experiment,
             model=self.name,
@@ -213,50 +217,35 @@ class TrainingRun:
             stage=self.stage,
             digest=self.config_digest,
             checkpoints=checkpoints,
-            parent=self.layout.checkpoints(parent, self.seed) if parent else None,
+            parent=self.layout.checkpoints(self.parent, self.seed) if self.parent else None,
         )
 
     def save(
-        self,
-        model: LatentReasoner,
-        tokenizer: PreTrainedTokenizerBase,
-        result: TrainResult,
-        *,
-        keep_adapter: bool = False,
+        self, model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, result: TrainResult
     ) -> Path:
-        """Write the model folder, its adapter merged; `keep_adapter` also writes the adapter there.
+        """Write the model folder, its adapter merged; `save: adapter` keeps the adapter there too.
 
         The first process writes and all others wait; this is the end of a training.
         """
         folder = self.layout.model(self.name, self.seed)
         if self.processes.is_main:
-            self._write(folder, model, tokenizer, result, keep_adapter)
+            card = self._card(result)
+            keep_adapter = getattr(self.entry, "save", None) == "adapter"
+            with atomic_directory(folder) as temporary:
+                if keep_adapter and model.adapter is not None:
+                    save_adapter(model, temporary / "adapter", self.parent)
+                merge_lora(model)
+                write_model(model, tokenizer, temporary)
+                write_json(temporary / "card.json", card)
+                write_text_atomically(temporary / "README.md", card_text(card))
+                write_training_csv(result.metrics, temporary / "training.csv")
+            write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
         self.processes.finish()
         return folder
 
-    def _write(
-        self,
-        folder: Path,
-        model: LatentReasoner,
-        tokenizer: PreTrainedTokenizerBase,
-        result: TrainResult,
-        keep_adapter: bool,
-    ) -> None:
-        parent = next(iter(self.parents), None)
-        card = self._card(parent, result)
-        with atomic_directory(folder) as temporary:
-            if keep_adapter and model.adapter is not None:
-                save_adapter(model, temporary / "adapter", parent)
-            merge_lora(model)
-            write_model(model, tokenizer, temporary)
-            write_json(temporary / "card.json", card)
-            write_text_atomically(temporary / "README.md", card_text(card))
-            write_training_csv(result.metrics, temporary / "training.csv")
-        write_model_digest(folder, self.layout.model_digest(self.name, self.seed))
-
-    def _card(self, parent: str | None, result: TrainResult) -> dict[str, Any]:
+    def _card(self, result: TrainResult) -> dict[str, Any]:
         origin = Origin(
-            self.experiment, self.name, self.stage, self.seed, parent, self.config_digest
+            self.experiment, self.name, self.stage, self.seed, self.parent, self.config_digest
         )
         return origin.card_of_trained(
             data_digests=self.data_digests,
