@@ -24,6 +24,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.inputs import Shape, build_inputs, trained_inputs
 from benchmarks.measure import Build, Measurement, count_flops, measure_memory, time_workload
 from benchmarks.report import as_table, draw_summary, write_table
@@ -31,7 +33,6 @@ from benchmarks.workloads import WORKLOADS, build_workloads
 from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
-from latent_reasoning.runtime.device import set_threads
 
 DEFAULT_WORKLOADS = {
     "summary": [name for name in WORKLOADS if name != "evaluation"],
@@ -44,7 +45,7 @@ MEMORY_WORKLOAD = {"summary": "latent_sft", "trained": "grpo_step"}
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark of the generated or a trained model."""
     options = _parsed(arguments)
-    set_threads(1)
+    torch.set_num_threads(1)
     table = "summary" if options.model is None else "trained"
     build = _inputs(options)
     names = options.workloads or DEFAULT_WORKLOADS[table]

@@ -31,8 +31,8 @@ from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.runtime.files import write_text_atomically
-from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.run import TrainingRun
 

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from benchmarks.inputs import Inputs
 from benchmarks.workloads import Workload, build_workloads
-from latent_reasoning.runtime.device import set_threads
 
 PATHS = ("naive", "fast")
 Build = Callable[[], Inputs]
@@ -119,7 +118,7 @@ def peak_of(workload: str, path: str, build: Build) -> float:
 
 
 def _run_once(workload: str, path: str, build: Build) -> float:
-    set_threads(1)
+    torch.set_num_threads(1)
     (built,) = build_workloads(build(), [workload])
     getattr(built, path)(0)
     return peak_memory_mib()

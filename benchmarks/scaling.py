@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.inputs import Shape, build_inputs
 from benchmarks.measure import Measurement, measure_memory, time_workload
 from benchmarks.report import draw_scaling, write_table
@@ -29,7 +31,6 @@ from benchmarks.workloads import build_workloads
 from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
-from latent_reasoning.runtime.device import set_threads
 
 ANSWER_TOKENS = 9
 HEAD_SIZE = 32
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.repetitions < 1:
         parser.error(f"--repetitions: {options.repetitions} is below 1")
-    set_threads(1)
+    torch.set_num_threads(1)
     points = list(measure(BASE, options.repetitions))
     output = options.output or results_root() / "benchmarks" / "scaling.csv"
     write_table(points, output)

@@ -15,7 +15,7 @@ from latent_reasoning.config import Guard, Runtime, Training
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.runtime.seeds import seed_for
 from latent_reasoning.runtime.signals import StopRequest
-from latent_reasoning.runtime.tracking import NullTracker, Tracker
+from latent_reasoning.runtime.tracking import Tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder
 from latent_reasoning.training.loop import Trainer, TrainResult
 from latent_reasoning.training.task import LossOutput
@@ -129,7 +129,7 @@ def run(
         Runtime(device="cpu", checkpoint_every=checkpoint_every, guard=guard),
         CheckpointStore(folder, digest, say),
         seed=0,
-        tracker=tracker or NullTracker(),
+        tracker=tracker or Tracker(),
         log_every=2,
         stop=stop or StopRequest(),
     ).run()

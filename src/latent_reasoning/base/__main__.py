@@ -9,6 +9,8 @@ GGUF file or the hub. The second imports a model of stage `import`. Both write a
 
 from __future__ import annotations
 
+import torch
+
 from latent_reasoning.base import scratch
 from latent_reasoning.base.sources import obtain_base, obtain_import
 from latent_reasoning.config import Experiment
@@ -19,7 +21,6 @@ from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.runtime.command import entry_of, parser, run_stage
-from latent_reasoning.runtime.device import set_threads
 from latent_reasoning.runtime.launch import launch_processes
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = command.parse_args(arguments)
     experiment = load_experiment(options.config)
     layout = Layout.of(experiment)
-    set_threads(experiment.runtime.threads)
+    torch.set_num_threads(experiment.runtime.threads)
     if options.model is not None:
         digest = check_digest(experiment, "model", options.digest, options.model)
         import_model(experiment, options.model, options.seed, layout, digest)

@@ -22,7 +22,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.machine import join_machine
+from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
 

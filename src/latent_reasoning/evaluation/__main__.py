@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
 from latent_reasoning.config import load
 from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout
@@ -26,7 +28,7 @@ from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import load_tokenizer
 from latent_reasoning.runtime.command import parser, run_stage
-from latent_reasoning.runtime.device import resolve_device, resolve_precision, set_threads
+from latent_reasoning.runtime.device import resolve_device, resolve_precision
 from latent_reasoning.runtime.gpus import take_gpus
 from latent_reasoning.runtime.tracking import open_tracker
 
@@ -47,7 +49,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
     experiment = load(options.config)
     digest = check_digest(experiment, "evaluation", options.digest, options.model)
     layout, section, runtime = Layout.of(experiment), experiment.evaluation, experiment.runtime
-    set_threads(runtime.threads)
+    torch.set_num_threads(runtime.threads)
     take_gpus(runtime.device)
     device = resolve_device(runtime.device)
     folder = layout.model(options.model, options.seed)

@@ -1,12 +1,35 @@
-"""Device, precision and threads of one process."""
+"""What a process takes of its machine: device, precision, threads, the processes beside it."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 
-from latent_reasoning.config import ConfigError
+from latent_reasoning.config import ConfigError, Runtime
+from latent_reasoning.runtime.gpus import take_gpus
+from latent_reasoning.runtime.parallel import OneProcess, join_processes
+
+
+class Machine(NamedTuple):
+    """The device of this process, and the processes that it trains with."""
+
+    device: torch.device
+    processes: OneProcess
+
+
+def join_machine(runtime: Runtime) -> Machine:
+    """Wait for a free GPU and hold it, meet the processes of this launch, fix torch's threads.
+
+    Call it once in a process, before the first use of CUDA. Raises `ConfigError`, `GpuSlotError` or
+    `ParallelError` if the machine lacks what `runtime` asks for.
+    """
+    take_gpus(runtime.device)
+    device = resolve_device(runtime.device)
+    processes = join_processes(device)
+    torch.set_num_threads(runtime.threads)
+    return Machine(device, processes)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -31,8 +54,3 @@ def autocast(device: torch.device, precision: torch.dtype) -> contextlib.Abstrac
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
-
-
-def set_threads(threads: int) -> None:
-    """Fix the number of torch's threads, which decides the order of sums and so the result."""
-    torch.set_num_threads(threads)

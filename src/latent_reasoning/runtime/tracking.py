@@ -47,7 +47,7 @@ PAGE = "/#/experiments/{}/runs?workflowType=machine_learning"
 
 
 class Tracker:
-    """What a stage reports its progress to."""
+    """What a stage reports its progress to; this one keeps nothing."""
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
         """Log numbers at a step."""
@@ -57,10 +57,6 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """Send what is left; `status` is FINISHED, FAILED or KILLED (ended early)."""
-
-
-class NullTracker(Tracker):
-    """Tracks nothing: for tests, and if tracking is off."""
 
 
 def open_tracker(
@@ -73,14 +69,14 @@ def open_tracker(
     checkpoints: Path | None = None,
     parent: Path | None = None,
 ) -> Tracker:
-    """The tracker of one run; a `NullTracker` if the configuration turns tracking off.
+    """The tracker of one run; one that keeps nothing if tracking is off.
 
     `digest` is that of the model's settings. `checkpoints` is the folder in which the run's id is
     kept, so that a resumed training continues the same run; `parent` is the folder of checkpoints
     of the model it starts from.
     """
     if not experiment.tracking.enabled:
-        return NullTracker()
+        return Tracker()
     tags = {
         "git_commit": git_commit(),
         "config_digest": digest,

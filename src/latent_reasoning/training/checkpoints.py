@@ -49,7 +49,7 @@ KEPT = 2
 Log = Callable[[str], None]
 
 
-class DamagedCheckpointError(UserError, ValueError):
+class DamagedCheckpointError(UserError, RuntimeError):
     """A checkpoint differs from what was written."""
 
 
@@ -208,8 +208,6 @@ class CheckpointStore:
             for name, expected in state["sha256"].items():
                 if sha256_of(path.with_name(name)) != expected:
                     raise DamagedCheckpointError(f"{path.with_name(name)} is damaged or truncated")
-        except DamagedCheckpointError:
-            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
         return state

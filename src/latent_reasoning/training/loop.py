@@ -29,7 +29,7 @@ from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import autocast, resolve_precision
 from latent_reasoning.runtime.memory import OutOfMemoryError, memory_shortage, release
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
-from latent_reasoning.runtime.tracking import NullTracker, Tracker
+from latent_reasoning.runtime.tracking import Tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, Progress, parameter_names
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.training.metrics import MetricsLog, ProgressLines
@@ -63,7 +63,7 @@ class Trainer:
     runtime: Runtime
     store: CheckpointStore
     seed: int
-    tracker: Tracker = field(default_factory=NullTracker)
+    tracker: Tracker = field(default_factory=Tracker)
     log_every: int = 10
     stop: StopRequest = field(default_factory=StopRequest)
     progress: Progress = field(init=False)

@@ -26,6 +26,7 @@ from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.command import entry_of, parser
+from latent_reasoning.runtime.device import Machine, join_machine
 from latent_reasoning.runtime.files import (
     atomic_directory,
     sha256_of,
@@ -33,7 +34,6 @@ from latent_reasoning.runtime.files import (
     write_text_atomically,
 )
 from latent_reasoning.runtime.launch import launch_processes
-from latent_reasoning.runtime.machine import Machine, join_machine
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError, stop_request
 from latent_reasoning.runtime.tracking import Tracker, open_tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, claim_checkpoint_folder

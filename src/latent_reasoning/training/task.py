@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from latent_reasoning.runtime.parallel import OneProcess
+from latent_reasoning.training.batches import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,6 @@ class LossOutput:
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
-class Plan(Protocol):
-    """Which examples each step of a task reads, and in which micro-batches."""
-
-    micro_batch_size: int
-    """Examples per micro-batch."""
-
-    def reorder(self, rollbacks: int) -> None:
-        """Switch to the data order used after `rollbacks` rollbacks."""
-
-    def limit_micro_batches(self, size: int) -> None:
-        """Limit micro-batches to `size` examples, where memory does not suffice for more."""
-
-
 class Task(Protocol):
     """What a stage trains: its model, data, loss and validation."""
 
@@ -47,9 +35,8 @@ class Task(Protocol):
     iterations: int
     """Number of consecutive steps on the same samples; no checkpoint falls between them."""
 
-    @property
-    def plan(self) -> Plan:
-        """Which data each step reads."""
+    plan: BatchPlan
+    """Which data each step reads."""
 
     processes: OneProcess
     """The processes that share each step's micro-batches."""
