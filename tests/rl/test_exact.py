@@ -205,7 +205,7 @@ def enumeration(reasoner) -> Enumeration:
     gradients = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     probabilities = log_probs.detach().exp()
     groups = torch.cartesian_prod(*[torch.arange(len(every))] * GROUP)
-    outcomes = Outcomes.of([outcome(ids) for ids in every])[groups.T]
+    outcomes = Outcomes.of([outcome(ids) for ids in every]).at(groups.T)
     values = advantages(rewards(["q"] * GROUP, outcomes, Reward()).T.flatten(), GROUP)
     first, chance = values.view(-1, GROUP)[:, 0], probabilities[groups].prod(1)
     earned = torch.zeros(len(every)).double().index_add(0, groups[:, 0], first * chance)

@@ -27,7 +27,12 @@ from latent_reasoning.runtime.tracking import open_tracker
 
 def main(argv: list[str] | None = None) -> None:
     """Make the output that the first argument names."""
-    options = _options(argv)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("what", choices=MAKERS, help="what to make")
+    arguments.add_argument("--config", nargs="+", required=True, metavar="FILE")
+    options = arguments.parse_args(argv)
     results = Results.of(load(options.config), appendix=options.what == "appendix")
     MAKERS[options.what](results)
 
@@ -72,15 +77,6 @@ MAKERS = {
     "figures": make_figures,
     "report": make_report,
 }
-
-
-def _options(argv: list[str] | None) -> argparse.Namespace:
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("what", choices=MAKERS, help="what to make")
-    arguments.add_argument("--config", nargs="+", required=True, metavar="FILE")
-    return arguments.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pandas
 
 from latent_reasoning.config import Experiment, SftModel, UserError
 from latent_reasoning.dag.layout import Layout, main_models
+from latent_reasoning.dag.planning import shown
 from latent_reasoning.runtime.files import changed_files
 
 
@@ -108,7 +109,7 @@ class Results:
         """`data/summary.json`: numbers of rows and dropped rows of each split."""
         path = self.layout.data_summary
         if not path.is_file():
-            raise MissingResultError(f"no {path}; make it with: snakemake {_shown(path)}")
+            raise MissingResultError(f"no {path}; make it with: snakemake {shown(path)}")
         with _refusing_damage(path):
             return json.loads(path.read_text("utf-8"))
 
@@ -120,7 +121,7 @@ class Results:
         if not path.is_file():
             raise MissingResultError(
                 f"no training curve of {model}, seed {seed} ({path}); the model is made by: "
-                f"snakemake {_shown(self.layout.model(model, seed))}"
+                f"snakemake {shown(self.layout.model(model, seed))}"
             )
         with _refusing_damage(path):
             return pandas.read_csv(path)
@@ -131,7 +132,7 @@ class Results:
         if not path.is_file():
             raise MissingResultError(
                 f"no evaluation of {model}, seed {seed}, on {dataset} ({path}); make it with: "
-                f"snakemake {_shown(path)}"
+                f"snakemake {shown(path)}"
             )
         if changed_files(folder, path.name):
             raise DamagedResultError(_damaged(path, "its SHA-256 is another"))
@@ -139,7 +140,7 @@ class Results:
 
 
 def _damaged(path: Path, problem: object) -> str:
-    return f"{path}: damaged or edited ({problem}); delete it and run: snakemake {_shown(path)}"
+    return f"{path}: damaged or edited ({problem}); delete it and run: snakemake {shown(path)}"
 
 
 @contextlib.contextmanager
@@ -149,11 +150,3 @@ def _refusing_damage(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise DamagedResultError(_damaged(path, error)) from None
-
-
-def _shown(path: Path) -> str:
-    """A path relative to the working directory, where it is below it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas
 
 from latent_reasoning.analysis.results import Results
+from latent_reasoning.config import Published
 from latent_reasoning.evaluation.metrics import grouped, paired_counts, pearson, wilson_interval
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
 
@@ -41,6 +42,17 @@ def write_main_table(results: Results, folder: Path, name: str) -> None:
     write_text_atomically(folder / f"{name}.tex", latex(main))
 
 
+def summaries(results: Results) -> pandas.DataFrame:
+    """What `summary.json` holds of each evaluation, with columns `model`, `dataset`, `seed`."""
+    rows = [
+        {"model": model, "dataset": dataset, "seed": seed, **results.summary(model, seed, dataset)}
+        for dataset in results.datasets
+        for model in results.models
+        for seed in results.seeds
+    ]
+    return pandas.DataFrame(rows)
+
+
 def main_table(results: Results) -> pandas.DataFrame:
     """One row per model and data set.
 
@@ -49,46 +61,32 @@ def main_table(results: Results) -> pandas.DataFrame:
     for one seed). `tokens_vs_sft` is an RL model's relative change of length against the model it
     started from.
     """
-    rows = [_main_row(results, m, d) for d in results.datasets for m in results.models]
+    groups = summaries(results).groupby(["dataset", "model"], sort=False)
+    tokens = groups["reasoning_tokens_mean"].mean()
+    starts = {pair.model: pair.reference for pair in results.rl_pairs()}
+    rows = []
+    for (dataset, model), own in groups:
+        low, high = wilson_interval(own["correct"].sum(), own["n"].sum())
+        before = tokens.get((dataset, starts.get(model)))
+        published = Published()
+        if dataset == PUBLISHED_DATASET:
+            published = results.experiment.report.published.get(model, published)
+        row = {
+            "model": model,
+            "dataset": dataset,
+            "seeds": len(own),
+            "n": own["n"].iloc[0],
+            "accuracy": own["accuracy"].mean(),
+            "accuracy_ci95_low": low,
+            "accuracy_ci95_high": high,
+            "reasoning_tokens": tokens[dataset, model],
+            "tokens_vs_sft": tokens[dataset, model] / before - 1 if before else None,
+            "published_accuracy": published.accuracy,
+            "published_tokens": published.tokens,
+            "accuracy_seed_std": own["accuracy"].std(),
+        }
+        rows.append(row)
     return pandas.DataFrame(rows)
-
-
-def _main_row(results: Results, model: str, dataset: str) -> dict:
-    summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
-    accuracies = pandas.Series([summary["accuracy"] for summary in summaries])
-    correct = sum(summary["correct"] for summary in summaries)
-    low, high = wilson_interval(correct, sum(summary["n"] for summary in summaries))
-    tokens = mean_tokens(results, model, dataset)
-    published = results.experiment.report.published.get(model)
-    beside = published if dataset == PUBLISHED_DATASET else None
-    return {
-        "model": model,
-        "dataset": dataset,
-        "seeds": len(summaries),
-        "n": summaries[0]["n"],
-        "accuracy": accuracies.mean(),
-        "accuracy_ci95_low": low,
-        "accuracy_ci95_high": high,
-        "reasoning_tokens": tokens,
-        "tokens_vs_sft": _change_by_rl(results, model, dataset, tokens),
-        "published_accuracy": beside.accuracy if beside else None,
-        "published_tokens": beside.tokens if beside else None,
-        "accuracy_seed_std": accuracies.std() if len(summaries) > 1 else None,
-    }
-
-
-def mean_tokens(results: Results, model: str, dataset: str) -> float:
-    """Mean over seeds of the mean number of reasoning tokens."""
-    means = [results.summary(model, s, dataset)["reasoning_tokens_mean"] for s in results.seeds]
-    return sum(means) / len(means)
-
-
-def _change_by_rl(results: Results, model: str, dataset: str, tokens: float) -> float | None:
-    parents = {pair.model: pair.reference for pair in results.rl_pairs()}
-    if model not in parents:
-        return None
-    before = mean_tokens(results, parents[model], dataset)
-    return tokens / before - 1 if before else None
 
 
 def paired_table(results: Results) -> pandas.DataFrame:
@@ -113,16 +111,10 @@ def length_table(results: Results) -> pandas.DataFrame:
     `pearson_r_steps` correlates the reasoning tokens with the number of gold steps; it is empty
     where the length is constant or the data have no steps.
     """
-    rows = []
-    for dataset in results.datasets:
-        for model in results.models:
-            for seed in results.seeds:
-                predictions = results.predictions(model, seed, dataset)
-                summary = results.summary(model, seed, dataset)
-                row = {"model": model, "dataset": dataset, "seed": seed, "n": summary["n"]}
-                row["pearson_r_steps"] = length_correlation(predictions)
-                rows.append(row | {name: summary[name] for name in LENGTH_COLUMNS})
-    return pandas.DataFrame(rows)
+    table = summaries(results)
+    which = table[["model", "seed", "dataset"]].itertuples(index=False)
+    table["pearson_r_steps"] = [length_correlation(results.predictions(*one)) for one in which]
+    return table[["model", "dataset", "seed", "n", "pearson_r_steps", *LENGTH_COLUMNS]]
 
 
 def length_correlation(predictions: pandas.DataFrame) -> float | None:
@@ -141,41 +133,31 @@ def tokens_table(results: Results) -> pandas.DataFrame:
 
 
 def _grouped_table(results: Results, key: str) -> pandas.DataFrame:
-    return _by_model(
-        results,
-        lambda model, dataset: grouped(
+    parts = {
+        (model, dataset): grouped(
             results.pooled_predictions(model, dataset).dropna(subset=key), key
-        ),
-    )
+        )
+        for dataset in results.datasets
+        for model in results.models
+    }
+    table = pandas.concat(parts, names=["model", "dataset"])
+    return table.reset_index(["model", "dataset"]).reset_index(drop=True)
 
 
 def forced_table(results: Results) -> pandas.DataFrame:
     """Accuracy at every forced number of latent steps, pooled over seeds, with its interval."""
-
-    def part_of(model: str, dataset: str) -> pandas.DataFrame:
-        pooled = pandas.concat([results.forced(model, s, dataset) for s in results.seeds])
-        part = pooled.groupby("latent_steps")[["n", "correct"]].sum().reset_index()
-        part["accuracy"] = part["correct"] / part["n"]
-        bounds = [wilson_interval(c, n) for c, n in zip(part["correct"], part["n"], strict=True)]
-        part["accuracy_ci95_low"] = [low for low, _ in bounds]
-        part["accuracy_ci95_high"] = [high for _, high in bounds]
-        return part
-
-    return _by_model(results, part_of)
-
-
-def _by_model(
-    results: Results, part_of: Callable[[str, str], pandas.DataFrame]
-) -> pandas.DataFrame:
-    """The parts of all models and data sets in one table, with columns `model` and `dataset`."""
-    parts = []
-    for dataset in results.datasets:
-        for model in results.models:
-            part = part_of(model, dataset)
-            part.insert(0, "dataset", dataset)
-            part.insert(0, "model", model)
-            parts.append(part)
-    return pandas.concat(parts, ignore_index=True)
+    parts = [
+        results.forced(model, seed, dataset).assign(model=model, dataset=dataset)
+        for dataset in results.datasets
+        for model in results.models
+        for seed in results.seeds
+    ]
+    groups = pandas.concat(parts).groupby(["model", "dataset", "latent_steps"], sort=False)
+    table = groups[["n", "correct"]].sum().reset_index()
+    table["accuracy"] = table["correct"] / table["n"]
+    bounds = [wilson_interval(c, n) for c, n in zip(table["correct"], table["n"], strict=True)]
+    table[["accuracy_ci95_low", "accuracy_ci95_high"]] = bounds
+    return table
 
 
 SUPPLEMENTS: dict[str, Callable[[Results], pandas.DataFrame]] = {
@@ -259,13 +241,7 @@ def latex(main: pandas.DataFrame) -> str:
     """The main table as a LaTeX `tabular` (needs the package booktabs)."""
     table = readable(main)
     alignment = "".join("r" if _is_numeric(name) else "l" for name in table.columns)
-
-    def line(row: list[str]) -> str:
-        return " & ".join(cell.replace("%", r"\%").replace("_", r"\_") for cell in row) + r" \\"
-
-    body = [line(row) for row in table.to_numpy().tolist()]
-    head = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", line(list(table.columns))]
-    return "\n".join([*head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return table.to_latex(index=False, escape=True, column_format=alignment)
 
 
 def write_csv(table: pandas.DataFrame, path: Path) -> None:

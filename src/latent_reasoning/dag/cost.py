@@ -178,24 +178,24 @@ class Need:
         return 60 * math.ceil(MARGIN * self.hours)
 
 
-def base_need(experiment: Experiment, device: Device | None = None) -> Need:
+def base_need(experiment: Experiment) -> Need:
     """What the job that makes or fetches the base model needs."""
     if experiment.base.source == "scratch":
-        return _training_need(experiment, SftModel(training=experiment.base.training), device)
+        return _training_need(experiment, SftModel(training=experiment.base.training))
     return Need(0.5, 0.0, _host_mb(experiment), 4 * size_of(experiment).weights)
 
 
-def training_need(experiment: Experiment, model: str, device: Device | None = None) -> Need:
+def training_need(experiment: Experiment, model: str) -> Need:
     """What the job that makes a model needs."""
     entry = experiment.models[model]
     if entry.stage == "import":
         return Need(0.1, 0.0, _host_mb(experiment), 4 * size_of(experiment).weights)
-    return _training_need(experiment, entry, device)
+    return _training_need(experiment, entry)
 
 
-def _training_need(experiment: Experiment, entry: Trained, device: Device | None) -> Need:
+def _training_need(experiment: Experiment, entry: Trained) -> Need:
     """What a training with its validations needs."""
-    size, device = size_of(experiment), device or device_of(experiment)
+    size, device = size_of(experiment), device_of(experiment)
     training, lora = entry.training, entry.lora
     rows = min(experiment.runtime.micro_batch_size or training.batch_size, training.batch_size)
     tokens, logits, passes = _micro_batch(entry, rows)
@@ -239,9 +239,9 @@ def _micro_batch(entry: Trained, rows: int) -> tuple[int, int, int]:
     return rows * (QUESTION + learned), rows * learned, passes
 
 
-def evaluation_need(experiment: Experiment, model: str, device: Device | None = None) -> Need:
+def evaluation_need(experiment: Experiment, model: str) -> Need:
     """What the evaluations of a model need, adaptive and forced, on all data sets together."""
-    size, device = size_of(experiment), device or device_of(experiment)
+    size, device = size_of(experiment), device_of(experiment)
     data, settings = experiment.data, experiment.evaluation
     rows = data.generated.test if data.source == "generated" else TEST_ROWS
     rows, batch = min(rows, data.limits.test or rows), experiment.runtime.evaluation_batch_size

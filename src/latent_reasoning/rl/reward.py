@@ -20,7 +20,7 @@ P prompts, G samples per group, U distinct completions.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ BAD_FORMAT_REWARD = -1.0
 CORRECT_REWARD = 1.0
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the reward reads of one sample."""
 
     well_formatted: bool
@@ -98,8 +97,7 @@ def judge_completions(
     ]
 
 
-@dataclass(frozen=True)
-class Outcomes:
+class Outcomes(NamedTuple):
     """Outcomes as three tensors of one shape: bool, bool, int64."""
 
     well_formatted: Tensor
@@ -109,19 +107,11 @@ class Outcomes:
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Outcomes:
         """The outcomes as tensors (N,)."""
-        return cls(
-            torch.tensor([outcome.well_formatted for outcome in outcomes], dtype=torch.bool),
-            torch.tensor([outcome.correct for outcome in outcomes], dtype=torch.bool),
-            torch.tensor([outcome.length for outcome in outcomes], dtype=torch.long),
-        )
+        return cls(*(torch.tensor(values) for values in zip(*outcomes, strict=True)))
 
-    @property
-    def fields(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors, in order."""
-        return self.well_formatted, self.correct, self.length
-
-    def __getitem__(self, index: Tensor) -> Outcomes:
-        return Outcomes(self.well_formatted[index], self.correct[index], self.length[index])
+    def at(self, index: Tensor) -> Outcomes:
+        """The outcomes at `index` of the first dimension."""
+        return Outcomes(*(values[index] for values in self))
 
 
 def length_coefficient(correct: Tensor, samples: int, reward: Reward) -> Tensor:
@@ -157,7 +147,7 @@ def rewards(groups: Sequence[Hashable], outcomes: Outcomes, settings: Reward) ->
     out = torch.zeros(outcomes.length.shape, dtype=torch.float64)
     for rows in by_size.values():
         index = torch.tensor(rows)
-        out[index] = _group_rewards(outcomes[index], settings)
+        out[index] = _group_rewards(outcomes.at(index), settings)
     return out
 
 
@@ -191,7 +181,7 @@ def reward_groups(
     prompts, groups, group_size = samples.length.shape
     # A question that occurs twice pools its samples: first groups with first ones, and so on.
     rows = [question for question in questions for _ in range(group_size)]
-    by_row = Outcomes(*(values.transpose(1, 2).flatten(0, 1) for values in samples.fields))
+    by_row = Outcomes(*(values.transpose(1, 2).flatten(0, 1) for values in samples))
     values = rewards(rows, by_row, settings).view(prompts, group_size, groups).transpose(1, 2)
     per_sample = advantages(values.flatten(), group_size).view(prompts, -1)
     parts = per_sample.split([len(rollout.prompts) for rollout in rollouts])
@@ -204,10 +194,10 @@ def reward_groups(
 def _of_samples(rollouts: Sequence[Rollout], outcomes: Sequence[Sequence[Outcome]]) -> Outcomes:
     """The outcome of each sample of all prompts: (P, groups, G)."""
     parts = [
-        Outcomes.of(own)[rollout.sample_completion.unflatten(1, (rollout.groups, -1))]
+        Outcomes.of(own).at(rollout.sample_completion.unflatten(1, (rollout.groups, -1)))
         for rollout, own in zip(rollouts, outcomes, strict=True)
     ]
-    return Outcomes(*(torch.cat(fields) for fields in zip(*(p.fields for p in parts), strict=True)))
+    return Outcomes(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _of_completions(rollout: Rollout, per_sample: Tensor) -> Tensor:
