@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,9 @@ from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.task import LossOutput
+
+Draw = Callable[..., tuple[Rollout, Trajectory]]
+"""Samples prompts with their parts of the random numbers: `sample` or `sample_all_lengths`."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ class GroupBatch:
         return trajectory
 
 
+@dataclass
 class AdaptiveLengthTask:
     """Learn to stop as early as accuracy allows.
 
@@ -77,40 +81,37 @@ class AdaptiveLengthTask:
     It takes the entry's bound on latent steps, which holds wherever the model thinks from then on.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: LatentReasoner,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[RlPrompt],
-        entry: RlModel,
-        runtime: Runtime,
-        *,
-        seed: int,
-        validate: Callable[[], dict[str, float]],
-        processes: OneProcess = ALONE,
-    ) -> None:
-        _check_iterations(name, entry, runtime)
-        self.name = name
-        self.model = model
-        self.tokenizer = tokenizer
-        self.prompts = prompts
-        self.entry = entry
+    name: str
+    model: LatentReasoner
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[RlPrompt]
+    entry: RlModel
+    runtime: Runtime
+    seed: int
+    validate: Callable[[], dict[str, float]]
+    processes: OneProcess = ALONE
+
+    def __post_init__(self) -> None:
+        entry = self.entry
+        _check_iterations(self.name, entry, self.runtime)
         self.iterations = entry.iterations
-        self.seed = seed
-        self.validate = validate
-        self.processes = processes
-        model.change_settings(max_latent_steps=entry.max_latent_steps)
+        self.model.change_settings(max_latent_steps=entry.max_latent_steps)
         self.sampling = SamplingSettings(
             temperature=entry.temperature,
             max_new_tokens=entry.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            eos_id=self.tokenizer.eos_token_id,
         )
-        lengths = [len(prompt.ids) for prompt in prompts]
-        self.plan = BatchPlan(lengths, entry.training, runtime, seed, name, processes=processes)
+        self.plan = BatchPlan(
+            [len(prompt.ids) for prompt in self.prompts],
+            entry.training,
+            self.runtime,
+            self.seed,
+            self.name,
+            processes=self.processes,
+        )
         self.start_model: LatentReasoner | None = None
-        if entry.kl_weight and model.adapter is None:
-            self.start_model = copy.deepcopy(model).requires_grad_(False).eval()
+        if entry.kl_weight and self.model.adapter is None:
+            self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
         self._sampled = (-1, 0, 0)
         self._batches: list[GroupBatch] = []
 
@@ -160,17 +161,9 @@ class AdaptiveLengthTask:
         """Log-probabilities (U, T) under the initial model; None without a KL term."""
         if not self.entry.kl_weight:
             return None
-        with self._reference_policy() as reference:
+        reference = self.start_model or self.model
+        with contextlib.nullcontext() if self.start_model else adapter_disabled(self.model):
             return score_completions(reference, rollout.prompts, rollout.completions, self.sampling)
-
-    @contextlib.contextmanager
-    def _reference_policy(self) -> Iterator[LatentReasoner]:
-        """The model with its adapter switched off, or a frozen copy of the initial model."""
-        if self.start_model is not None:
-            yield self.start_model
-            return
-        with adapter_disabled(self.model):
-            yield self.model
 
     def _sample(self, round_: int) -> list[GroupBatch]:
         """Sample and judge this process's share of a step's groups; reward those of all."""
@@ -181,9 +174,10 @@ class AdaptiveLengthTask:
         prompts = [[self.prompts[index] for index in part] for part in parts]
         # A single micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all their graphs at once, and saving memory is what they are for.
+        draw: Draw = sample if self.entry.estimator == "sampled" else sample_all_lengths
         with memory_shortage(self.processes), torch.set_grad_enabled(len(parts) == 1):
             sampled = [
-                self._sample_part([prompt.ids for prompt in part], *own)
+                draw(self.model, [prompt.ids for prompt in part], *own, self.sampling)
                 for part, own in zip(prompts, self.processes.share(draws), strict=True)
             ]
             references = [self.reference_log_probs(rollout) for rollout, _ in sampled]
@@ -210,24 +204,16 @@ class AdaptiveLengthTask:
     def _draws(self, round_: int) -> tuple[Tensor, ...]:
         """The uniform random numbers of all prompts of a step, in the plan's order."""
         prompts, group_size = self.entry.training.batch_size, self.entry.group_size
-        seed = seeds.seed_for(
-            self.seed, seeds.ROLLOUTS.format(model=self.name, round=round_), self.plan.rollbacks
-        )
-        uniforms = draw_uniforms(prompts, group_size, self.entry.max_new_tokens, seed)
+
+        def seed(purpose: str) -> int:
+            purpose = purpose.format(model=self.name, round=round_)
+            return seeds.seed_for(self.seed, purpose, self.plan.rollbacks)
+
+        tokens = self.entry.max_new_tokens
+        uniforms = draw_uniforms(prompts, group_size, tokens, seed(seeds.ROLLOUTS))
         if self.entry.estimator == "sampled":
             return (uniforms,)
-        seed = seeds.seed_for(
-            self.seed, seeds.STOP_LENGTHS.format(model=self.name, round=round_), self.plan.rollbacks
-        )
-        return uniforms, draw_stratified(prompts, group_size, seed)
-
-    def _sample_part(
-        self, prompts: Sequence[list[int]], uniforms: Tensor, stop_draws: Tensor | None = None
-    ) -> tuple[Rollout, Trajectory]:
-        """Sample a micro-batch's prompts with their parts of `_draws`."""
-        if stop_draws is None:
-            return sample(self.model, prompts, uniforms, self.sampling)
-        return sample_all_lengths(self.model, prompts, uniforms, stop_draws, self.sampling)
+        return uniforms, draw_stratified(prompts, group_size, seed(seeds.STOP_LENGTHS))
 
 
 def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:

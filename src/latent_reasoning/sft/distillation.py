@@ -77,10 +77,8 @@ def read_with_states(
     selected, target_map, span_map = (
         positions.to(model.device) for positions in (selected, target_map, span_map)
     )
-    summary = summarise_states(
-        output.hidden_states, selected, target_map, span_map, distillation.block_range
-    )
-    return output, summary
+    states, blocks = output.hidden_states, distillation.block_range
+    return output, summarise_states(states, selected, target_map, span_map, blocks)
 
 
 def summarise_states(
@@ -92,32 +90,21 @@ def summarise_states(
 ) -> StateSummary:
     """Reduce a batch's hidden states to those that are compared.
 
-    Args:
-        hidden_states: the embeddings and each block's states, `(M, d)`, at the positions of
-            `selected` only.
-        selected: bool `(B, T)`, True at least where `target_map` or `span_map` is.
-        target_map: bool `(B, T)`, True at one position per row.
-        span_map: bool `(B, T)`, the positions that are averaged.
-        block_range: first and last block to keep (from 0, inclusive); None keeps all.
-
-    Raises:
-        ValueError: a row without exactly one target token, or a block that the model lacks.
+    `hidden_states` are the embeddings and each block's states, `(M, d)`, at the positions that are
+    True in `selected` `(B, T)`: at least those of `target_map` and `span_map`. Raises `ValueError`
+    for a row without exactly one target token, or a block that the model lacks.
     """
     if not bool((target_map.sum(1) == 1).all()):
         raise ValueError("each row has exactly one target token")
     blocks = hidden_states[1:]
-    if block_range is not None:
-        first, last = block_range
-        if last >= len(blocks) or first > last:
-            raise ValueError(
-                f"distillation.block_range {first}..{last} does not fit a model whose blocks are "
-                f"0..{len(blocks) - 1}"
-            )
-        blocks = blocks[first : last + 1]
-    states = torch.stack(list(blocks))
-    row_of = selected.nonzero()[:, 0]
-    in_span = span_map[selected]
-    counts = span_map.sum(1)
+    first, last = block_range or (0, len(blocks) - 1)
+    if last >= len(blocks):
+        raise ValueError(
+            f"distillation.block_range {first}..{last} does not fit a model whose blocks are "
+            f"0..{len(blocks) - 1}"
+        )
+    states = torch.stack(list(blocks[first : last + 1]))
+    row_of, in_span, counts = selected.nonzero()[:, 0], span_map[selected], span_map.sum(1)
     sums = states.new_zeros(len(states), len(selected), states.shape[-1])
     sums = sums.index_add(1, row_of[in_span], states[:, in_span])
     mean = sums / counts.clamp(min=1)[:, None]

@@ -69,44 +69,34 @@ class LatentBatch:
     scale: dict[str, float]
 
 
+@dataclass
 class LatentSftTask:
     """Learn latent reasoning from rows read as teacher and as student."""
 
+    name: str
+    model: LatentReasoner
+    examples: Sequence[LatentExample]
+    entry: LatentSftModel
+    runtime: Runtime
+    seed: int
+    pad_id: int
+    validate: Callable[[], dict[str, float]]
+    teacher_states: TeacherStates | None = None
+    processes: OneProcess = ALONE
     iterations = 1
 
-    def __init__(
-        self,
-        name: str,
-        model: LatentReasoner,
-        examples: Sequence[LatentExample],
-        entry: LatentSftModel,
-        runtime: Runtime,
-        *,
-        seed: int,
-        pad_id: int,
-        validate: Callable[[], dict[str, float]],
-        teacher_states: TeacherStates | None = None,
-        processes: OneProcess = ALONE,
-    ) -> None:
-        self.name = name
-        self.model = model
-        self.examples = examples
-        self.entry = entry
-        self.pad_id = pad_id
-        self.validate = validate
-        self.teacher_states = teacher_states
-        self.processes = processes
-        lengths = [len(example.teacher) + len(example.student) for example in examples]
+    def __post_init__(self) -> None:
+        training = self.entry.training
         # Without a micro-batch size the loss is one mean, even where several processes share it.
-        self.by_tokens = entry.training.accumulation == "tokens" or runtime.micro_batch_size is None
+        self.by_tokens = training.accumulation == "tokens" or self.runtime.micro_batch_size is None
         self.plan = BatchPlan(
-            lengths,
-            entry.training,
-            runtime,
-            seed,
-            name,
+            [len(example.teacher) + len(example.student) for example in self.examples],
+            training,
+            self.runtime,
+            self.seed,
+            self.name,
             by_length=self.by_tokens,
-            processes=processes,
+            processes=self.processes,
         )
 
     def micro_batches(self, step: int) -> list[LatentBatch]:

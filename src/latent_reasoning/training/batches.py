@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from latent_reasoning.config import ConfigError, Runtime, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length
@@ -10,6 +11,7 @@ from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 
 
+@dataclass
 class BatchPlan:
     """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
 
@@ -20,28 +22,22 @@ class BatchPlan:
     `ConfigError` where a process would get none.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        training: Training,
-        runtime: Runtime,
-        seed: int,
-        name: str,
-        *,
-        by_length: bool = True,
-        processes: OneProcess = ALONE,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_size = training.batch_size
-        self.seed = seed
-        self.name = name
-        self.by_length = by_length
-        share = processes.share_size(training.batch_size)
-        self.micro_batch_size = min(runtime.micro_batch_size or share, training.batch_size)
-        if -(-training.batch_size // self.micro_batch_size) < processes.count:
+    lengths: Sequence[int]
+    training: Training
+    runtime: Runtime
+    seed: int
+    name: str
+    by_length: bool = field(default=True, kw_only=True)
+    processes: OneProcess = field(default=ALONE, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.training.batch_size
+        size = self.runtime.micro_batch_size or self.processes.share_size(self.batch_size)
+        self.micro_batch_size = min(size, self.batch_size)
+        if -(-self.batch_size // self.micro_batch_size) < self.processes.count:
             raise ConfigError(
-                f"runtime.processes: {processes.count} processes have no work for each in a batch "
-                f"of {training.batch_size} in micro-batches of {self.micro_batch_size}; lower "
+                f"runtime.processes: {self.processes.count} processes have no work for each in a "
+                f"batch of {self.batch_size} in micro-batches of {self.micro_batch_size}; lower "
                 "runtime.micro_batch_size, or it"
             )
         self.reorder(rollbacks=0)

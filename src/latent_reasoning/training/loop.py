@@ -18,6 +18,7 @@ With several processes, each runs this loop over its share of every step's micro
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.name, self.model = self.task.name, self.task.model
         self.processes, self.log = self.task.processes, self.store.log
-        self.precision = resolve_precision(self.runtime.precision, _device(self.model))
+        device = next(self.model.parameters()).device
+        precision = resolve_precision(self.runtime.precision, device)
+        self.autocast = partial(autocast, device, precision)
         self.optimizer = build_optimizer(self.model, self.training)
         self.rate = learning_rate(self.training)
         self.guard = DivergenceGuard(self.runtime.guard, self.training.max_grad_norm)
@@ -126,7 +129,9 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         values = self._gradients_within_memory()
-        values["gradient_norm"] = _clip(self.model, self.training.max_grad_norm)
+        trained = list(parameter_names(self.model))
+        norm = nn.utils.clip_grad_norm_(trained, self.training.max_grad_norm)
+        values["gradient_norm"] = float(norm)  # before clipping
         trouble = self.guard.judge_step(progress.guard, progress.step, values)
         if trouble is not None:
             return trouble
@@ -156,7 +161,7 @@ class Trainer:
             torch.manual_seed(step_seed)
             self.model.zero_grad()
             try:
-                with autocast(_device(self.model), self.precision):
+                with self.autocast():
                     return accumulate_gradients(self.model, self.task, progress.step)
             except OutOfMemoryError as error:
                 reason = str(error)
@@ -182,7 +187,7 @@ class Trainer:
         best so far."""
         progress = self.progress
         self.model.eval()
-        with torch.no_grad(), autocast(_device(self.model), self.precision):
+        with torch.no_grad(), self.autocast():
             measured = dict(self.task.validate())
         rows = measured.pop("validation_rows", None)
         self.metrics.write(measured)
@@ -295,11 +300,6 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
     }
 
 
-def _clip(model: nn.Module, max_norm: float) -> float:
-    """Clip the gradient to a global norm; returns the norm before clipping."""
-    return float(nn.utils.clip_grad_norm_(list(parameter_names(model)), max_norm))
-
-
 def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
     """Scalars as plain floats, with one transfer from the device."""
     tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
@@ -308,10 +308,6 @@ def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
         name: next(from_tensors) if isinstance(value, Tensor) else float(value)
         for name, value in values.items()
     }
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 # ------------------------------------------------------------------------------------- selection

@@ -76,50 +76,46 @@ class TextBatch:
     weight: float
 
 
+@dataclass
 class TextTask:
     """Learn the labels of text examples."""
 
+    name: str
+    model: LatentReasoner
+    examples: Sequence[PlainExample]
+    training: Training
+    runtime: Runtime
+    seed: int
+    pad_id: int
+    validate: Callable[[], dict[str, float]]
+    processes: OneProcess = ALONE
     iterations = 1
 
-    def __init__(
-        self,
-        name: str,
-        model: LatentReasoner,
-        examples: Sequence[PlainExample],
-        training: Training,
-        runtime: Runtime,
-        *,
-        seed: int,
-        pad_id: int,
-        validate: Callable[[], dict[str, float]],
-        processes: OneProcess = ALONE,
-    ) -> None:
-        self.name = name
-        self.model = model
-        self.examples = examples
+    def __post_init__(self) -> None:
         # A whole batch may be cut for speed: weighted by labels, the loss is still its mean.
-        whole = runtime.micro_batch_size is None
-        if whole and model.device.type == "cpu":
-            size = min(SPEED_MICRO_BATCH, processes.share_size(training.batch_size))
+        runtime, whole = self.runtime, self.runtime.micro_batch_size is None
+        if whole and self.model.device.type == "cpu":
+            size = min(SPEED_MICRO_BATCH, self.processes.share_size(self.training.batch_size))
             runtime = runtime.model_copy(update={"micro_batch_size": size})
-        self.by_tokens = whole or training.accumulation == "tokens"
-        self.pad_id = pad_id
-        self.validate = validate
-        self.processes = processes
+        self.by_tokens = whole or self.training.accumulation == "tokens"
         self.plan = BatchPlan(
-            [len(example) for example in examples],
-            training,
+            [len(example) for example in self.examples],
+            self.training,
             runtime,
-            seed,
-            name,
+            self.seed,
+            self.name,
             by_length=self.by_tokens,
-            processes=processes,
+            processes=self.processes,
         )
 
     def micro_batches(self, step: int) -> list[TextBatch]:
         """This process's share of the step's examples, collated."""
-        own = self.processes.share(self.plan.micro_batches(step))
-        return [self._collate(indices) for indices in own]
+        batches = []
+        for indices in self.processes.share(self.plan.micro_batches(step)):
+            batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
+            weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
+            batches.append(TextBatch(batch, weight))
+        return batches
 
     def loss(self, micro_batch: TextBatch) -> LossOutput:
         """Mean cross-entropy over the micro-batch's labels."""
@@ -127,8 +123,3 @@ class TextTask:
         output = self.model(batch["input_ids"], batch["attention_mask"])
         loss = cross_entropy(self.model, output, batch["labels"])
         return LossOutput(loss, micro_batch.weight)
-
-    def _collate(self, indices: list[int]) -> TextBatch:
-        batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
-        weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
-        return TextBatch(batch, weight)
