@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.inputs import Shape, build_inputs, trained_inputs
-from benchmarks.measure import Build, Measurement, count_flops, measure_memory, time_workload
-from benchmarks.report import as_table, draw_summary, write_table
+from benchmarks.measure import Measurement, count_flops, measure_memory, time_workload
+from benchmarks.report import as_table, draw_summary, write
 from benchmarks.workloads import WORKLOADS, build_workloads
-from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 
@@ -47,7 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parsed(arguments)
     torch.set_num_threads(1)
     table = "summary" if options.model is None else "trained"
-    build = _inputs(options)
+    build = partial(build_inputs, Shape())
+    if options.model is not None:
+        sizes = {"batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
+        build = partial(trained_inputs, options.model.resolve(), options.rows.resolve(), **sizes)
     names = options.workloads or DEFAULT_WORKLOADS[table]
     measured: list[Measurement] = []
     for workload in build_workloads(build(), names):
@@ -57,8 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     if MEMORY_WORKLOAD[table] in names:
         measured.append(measure_memory(MEMORY_WORKLOAD[table], build))
     output = options.output or results_root() / "benchmarks" / f"{table}.csv"
-    write_table(measured, output)
-    save(draw_summary(measured), output.parent, output.stem)
+    write(measured, draw_summary(measured), output)
     print(as_table(measured).to_string(index=False, float_format="{:.5g}".format))
 
 
@@ -87,13 +88,6 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: {getattr(options, name)} is below 1")
     return options
-
-
-def _inputs(options: argparse.Namespace) -> Build:
-    if options.model is None:
-        return partial(build_inputs, Shape())
-    sizes = {"batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
-    return partial(trained_inputs, options.model.resolve(), options.rows.resolve(), **sizes)
 
 
 if __name__ == "__main__":

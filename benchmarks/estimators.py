@@ -28,7 +28,7 @@ from torch import Tensor
 
 from latent_reasoning.analysis.style import PALETTE, STYLE, save
 from latent_reasoning.config import Experiment, load
-from latent_reasoning.dag.layout import Layout, results_root
+from latent_reasoning.dag.layout import Layout, main_models, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.device import join_machine
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
 def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str, object]]:
     """A row per estimator, before and after RL, for the experiment's first seed."""
     seed, layout = experiment.seeds[0], Layout.of(experiment)
-    sampled, exact = (_first(experiment, estimator) for estimator in ("sampled", "exact"))
+    names = reversed(main_models(experiment))
+    by_estimator = {getattr(experiment.models[name], "estimator", None): name for name in names}
+    sampled, exact = by_estimator["sampled"], by_estimator["exact"]
     machine = join_machine(experiment.runtime)
     for weights in (experiment.models[sampled].start, sampled):
         for model in (sampled, exact):
@@ -82,15 +84,6 @@ def measure_variance(experiment: Experiment, repeats: int) -> Iterator[dict[str,
                 "variance": variance,
                 "cpu_seconds": seconds,
             }
-
-
-def _first(experiment: Experiment, estimator: str) -> str:
-    """The first model with this estimator that is not in the appendix."""
-    return next(
-        name
-        for name, entry in experiment.models.items()
-        if getattr(entry, "estimator", None) == estimator and name not in experiment.report.appendix
-    )
 
 
 def repeated_gradients(task: AdaptiveLengthTask, repeats: int) -> tuple[Tensor, float]:

@@ -6,8 +6,6 @@ implementation (GSM8K-Aug, with a tokenizer of 640 tokens).
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,20 +78,20 @@ class Shape:
     question: int | None = None
     rollout_tokens: int = 40
 
-    def sft_lengths(self) -> list[tuple[int, int, int]]:
+    def sft_lengths(self) -> list[list[int]]:
         """Lengths of question, reasoning and answer of each row."""
-        scale = self._scale([question for question, _, _ in SFT_LENGTHS])
-        rows = itertools.islice(itertools.cycle(SFT_LENGTHS), self.rows)
-        return [(max(2, round(scale * question)), *others) for question, *others in rows]
+        lengths = np.resize(SFT_LENGTHS, (self.rows, 3))
+        lengths[:, 0] = self._scaled(np.array(SFT_LENGTHS)[:, 0], self.rows)
+        return lengths.tolist()
 
     def prompt_lengths(self) -> list[int]:
         """Length of each prompt, START included."""
-        count, scale = max(self.rows, self.grpo_prompts), self._scale(PROMPT_LENGTHS)
-        lengths = itertools.islice(itertools.cycle(PROMPT_LENGTHS), count)
-        return [max(2, round(scale * length)) for length in lengths]
+        return self._scaled(np.array(PROMPT_LENGTHS), max(self.rows, self.grpo_prompts)).tolist()
 
-    def _scale(self, lengths: Sequence[int]) -> float:
-        return 1.0 if self.question is None else self.question * len(lengths) / sum(lengths)
+    def _scaled(self, lengths: np.ndarray, count: int) -> np.ndarray:
+        """`count` of these lengths, over and over, scaled to the mean that `question` says."""
+        scale = 1.0 if self.question is None else self.question / lengths.mean()
+        return np.rint(scale * np.resize(lengths, count)).astype(int).clip(min=2)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+import pandas
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -45,26 +44,23 @@ class Measurement:
 
 def time_workload(workload: Workload, repetitions: int) -> list[Measurement]:
     """Time both paths alternately, naive, fast, naive, fast, .. after one warm-up run of each."""
-    seconds: dict[str, list[float]] = {path: [] for path in PATHS}
-    rates: dict[str, list[float]] = {path: [] for path in PATHS}
+    rows = []
     for repetition in range(repetitions + 1):
         for path in PATHS:
             start = time.perf_counter()
             work = getattr(workload, path)(repetition)
             took = time.perf_counter() - start
-            if repetition > 0:
-                seconds[path].append(took)
-                rates[path].append(work.tokens / took)
-    medians = [statistics.median(seconds[path]) for path in PATHS]
-    examples = [workload.examples / median for median in medians]
-    tokens = [statistics.median(rates[path]) for path in PATHS]
-    name = workload.name
+            rows.append((repetition, path, took, work.tokens / took))
+    table = pandas.DataFrame(rows, columns=["repetition", "path", "seconds", "rate"])
+    paths = table[table["repetition"] > 0].groupby("path")
+    seconds, name = paths["seconds"], workload.name
+    examples = workload.examples / seconds.median()
     return [
-        Measurement(name, "seconds", *medians),
-        Measurement(name, "seconds_min", *(min(seconds[path]) for path in PATHS)),
-        Measurement(name, "seconds_max", *(max(seconds[path]) for path in PATHS)),
-        Measurement(name, "examples_per_second", *examples, more_is_better=True),
-        Measurement(name, "real_tokens_per_second", *tokens, more_is_better=True),
+        Measurement(name, "seconds", **seconds.median()),
+        Measurement(name, "seconds_min", **seconds.min()),
+        Measurement(name, "seconds_max", **seconds.max()),
+        Measurement(name, "examples_per_second", **examples, more_is_better=True),
+        Measurement(name, "real_tokens_per_second", **paths["rate"].median(), more_is_better=True),
     ]
 
 
@@ -126,5 +122,4 @@ def _run_once(workload: str, path: str, build: Build) -> float:
 
 def peak_memory_mib() -> float:
     """Peak memory of this process so far, libraries and weights included."""
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.measure import Measurement
-from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, WIDTH
+from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, WIDTH, save
 from latent_reasoning.runtime.files import write_text_atomically
 
 COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
@@ -37,14 +37,15 @@ RATIOS = {
 
 def as_table(measured: Sequence[Measurement]) -> pandas.DataFrame:
     """`workload, metric, naive, fast, ratio`; for the scaling also `axis` and `value`."""
-    table = pandas.DataFrame([[getattr(one, name) for name in COLUMNS] for one in measured])
-    return table.set_axis(COLUMNS, axis=1).dropna(axis=1, how="all")
+    rows = [[getattr(one, name) for name in COLUMNS] for one in measured]
+    return pandas.DataFrame(rows, columns=COLUMNS).dropna(axis=1, how="all")
 
 
-def write_table(measured: Sequence[Measurement], output: Path) -> None:
-    """Write the table as CSV with six significant digits."""
+def write(measured: Sequence[Measurement], figure: Figure, output: Path) -> None:
+    """Write the table as CSV with six significant digits, and its figure beside it."""
     text = as_table(measured).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text_atomically(output, text)
+    save(figure, output.parent, output.stem)
 
 
 def draw_summary(measured: Sequence[Measurement]) -> Figure:

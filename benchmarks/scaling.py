@@ -26,9 +26,8 @@ import torch
 
 from benchmarks.inputs import Shape, build_inputs
 from benchmarks.measure import Measurement, measure_memory, time_workload
-from benchmarks.report import draw_scaling, write_table
+from benchmarks.report import draw_scaling, write
 from benchmarks.workloads import build_workloads
-from latent_reasoning.analysis.style import save
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
 
@@ -96,12 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     points = list(measure(BASE, options.repetitions))
     output = options.output or results_root() / "benchmarks" / "scaling.csv"
-    write_table(points, output)
-    save(draw_scaling(points), output.parent, output.stem)
+    write(points, draw_scaling(points), output)
 
 
 def measure(base: Shape, repetitions: int) -> Iterator[Measurement]:
-    """Every point of every axis through `base`; `base` itself is measured once per workload."""
+    """Seconds and memory at every point of every axis through `base`, each shape measured once."""
     for workload, axes in AXES.items():
         done: dict[Shape, list[Measurement]] = {}
         for name, axis in axes.items():
@@ -109,16 +107,11 @@ def measure(base: Shape, repetitions: int) -> Iterator[Measurement]:
                 shape = axis.of(base, value)
                 if shape not in done:
                     print(f"{workload}, {name} {value} ..", file=sys.stderr, flush=True)
-                    done[shape] = _measure(workload, shape, repetitions)
+                    build = partial(build_inputs, shape)
+                    memory = measure_memory(workload, build)
+                    (built,) = build_workloads(build(), [workload])
+                    done[shape] = [time_workload(built, repetitions)[0], memory]
                 yield from (replace(one, axis=name, value=value) for one in done[shape])
-
-
-def _measure(workload: str, shape: Shape, repetitions: int) -> list[Measurement]:
-    """Seconds and peak memory."""
-    build = partial(build_inputs, shape)
-    memory = measure_memory(workload, build)
-    (built,) = build_workloads(build(), [workload])
-    return [time_workload(built, repetitions)[0], memory]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import naive
 from benchmarks.inputs import STEPS, Inputs
@@ -97,18 +97,23 @@ def _sft(
 ) -> Workload:
     """The gradient of a loss over all rows, by the naive path and by the package's task."""
     model, work = inputs.model, Work(texts)
+    return Workload(
+        task.name,
+        len(inputs.sft),
+        _gradient(model, work, lambda _: naive_loss().backward()),
+        _gradient(model, work, lambda step: accumulate_gradients(model, task, step)),
+    )
 
-    def run_naive(repetition: int) -> Work:
+
+def _gradient(model: nn.Module, work: Work, compute: Callable[[int], object]) -> Run:
+    """A run that computes a gradient anew, by `compute`, and always does the same work."""
+
+    def run(repetition: int) -> Work:
         model.zero_grad()
-        naive_loss().backward()
+        compute(repetition)
         return work
 
-    def run_fast(repetition: int) -> Work:
-        model.zero_grad()
-        accumulate_gradients(model, task, repetition)
-        return work
-
-    return Workload(task.name, len(inputs.sft), run_naive, run_fast)
+    return run
 
 
 def _training(batch_size: int) -> Training:
@@ -134,7 +139,6 @@ def _fast_answers(inputs: Inputs, prompts: list[list[int]]) -> Work:
 
 
 def _answers(inputs: Inputs, name: str, prompts: list[list[int]]) -> Workload:
-    """Greedy answers to the prompts."""
     return Workload(
         name,
         len(prompts),
@@ -218,12 +222,12 @@ class _Grpo:
         verdicts = judge_completions(rollout, prompts, self.tokenizer)
         questions = [prompt.text for prompt in prompts]
         advantages, _ = reward_groups([rollout], [verdicts], questions, self.entry.reward)
+        self.model.zero_grad()
         self.naive_update(rollout, advantages[0])
         return sampled(rollout)
 
     def naive_update(self, rollout: Rollout, advantages: Tensor) -> None:
         """The gradient of the loss of `rollout`, whose samples have these `advantages`."""
-        self.model.zero_grad()
         naive.grpo_loss(
             self.model,
             self.task.start_model,
@@ -280,18 +284,16 @@ def _grpo_update(inputs: Inputs, name: str) -> Workload:
         [[*read, *written] for read, written in zip(samples.read, samples.written, strict=True)]
     )
 
-    def run_naive(repetition: int) -> Work:
+    def naive_update(_: int) -> None:
         grpo.naive_update(apart, advantages[rollout.sample_completion.flatten()])
-        return work
 
-    def run_fast(repetition: int) -> Work:
-        grpo.model.zero_grad()
+    def fast_update(_: int) -> None:
         reference = grpo.task.reference_log_probs(rollout)
         batch = GroupBatch(rollout, advantages, {}, reference, trajectory=None)
         grpo.task.loss(batch).loss.backward()
-        return work
 
-    return Workload(name, grpo.samples, run_naive, run_fast)
+    runs = (_gradient(grpo.model, work, update) for update in (naive_update, fast_update))
+    return Workload(name, grpo.samples, *runs)
 
 
 def _grpo_step(inputs: Inputs, name: str) -> Workload:
