@@ -169,7 +169,7 @@ def test_progress_lines_say_loss_accuracy_length_and_time_left(tmp_path, log):
     task = TinyTask(tiny_model(), accuracies=[0.5] * 4, lengths=[7.5] * 4)
     run(tmp_path / "c", task, log=log)
     assert log[1].startswith("tiny  step 2/8  loss ")
-    assert log[1].endswith("accuracy 0.5  reasoning tokens 7.5  0:00 left")
+    assert log[1].endswith("accuracy 0.5  reasoning tokens 7.5  0:00:00 left")
 
 
 # ------------------------------------------------------------------------------ checkpoint, resume

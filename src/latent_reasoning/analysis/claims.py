@@ -6,7 +6,7 @@ reported as not reached; a claim that the numbers cannot decide is reported as s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas
 
@@ -56,7 +56,7 @@ def claims_of(results: Results) -> list[Claim]:
 def claims_table(results: Results) -> pandas.DataFrame:
     """`claims_of` as a table: claim, model, asked, measured, verdict."""
     columns = ["claim", "model", "asked", "measured", "verdict"]
-    rows = [[getattr(claim, column) for column in columns] for claim in claims_of(results)]
+    rows = [asdict(claim) | {"verdict": claim.verdict} for claim in claims_of(results)]
     return pandas.DataFrame(rows, columns=columns)
 
 

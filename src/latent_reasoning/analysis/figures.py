@@ -182,8 +182,8 @@ def length_by_steps(results: Results) -> Figure:
     for axes, pair in zip(grid[0], pairs, strict=True):
         sides = ((pair.reference, "before RL", BEFORE, "-"), (pair.model, "after RL", AFTER, "--"))
         for model, when, colour, style in sides:
-            steps = _mean_by_seed(frames[model], "gold_steps", "reasoning_tokens")
-            _mean_and_seeds(axes, steps, colour, style, label=when)
+            lengths = frames[model].groupby(["gold_steps", "seed"])["reasoning_tokens"].mean()
+            _mean_and_seeds(axes, lengths.unstack("seed"), colour, style, label=when)
         axes.set_title(f"{pair.reference} and {pair.model}")
         axes.set_xlabel("reasoning steps of the solution")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -192,12 +192,6 @@ def length_by_steps(results: Results) -> Figure:
     grid[0][0].set_ylabel("mean reasoning tokens")
     legend_below(figure, grid[0][0])
     return figure
-
-
-def _mean_by_seed(frame: pandas.DataFrame, by: str, value: str) -> pandas.DataFrame:
-    """Means of `value`: a row for each value of `by`, a column for each seed."""
-    known = frame.dropna(subset=by)
-    return known.groupby([by, "seed"])[value].mean().unstack("seed")
 
 
 def _mean_and_seeds(

@@ -15,6 +15,7 @@ from latent_reasoning.config.fields import (
     PositiveInt,
     Section,
     Share,
+    check_source,
     only_when,
     science_for,
 )
@@ -146,8 +147,5 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> Data:
-        if self.source == "local" and not self.path:
-            raise ValueError("source: local needs path (a folder with train, validation, test)")
-        if self.source == "hub" and not self.hub_id:
-            raise ValueError("source: hub needs hub_id (or source: local with path)")
+        check_source(self.source, self.path, self.hub_id)
         return self

@@ -161,6 +161,14 @@ def is_local(path: str) -> bool:
     return written_as_a_path or expand_path(path).is_dir()
 
 
+def check_source(source: str, path: str | None, hub_id: str | None) -> None:
+    """Raise `ValueError` where a section's `source` lacks the key that says what is read."""
+    if source in ("local", "gguf") and not path:
+        raise ValueError(f"source: {source} needs path")
+    if source == "hub" and not hub_id:
+        raise ValueError("source: hub needs hub_id (or source: local with path)")
+
+
 # -------------------------------------------------------------------------------------- digests
 
 

@@ -16,6 +16,7 @@ from latent_reasoning.config.fields import (
     PositiveInt,
     Section,
     Share,
+    check_source,
     only_when,
     science_for,
 )
@@ -176,10 +177,7 @@ class Base(Section):
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> Base:
-        if self.source in ("local", "gguf") and not self.path:
-            raise ValueError(f"source: {self.source} needs path")
-        if self.source == "hub" and not self.hub_id:
-            raise ValueError("source: hub needs hub_id (or source: local with path)")
+        check_source(self.source, self.path, self.hub_id)
         return self
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from latent_reasoning.config import Experiment
-from latent_reasoning.dag.digests import model_science, science, scientific_keys
+from latent_reasoning.dag.digests import model_science, science, scientific_defaults
 from latent_reasoning.dag.layout import Layout
 
 Change = tuple[str, Any, Any]
 """A key's dotted name, its value when the result was made, and its value now."""
 
+_defaults = cache(scientific_defaults)
 ABSENT = object()
 KINDS = ("stage", "source")
 """If one of these differs, it alone is reported: most keys beside it mean something else."""
@@ -82,11 +83,6 @@ def _both(
     if default is not None and isinstance(old.get(key, new.get(key)), Mapping):
         default = {}
     return old.get(key, default), new.get(key, default)
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    return {key.name: key.default for key in scientific_keys()}
 
 
 def _changes_of_results(

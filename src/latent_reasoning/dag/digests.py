@@ -247,27 +247,22 @@ def keys_of(section: type[Section], prefix: str, stages: frozenset[str]) -> Iter
             yield from keys_of(inner, name, key_stages)
 
 
-def scientific_keys() -> list[Key]:
-    """Every key that some result depends on."""
-    keys = [
-        key
+def scientific_defaults() -> dict[str, Any]:
+    """The default of every key that some result depends on, by the key's dotted name."""
+    return {
+        key.name: key.default
         for prefix, section in SCIENTIFIC.items()
         for key in keys_of(section, prefix, frozenset([stage_of(prefix)]))
-    ]
-    return [key for key in keys if key.stages]
-
-
-def recorded_defaults() -> dict[str, Any]:
-    """`RECIPE` and the default of every scientific key: what `defaults.json` holds."""
-    return {"recipe": RECIPE, "defaults": {key.name: key.default for key in scientific_keys()}}
+        if key.stages
+    }
 
 
 def defaults_text(recorded: Mapping[str, Any]) -> str:
-    """The new content of `defaults.json`; `recorded` is its present content.
+    """The new content of `defaults.json`, `RECIPE` and all defaults; `recorded` is its present one.
 
     Raises `ConfigError` if a recorded default has changed but its stage's recipe has not.
     """
-    current = recorded_defaults()
+    current: dict[str, Any] = {"recipe": RECIPE, "defaults": scientific_defaults()}
     silent = []
     for name, old in recorded.get("defaults", {}).items():
         new, stage = current["defaults"].get(name, old), stage_of(name)

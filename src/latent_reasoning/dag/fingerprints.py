@@ -64,7 +64,12 @@ def fingerprint(path: str, key: str, counted: tuple[str, ...] = MODEL_FILES) -> 
     try:
         if not location.is_dir():
             return _content(location)[:16]
-        files = sorted(file for file in location.iterdir() if _counts(file, counted))
+        files = sorted(
+            file
+            for file in location.iterdir()
+            if file.name.endswith(counted) and not file.name.startswith(".")  # as Snakemake's notes
+            if file.name != CARD and file.is_file()
+        )
         return digest([[file.name, _content(file)] for file in files])
     except OSError as error:
         raise ConfigError(f"{key}: {location}: {error.strerror or error}") from None
@@ -77,12 +82,6 @@ def write_model_digest(folder: Path, file: Path) -> None:
     time stamp retrains nothing.
     """
     write_text_atomically(file, fingerprint(str(folder), str(folder)) + "\n")
-
-
-def _counts(file: Path, counted: tuple[str, ...]) -> bool:
-    """Whether a file counts; hidden files are other programs' notes, such as Snakemake's."""
-    hidden = file.name.startswith(".")
-    return file.name.endswith(counted) and not hidden and file.name != CARD and file.is_file()
 
 
 def _content(file: Path) -> str:

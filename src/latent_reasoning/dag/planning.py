@@ -43,16 +43,12 @@ def load_experiment(files: Sequence[Path], values: Mapping[str, Any]) -> Experim
     return resolve(raw, ", ".join([*names, *(["--config"] if values else [])]))
 
 
-def command_line_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def command_line_values(value: Any) -> Any:
     """Values of Snakemake's `--config key=value`, whose lists and mappings hold text alone."""
-    return {key: _typed(value) for key, value in values.items()}
-
-
-def _typed(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _typed(item) for key, item in value.items()}
+        return {key: command_line_values(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [command_line_values(item) for item in value]
     if isinstance(value, str):
         plain = yaml.safe_load(value)
         return plain if plain is None or isinstance(plain, bool | int | float) else value

@@ -115,7 +115,7 @@ def _wait_for(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
     taken = _take_now(gpus, count, folder)
     if taken:
         return taken
-    owners = ", ".join(_owner(_lock(gpu, folder)) for gpu in gpus)
+    owners = ", ".join(_lock(gpu, folder).read_text() or "nobody" for gpu in gpus)
     _say(f"waiting for {count} of {len(gpus)} GPUs; taken by {owners}; locks in {folder}")
     while not taken:
         time.sleep(POLL_SECONDS)
@@ -140,10 +140,6 @@ def _take_now(gpus: list[Gpu], count: int, folder: Path) -> list[Gpu]:
 
 def _lock(gpu: Gpu, folder: Path) -> Path:
     return folder / f"{gpu.slot}.lock"
-
-
-def _owner(path: Path) -> str:
-    return path.read_text() or "nobody"
 
 
 def _say(line: str) -> None:

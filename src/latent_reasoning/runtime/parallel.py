@@ -25,7 +25,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -104,9 +103,16 @@ class OneProcess:
 class SeveralProcesses(OneProcess):
     """The processes of one launch; all of them must call a method that communicates."""
 
-    def __init__(self, rank: int, count: int) -> None:
-        self.rank = rank
-        self.count = count
+    def __init__(self, backend: str) -> None:
+        self.rank, self.count = rank(), process_count()
+        with self._together():
+            distributed.init_process_group(
+                backend,
+                init_method=f"file://{os.environ[MEETING]}" if MEETING in os.environ else "env://",
+                rank=self.rank,
+                world_size=self.count,
+                timeout=LONGEST_WAIT,
+            )
 
     def gather(self, own: list[Any]) -> list[Any]:
         lists: list[list[Any]] = [[] for _ in range(self.count)]
@@ -159,8 +165,16 @@ class SeveralProcesses(OneProcess):
             distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
         return tensor.tolist()
 
-    def _together(self) -> AbstractContextManager[None]:
-        return _together(self.rank, self.count)
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raise `ParallelError` if communication in the block fails because a process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ParallelError(
+                f"process {self.rank} of {self.count} lost the others, whose own messages say why: "
+                f"{first_line(error)}"
+            ) from None
 
 
 ALONE = OneProcess()
@@ -184,28 +198,7 @@ def join_processes(device: torch.device) -> OneProcess:
         )
     if not cpu:
         torch.cuda.set_device(local_rank)
-    processes = SeveralProcesses(rank(), process_count())
-    with _together(processes.rank, processes.count):
-        distributed.init_process_group(
-            "gloo" if cpu else "cuda:nccl,cpu:gloo",
-            init_method=f"file://{os.environ[MEETING]}" if MEETING in os.environ else "env://",
-            rank=processes.rank,
-            world_size=processes.count,
-            timeout=LONGEST_WAIT,
-        )
-    return processes
-
-
-@contextlib.contextmanager
-def _together(number: int, count: int) -> Iterator[None]:
-    """Raise `ParallelError` if communication in the block fails because a process is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ParallelError(
-            f"process {number} of {count} lost the others, whose own messages say why: "
-            f"{first_line(error)}"
-        ) from None
+    return SeveralProcesses("gloo" if cpu else "cuda:nccl,cpu:gloo")
 
 
 def _die_with_the_launcher() -> None:

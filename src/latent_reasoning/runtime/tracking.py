@@ -148,15 +148,13 @@ class MlflowTracker(Tracker):
         while not closing:
             closing = self._closing.wait(wait)
             try:
-                self._send()
-                if closing:
-                    self._end()
+                self._send(closing)
                 wait = SECONDS_BETWEEN_BATCHES
             except Exception as error:
                 self._warn(f"{type(error).__name__}: {error}")
                 wait = SECONDS_AFTER_FAILURE
 
-    def _send(self) -> None:
+    def _send(self, closing: bool) -> None:
         if not self._run_id:
             self._client = connect(self._uri)
             self._run_id = self._reattached() or self._created()
@@ -165,11 +163,10 @@ class MlflowTracker(Tracker):
         while batch := self._metrics[:LONGEST_BATCH]:
             self._client.log_batch(self._run_id, metrics=[Metric(*value) for value in batch])
             del self._metrics[: len(batch)]
-
-    def _end(self) -> None:
-        for path in self._artifacts:
-            self._client.log_artifact(self._run_id, str(path))
-        self._client.set_terminated(self._run_id, self._status)
+        if closing:
+            for path in self._artifacts:
+                self._client.log_artifact(self._run_id, str(path))
+            self._client.set_terminated(self._run_id, self._status)
 
     def _reattached(self) -> str:
         """The run that an earlier part of this training logged to, set running again."""

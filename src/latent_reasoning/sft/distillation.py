@@ -42,10 +42,6 @@ class StateSummary:
     mean: Tensor
     reasons: Tensor
 
-    def detach(self) -> StateSummary:
-        """The same states without their graph, as for the teacher."""
-        return StateSummary(self.target.detach(), self.mean.detach(), self.reasons)
-
 
 def read_with_states(
     model: LatentReasoner,
@@ -114,8 +110,10 @@ def summarise_states(
 def distillation_losses(
     teacher: StateSummary, student: StateSummary, settings: Distillation
 ) -> dict[str, Tensor]:
-    """The losses with a non-zero weight, already weighted: `codi_loss`, `meaned_loss`."""
-    teacher = teacher.detach()
+    """The losses with a non-zero weight, already weighted: `codi_loss`, `meaned_loss`.
+
+    Their gradient reaches the student alone.
+    """
     losses = {}
     if settings.codi_weight:
         distance = _distance(teacher.target, student.target, settings)
@@ -130,7 +128,7 @@ def distillation_losses(
 
 def _distance(teacher: Tensor, student: Tensor, settings: Distillation) -> Tensor:
     """Distance of states `(L, B, d)`: mean over rows and features, normalised; mean over blocks."""
-    teacher, student = teacher.float(), student.float()
+    teacher, student = teacher.detach().float(), student.float()
     elementwise = DISTANCES[settings.distance](student, teacher, reduction="none")
     by_block = elementwise.mean((1, 2))
     if settings.normalise == "layerwise_std":

@@ -89,7 +89,7 @@ def claim_checkpoint_folder(folder: Path, digest: str, log: Log) -> None:
     """
     _lock(folder)
     owner = _read_owner(folder)
-    if owner != digest and _holds_training(folder):
+    if owner != digest and any(entry.name != LOCK for entry in folder.iterdir()):
         aside = _free_name(folder, "stale")
         folder.rename(aside)
         log(
@@ -110,10 +110,6 @@ def _lock(folder: Path) -> None:
             f"{folder} is being trained by {first_line((folder / LOCK).read_text())}: wait for it "
             "or end it, then run again"
         )
-
-
-def _holds_training(folder: Path) -> bool:
-    return any(entry.name != LOCK for entry in folder.iterdir())
 
 
 class CheckpointStore:

@@ -113,9 +113,9 @@ class DivergenceGuard:
         state.validated_step = step
         return None
 
-    def rate_factor(self, state: GuardState) -> float:
+    def rate_factor(self, rollbacks: int) -> float:
         """The learning rate's factor: 1 until `runtime.guard.rollbacks` rollbacks did not help."""
-        return self._factor_after(len(state.rollbacks))
+        return RATE_FACTOR ** max(0, rollbacks - self.settings.rollbacks)
 
     def record(self, state: GuardState, trouble: Trouble, step: int, to_step: int) -> list[dict]:
         """The history with the new rollback, from step `step` to step `to_step`."""
@@ -123,7 +123,7 @@ class DivergenceGuard:
             "from_step": step,
             "to_step": to_step,
             "reason": trouble.reason,
-            "learning_rate_factor": self._factor_after(len(state.rollbacks) + 1),
+            "learning_rate_factor": self.rate_factor(len(state.rollbacks) + 1),
         }
         return [*state.rollbacks, entry]
 
@@ -149,9 +149,6 @@ class DivergenceGuard:
             if values[name] > FACTOR * usual:
                 return f"{name} is {values[name]:.4g} where {usual:.4g} is usual"
         return None
-
-    def _factor_after(self, rollbacks: int) -> float:
-        return RATE_FACTOR ** max(0, rollbacks - self.settings.rollbacks)
 
 
 def describe(rollback: dict[str, Any]) -> str:

@@ -123,8 +123,9 @@ class Trainer:
     def _step(self) -> Trouble | None:
         """Take one optimiser step, unless its loss or gradient shows trouble."""
         progress = self.progress
-        self.task.plan.reorder(len(progress.guard.rollbacks))
-        rate = self.rate(progress.step) * self.guard.rate_factor(progress.guard)
+        rollbacks = len(progress.guard.rollbacks)
+        self.task.plan.reorder(rollbacks)
+        rate = self.rate(progress.step) * self.guard.rate_factor(rollbacks)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()

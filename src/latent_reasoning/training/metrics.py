@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import math
 import time
@@ -113,17 +114,12 @@ class ProgressLines:
     def _print(self, step: int, values: dict[str, float]) -> None:
         self.printed = time.monotonic()
         elapsed = self.printed - self.started
-        left = elapsed / max(1, step - self.first_step) * (self.steps - step)
+        seconds = elapsed / max(1, step - self.first_step) * (self.steps - step)
+        left = datetime.timedelta(seconds=round(seconds))
         text = "  ".join(_readable(name, value) for name, value in values.items())
-        self.log(f"{self.name}  step {step}/{self.steps}  {text}  {_clock(left)} left")
+        self.log(f"{self.name}  step {step}/{self.steps}  {text}  {left} left")
 
 
 def _readable(name: str, value: float) -> str:
     name = name.removeprefix("validation_").replace("_", " ")
     return f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:.4g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -13,10 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import Experiment, LatentSftModel, Training, digest, load
+from latent_reasoning.config import Experiment, Training, digest, load
 from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.dag.fingerprints import fingerprint, write_model_digest
 from latent_reasoning.dag.layout import Layout
+from latent_reasoning.dag.planning import parents_of
 from latent_reasoning.data.rows import DataError, Row, read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
@@ -88,9 +89,7 @@ class TrainingRun:
         self.stage = self.entry.stage if self.entry else "base"
         self.training: Training = (self.entry or self.experiment.base).training
         self.parent = self.entry.start if self.entry else None
-        parents = [self.parent] if self.entry else []
-        if isinstance(self.entry, LatentSftModel) and self.entry.distillation.teacher != "self":
-            parents.append(self.entry.distillation.teacher)
+        parents = parents_of(self.experiment, self.name) if self.entry else []
         self.parents = {parent: self.layout.model(parent, self.seed) for parent in parents}
         all_rows = getattr(self.entry, "rows", None) == "all"
         self.splits = ("sft", "rl") if all_rows else ("rl" if self.stage == "rl" else "sft",)
