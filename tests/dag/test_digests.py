@@ -61,8 +61,10 @@ NOTHING: set[str] = set()
 EFFECTS: dict[str, set[str]] = {
     "data": ROWS,
     **dict.fromkeys(["data.path", "data.licence", "data.extra_tests"], NOTHING),
-    **dict.fromkeys(["data.expected_rows", "data.hub_id", "data.revision"], NOTHING),
+    **dict.fromkeys(["data.expected_rows", "data.hub_id", "data.hub_config"], NOTHING),
+    "data.revision": NOTHING,
     "data.source": ROWS | BASE,
+    "data.number_rule": ROWS | BASE | {"evaluation of import"},
     "data.natural_language": TRAINED,
     "data.drop_negative_for_sft": LATENT,
     "data.max_tokens": BASE,
@@ -84,10 +86,11 @@ EFFECTS: dict[str, set[str]] = {
 }
 # Where rows and the base come from the hub, these differ.
 FROM_HUB: dict[str, set[str]] = {
-    **dict.fromkeys(["data.hub_id", "data.revision"], ROWS),
+    **dict.fromkeys(["data.hub_id", "data.hub_config", "data.revision"], ROWS),
     **dict.fromkeys(["base.hub_id", "base.revision"], BASE),
     **dict.fromkeys(["data.prompt.training", "data.max_tokens"], TRAINED),
     "data.special_token_text": TRAINED | {"evaluation of import"},
+    "data.number_rule": ROWS | TRAINED | {"evaluation of import"},
     **dict.fromkeys(["data.generated", "base.texts", "base.training"], NOTHING),
     "base.architecture": NOTHING,
 }

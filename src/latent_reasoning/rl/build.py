@@ -30,6 +30,7 @@ def build(
         tokenizer,
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,
+        number_rule=run.experiment.data.number_rule,
     )
     validate = run.validation(
         model, tokenizer, entry.training, longest_completion=entry.max_new_tokens

@@ -166,6 +166,7 @@ class TrainingRun:
             max_new_tokens=2 * longest_completion,
             batch_size=self.experiment.runtime.evaluation_batch_size,
             forced_steps=forced_steps,
+            number_rule=self.experiment.data.number_rule,
         )
         return lambda: validate(model, tokenizer, rows, settings, self.processes)
 
