@@ -119,7 +119,7 @@ VALUES = (
     *(4, 128, 8, 2, 0.25, 0.75, True, False, "another", ["o_proj"], [0.5, 0.75], [1, 1], [1] * 5),
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
-    *("grpo", "skip", "cpu", "float32"),
+    *("grpo", "skip", "cpu", "float32", "public"),
 )
 
 

@@ -10,7 +10,9 @@ from latent_reasoning.config import ConfigError, resolve
 from latent_reasoning.config import digest as digest_of
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import Layout
+from latent_reasoning.data.answers import Verdict
 from latent_reasoning.data.rows import DataError, row_lines
+from latent_reasoning.evaluation import evaluator
 from latent_reasoning.evaluation.__main__ import main
 from latent_reasoning.evaluation.folder import read_free_rows
 from latent_reasoning.model.folder import write_model
@@ -81,6 +83,20 @@ def test_a_model_of_an_experiment_is_evaluated_where_the_workflow_expects_it(exp
     forced = pandas.read_csv(evaluated("latent-2") / "forced.csv")
     assert forced[["latent_steps", "n"]].to_numpy().tolist() == [[0, 4], [1, 4], [2, 4]]
     assert "latent-2, seed 0, on test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rule", ["exact", "public"])
+def test_completions_are_judged_by_the_rule_of_the_experiment(experiment, monkeypatch, rule):
+    rules = set()
+
+    def judged(label, completion, thinking, rule):
+        rules.add(rule)
+        return Verdict(None, False, False)
+
+    monkeypatch.setattr(evaluator, "judge", judged)
+    experiment.write_text(json.dumps(CONFIG | {"data": {"number_rule": rule}}))
+    main(["--config", str(experiment), "--model", "latent-2"])
+    assert rules == {rule}
 
 
 def test_a_model_with_forced_steps_is_evaluated_at_that_length(experiment):
