@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from latent_reasoning.config import (
     expand_path,
     load,
     merge,
+    read,
     resolve,
 )
 
@@ -80,6 +82,18 @@ def test_a_value_of_another_type_is_refused_with_file_key_and_value(key, value, 
     message = error_of(changed(key, value))
     assert message.startswith(f"small.yaml: {key}")
     assert word in message
+
+
+@pytest.mark.parametrize("text", ["010", "-07", "00", "1:30", "190:20:30", "1:30.5", "-1:30"])
+def test_numbers_that_yaml_reads_as_octal_or_sexagesimal_are_refused(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"experiment: odd\nseeds: [{text}]\n")
+    with pytest.raises(
+        ConfigError, match=rf"line 2, column 9 {re.escape(text)} is no whole number"
+    ):
+        load(path)
+    path.write_text(f"seeds: [0, 0x10, 1_000]\nexperiment: '{text}'")
+    assert read([path]) == {"seeds": [0, 16, 1000], "experiment": text}
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alik
     assert published.report.published == paper.report.published
     for key in ("datasets", "max_new_tokens", "max_forced_steps"):
         assert getattr(published.evaluation, key) == getattr(paper.evaluation, key)
-    for key in ("hub_id", "prompt", "special_token_text"):
+    for key in ("hub_id", "prompt", "number_rule", "special_token_text"):
         assert getattr(published.data, key) == getattr(paper.data, key)
     assert published.report.rl_from == {
         name: paper.models[name].start for name in ("latent-6-rl", "latent-6-by-1-rl")

@@ -59,7 +59,7 @@ def _slices(vectors: Vectors, name: str, sft_share: float) -> list[list[Row]]:
 
 
 def _numeric(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if is_plain_number(row.answer)]
+    return [row for row in rows if is_plain_number(row.answer, "public")]
 
 
 def _encode(
@@ -73,7 +73,7 @@ def _encode(
         raise ValueError(f"form {settings['form']!r} is not cot, no_cot or latent")
     kept = _numeric(rows)
     if settings["drop_negative_answers"]:
-        kept = [row for row in kept if not is_negative(row.answer)]
+        kept = [row for row in kept if not is_negative(row.answer, "public")]
     texts = {key: settings[key] for key in ("natural_language", "drop_last_step")}
     steps = LatentSteps(
         factor=settings["steps_factor"] or 0,
@@ -156,9 +156,9 @@ def _variant(vectors: Vectors, name: str, entry: Record, variant: str) -> Checks
 
 
 def _filter(vectors: Vectors, name: str, entry: Record) -> Checks:
-    keep = is_plain_number(entry["answer"])
+    keep = is_plain_number(entry["answer"], "public")
     yield Check(name, keep, entry["keep"])
-    keep = keep and not is_negative(entry["answer"])
+    keep = keep and not is_negative(entry["answer"], "public")
     yield Check(name, keep, entry.get("keep_with_remove_negative", keep), what="not negative")
 
 

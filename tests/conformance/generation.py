@@ -59,7 +59,7 @@ def _run(vectors: Vectors, name: str, entry: Record) -> Checks:
     expected = [_pairs(row["continue_stop_probs"]) for row in recorded]
     yield Check(f"{name}/stop_probabilities", own, expected, PROBABILITY)
     predictions = [
-        prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced)
+        prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced, rule="public")
         for row, generation in zip(rows, generations, strict=True)
     ]
     compared = [row["compare_length"] for row in recorded]
@@ -138,6 +138,7 @@ def _predict(vectors: Vectors, kind: str, row: Record) -> Prediction:
         tokenizer,
         latent=kind != "cot_mode",
         forced_steps=int(kind.removeprefix("override")) if kind.startswith("override") else None,
+        rule="public",
     )
 
 

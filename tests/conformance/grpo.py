@@ -17,7 +17,7 @@ from latent_reasoning.config import Reward
 from latent_reasoning.model.lora import adapter_disabled, load_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.reward import Outcomes, judge_sample, rewards
+from latent_reasoning.rl.reward import Outcomes, answer_is_right, judge_sample, rewards
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from tests.conformance.checks import Check, Checks, Tolerance, guarded
@@ -147,11 +147,17 @@ class _RecordedStep:
             [value for value in self.entry[key] for _ in range(size)]
             for key in ("prompts", "labels")
         )
-        samples = zip(prompts, self.entry["decoded_completions"], labels, strict=True)
-        verdicts = Outcomes.of([judge_sample(*sample) for sample in samples])
+        texts = self.entry["decoded_completions"]
+        samples = zip(prompts, texts, labels, strict=True)
+        verdicts = Outcomes.of([judge_sample(*sample, "public") for sample in samples])
+        # Of these shares the last one alone counts a right number in a badly formatted answer.
+        right = torch.tensor(
+            [answer_is_right(*pair, "public") for pair in zip(texts, labels, strict=True)]
+        )
         groups = verdicts.correct.view(-1, size)
-        all_right, some_right = (
-            right.double().mean().item() for right in (groups.all(1), groups.any(1))
+        all_right, some_right, some_number_right = (
+            share.double().mean().item()
+            for share in (groups.all(1), groups.any(1), right.view(-1, size).any(1))
         )
         for key, own in (
             ("SimpleFormatRewarder", verdicts.well_formatted),
@@ -159,7 +165,7 @@ class _RecordedStep:
             ("SimpleLatentLengthRewarder", verdicts.length),
             ("AllGensCorrectProportion", [all_right] * len(prompts)),
             ("SomeGensCorrectProportion", [some_right - all_right] * len(prompts)),
-            ("AllGensWrongProportion", [1 - some_right] * len(prompts)),
+            ("AllGensWrongProportion", [1 - some_number_right] * len(prompts)),
         ):
             yield Check(f"{name}/verdicts", own, recorded.get(key, own), what=key)
         own = rewards([i // size for i in range(len(prompts))], verdicts, Reward())

@@ -17,16 +17,17 @@ def _answers(vectors: Vectors, name: str, entry: Record) -> Checks:
     label, output = entry["label"], entry["output"]
     for what, text in (("label_number", label), ("output_number", output)):
         number = None if entry[what] is None else float(entry[what])
-        yield Check(name, parse_number(text), number, what=what)
+        yield Check(name, parse_number(text, "public"), number, what=what)
     # An error of the public code stands for a verdict here: wrong, or a label that is refused.
     verdict, refused = entry["verdict"] is True, entry["label_number"] is None
     yield Check(name, _is_refused(label), refused, what="refusal")
-    yield Check(name, not refused and answers_match(label, output), verdict, what="verdict")
+    right = not refused and answers_match(label, output, "public")
+    yield Check(name, right, verdict, what="verdict")
 
 
 def _is_refused(label: str) -> bool:
     try:
-        label_number(label, "row")
+        label_number(label, "row", "public")
     except ValueError:
         return True
     return False
@@ -36,11 +37,13 @@ def _format(vectors: Vectors, name: str, entry: Record) -> Checks:
     text = entry["completion_w_special"]
     prefix, length = "answer_verifier_label", "latent_length_with_prompt_Q_START"
     if "formatted" in entry:
-        yield Check(name, reward.judge_sample("", text, "0").well_formatted, entry["formatted"])
+        yield Check(
+            name, reward.judge_sample("", text, "0", "public").well_formatted, entry["formatted"]
+        )
     if length in entry:
         yield Check(name, reward.latent_tokens(f"Q{START}{text}"), entry[length], what="length")
     for key in [key for key in entry if key.startswith(prefix)]:
-        right = reward.answer_is_right(text, key.removeprefix(prefix))
+        right = reward.answer_is_right(text, key.removeprefix(prefix), "public")
         yield Check(name, right, entry[key] is True, what=key)
         yield Check(name, right, entry.get("answer_verifier_bad_format_false", right), what=key)
 
@@ -52,7 +55,10 @@ def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
         for value in (entry["prompt"], entry["label"])
     )
     verdicts = reward.Outcomes.of(
-        [reward.judge_sample(*sample) for sample in zip(prompts, texts, labels, strict=True)]
+        [
+            reward.judge_sample(*sample, "public")
+            for sample in zip(prompts, texts, labels, strict=True)
+        ]
     )
     for key, own in (
         ("is_formatted", verdicts.well_formatted),

@@ -61,8 +61,10 @@ NOTHING: set[str] = set()
 EFFECTS: dict[str, set[str]] = {
     "data": ROWS,
     **dict.fromkeys(["data.path", "data.licence", "data.extra_tests"], NOTHING),
-    **dict.fromkeys(["data.expected_rows", "data.hub_id", "data.revision"], NOTHING),
+    **dict.fromkeys(["data.expected_rows", "data.hub_id", "data.hub_config"], NOTHING),
+    "data.revision": NOTHING,
     "data.source": ROWS | BASE,
+    "data.number_rule": ROWS | BASE | {"evaluation of import"},
     "data.natural_language": TRAINED,
     "data.drop_negative_for_sft": LATENT,
     "data.max_tokens": BASE,
@@ -84,10 +86,11 @@ EFFECTS: dict[str, set[str]] = {
 }
 # Where rows and the base come from the hub, these differ.
 FROM_HUB: dict[str, set[str]] = {
-    **dict.fromkeys(["data.hub_id", "data.revision"], ROWS),
+    **dict.fromkeys(["data.hub_id", "data.hub_config", "data.revision"], ROWS),
     **dict.fromkeys(["base.hub_id", "base.revision"], BASE),
     **dict.fromkeys(["data.prompt.training", "data.max_tokens"], TRAINED),
     "data.special_token_text": TRAINED | {"evaluation of import"},
+    "data.number_rule": ROWS | TRAINED | {"evaluation of import"},
     **dict.fromkeys(["data.generated", "base.texts", "base.training"], NOTHING),
     "base.architecture": NOTHING,
 }
@@ -116,7 +119,7 @@ VALUES = (
     *(4, 128, 8, 2, 0.25, 0.75, True, False, "another", ["o_proj"], [0.5, 0.75], [1, 1], [1] * 5),
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
-    *("grpo", "skip", "cpu", "float32"),
+    *("grpo", "skip", "cpu", "float32", "public"),
 )
 
 

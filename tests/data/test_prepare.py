@@ -37,13 +37,13 @@ def row(question: str, answer: str = "3", steps: Any = ("<<1+2=3>>",)) -> dict[s
 @pytest.fixture
 def data(tmp_path) -> Data:
     train = [row(f"train {i}?") for i in range(20)]
-    train[4] = row("a fraction?", answer="1/2")
+    train[4] = row("a fraction?", answer="one half")
     train[7] = row("seen  in test?")
     train[9] = row("negative?", answer="-3")
     return write_rows(
         tmp_path,
         train=train,
-        validation=[row("validation 0?"), row("half?", answer="1/2")],
+        validation=[row("validation 0?"), row("half?", answer="1/2 cup")],
         test=[row("seen in\ttest?", steps=None), row("test 1?", steps=())],
     )
 
@@ -63,17 +63,22 @@ def test_the_cut_at_full_size_has_the_papers_numbers() -> None:
 
 def test_answers_have_to_be_numbers_and_questions_new_whatever_their_white_space() -> None:
     held_out = questions_of([Row("test-0", "How  many\neggs?", None, "1")])
-    texts = [("q?", "1,200"), ("q?", "-5"), ("q?", "1/2"), ("q?", ""), ("How many eggs? ", "1")]
+    texts = [("q?", "1,200"), ("q?", "-5"), ("q?", "a 5"), ("q?", ""), ("How many eggs? ", "1")]
     rows = [Row(f"train-{i}", q, (), answer) for i, (q, answer) in enumerate(texts)]
     kept, dropped = trainable(rows, held_out)
     assert [row.id for row in kept] == ["train-0", "train-1"]
     assert dict(dropped) == {"answer_not_a_number": 2, "in_validation_or_test": 1}
+    rows = [Row("train-0", "q?", (), answer) for answer in ("1/2", "nan", "3,5")]
+    assert [row.answer for row in trainable(rows, set())[0]] == ["1/2"]
+    assert [row.answer for row in trainable(rows, set(), "public")[0]] == ["nan", "3,5"]
 
 
 def test_rows_are_dropped_by_reason_and_everything_adds_up(data) -> None:
     prepared = prepare(data, silent)
     summary = prepared.summary["splits"]
     assert summary["train"] == {"rows": 20, "dropped": {}}
+    assert summary["validation"]["answers_not_plain_numbers"] == 1
+    assert "answers_not_plain_numbers" not in summary["test"]
     dropped = Counter(summary["sft"]["dropped"]) + Counter(summary["rl"]["dropped"])
     assert dropped == {"answer_not_a_number": 1, "in_validation_or_test": 1}
     rows = {name: len(prepared.splits[name]) for name in ("sft", "rl")}
@@ -94,7 +99,7 @@ def test_validation_and_test_are_kept_as_they_are_and_train_shares_none_of_them(
     data,
 ) -> None:
     splits = prepare(data, silent).splits
-    assert [row.answer for row in splits["validation"]] == ["3", "1/2"]
+    assert [row.answer for row in splits["validation"]] == ["3", "1/2 cup"]
     assert [row.steps for row in splits["test"]] == [None, ()]
     assert not questions_of(splits["validation"], splits["test"]) & questions_of(
         splits["sft"], splits["rl"]

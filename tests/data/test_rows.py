@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 import pytest
 
@@ -32,9 +33,47 @@ def test_steps_may_be_unknown_which_is_not_the_same_as_none() -> None:
     assert (steps(), steps(steps=None), steps(steps=[])) == (None, None, ())
 
 
-def test_a_number_as_answer_is_its_text() -> None:
-    for answer in (18, 2.5):
-        assert parse_row({"question": "q?", "answer": answer}, "x-0", "x").answer == str(answer)
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (18, "18"),
+        (2.5, "2.5"),
+        (2e-05, "0.00002"),
+        (3e16, "30000000000000000"),
+        (Decimal("0.50"), "0.50"),
+        (Decimal("-1E+3"), "-1000"),
+        (10**30 + 1, "1" + "0" * 29 + "1"),
+    ],
+)
+def test_a_number_as_answer_is_spelled_out(answer: object, text: str) -> None:
+    assert parse_row({"question": "q?", "answer": answer}, "x-0", "x").answer == text
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("0.00002", "0.00002"),
+        ("3e16", "30000000000000000"),
+        ("1E2", "100"),
+        ("1e-400", "0." + "0" * 399 + "1"),
+        ("12345678901234567890.123", "12345678901234567890.123"),
+    ],
+)
+def test_a_number_in_json_keeps_every_digit(tmp_path, written: str, text: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"question": "q?", "answer": {written}}}')
+    ((_, record),) = json_line_records(path)
+    assert parse_row(record, "x-0", "x").answer == text
+
+
+def test_gsm8ks_own_rows_take_the_form_of_gsm8k_aug() -> None:
+    solution = "It had 9 pens.\n9-4=<<9-4=5>>5 pens, twice <<5*2=10>>10.\n#### 1,010 "
+    raw = parse_row({"question": "q?", "answer": solution}, "train-0", "x")
+    assert (raw.steps, raw.answer) == (("<<9-4=5>>", "<<5*2=10>>"), "1,010")
+    given = parse_row({"question": "q?", "answer": "#### 5", "steps": ["a"]}, "train-0", "x")
+    assert (given.steps, given.answer) == (("a",), "5")
+    bare = parse_row({"question": "q?", "answer": "Nine #### less 4.\n####5"}, "train-0", "x")
+    assert (bare.steps, bare.answer) == ((), "5")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +86,9 @@ def test_a_number_as_answer_is_its_text() -> None:
         ({"question": " ", "answer": "1"}, "the question is empty"),
         ({"question": 3, "answer": "1"}, "question is text, not a number"),
         ({"question": "q?", "answer": True}, "answer is text, not true/false"),
+        ({"question": "q?", "answer": float("nan")}, "the answer is not a finite number"),
+        ({"question": "q?", "answer": Decimal("-Infinity")}, "the answer is not a finite number"),
+        ({"question": "q?", "answer": Decimal("1e10000")}, "the answer 1E+10000 is too large"),
         ({"question": "q?", "answer": "1", "steps": "<<1=1>>"}, "steps is a list of texts"),
         ({"question": "q?", "answer": "1", "steps": [1]}, "steps is a list of texts"),
         ({"question": "\ud800", "answer": "1"}, "question is not valid Unicode"),
@@ -60,7 +102,9 @@ def test_a_malformed_row_is_refused_with_its_place_and_reason(record: object, re
 def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     long, deep = b'{"a": 1' + b"0" * 5000 + b"}", b"[" * 10**5
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n%b\n%b\n{"a": 2}' % (long, deep))
+    vast = b'{"a": 1e99999999999999999999}'
+    lines = b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n%b\n%b\n{"a": 2}\n%b' % (long, deep, vast)
+    path.write_bytes(lines)
     expected = {
         0: {"a": 1},
         2: "line 3: not JSON: Expecting value",
@@ -68,6 +112,7 @@ def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
         4: "line 5: not readable",
         5: "line 6: nested too deeply",
         6: {"a": 2},
+        7: "line 8: not readable: a number",
     }
     found = dict(json_line_records(path))
     assert list(found) == list(expected)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,35 @@ def test_a_folder_of_parquet_is_the_same(folder, tmp_path_factory) -> None:
     assert read(local(other)) == read(local(folder))
 
 
+def test_a_folder_of_json_lists_is_the_same(folder) -> None:
+    expected = read(local(folder))
+    for split in SPLITS:
+        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
+        (folder / f"{split}.jsonl").unlink()
+        text = json.dumps(rows, indent=1) if split != "test" else "\n".join(map(json.dumps, rows))
+        (folder / f"{split}.json").write_text(text)
+    assert read(local(folder)) == expected
+
+
+def test_a_json_list_that_cannot_be_read_and_a_row_in_it_are_named(folder) -> None:
+    (folder / "test.jsonl").unlink()
+    file = folder / "test.json"
+    file.write_text('[{"question": "q?", "answer": "1"},\n 5]')
+    with pytest.raises(DataError, match=r"test\.json, row 2: a row is a mapping, not a number"):
+        read(local(folder))
+    file.write_text('[{"question": "q?",\n}]')
+    with pytest.raises(DataError, match=r"test\.json: not JSON: .* \(line 2, column 1\)"):
+        read(local(folder))
+
+
+def test_decimals_of_parquet_are_numbers(folder) -> None:
+    answers = pyarrow.array([Decimal("0.50"), Decimal("12.50")], pyarrow.decimal128(4, 2))
+    table = pyarrow.table({"question": ["a?", "b?"], "answer": answers})
+    (folder / "test.jsonl").unlink()
+    pyarrow.parquet.write_table(table, folder / "test.parquet")
+    assert [row.answer for row in read(local(folder))["test"]] == ["0.50", "12.50"]
+
+
 def test_shards_of_parquet_are_read_in_order_and_numbered_through(folder) -> None:
     rows = [json.loads(line) for line in (folder / "train.jsonl").open()]
     expected = read(local(folder))["train"]
@@ -107,7 +137,7 @@ def test_a_missing_folder_file_or_extra_set_is_named(folder) -> None:
     with pytest.raises(DataError, match=r"data\.extra_tests\.svamp: .*svamp\.jsonl does not exist"):
         read_test_set(local(folder, extra_tests={"svamp": f"{folder}/svamp.jsonl"}), "svamp", print)
     (folder / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"has no test\.jsonl and no test\.parquet"):
+    with pytest.raises(DataError, match=r"has no test\.jsonl, \.json or \.parquet"):
         read(local(folder))
 
 
@@ -168,13 +198,52 @@ def test_skipped_bad_rows_are_counted_and_the_others_keep_their_lines(folder) ->
 
 @pytest.mark.parametrize(
     ("split", "answer"),
-    [("test", "none"), ("test", ""), ("validation", "infinity"), ("train", "nan")],
+    [
+        *[("test", answer) for answer in ("none", "", "3,5", "1.234,50", "1 234", "10^6")],
+        *[("validation", answer) for answer in ("infinity", "9 pens less 4 are 5")],
+    ],
 )
-def test_a_label_without_a_number_is_refused_at_load(folder, split, answer) -> None:
+def test_a_label_without_a_single_number_is_refused_at_load(folder, split, answer) -> None:
     path = folder / f"{split}.jsonl"
     path.write_text(json.dumps(record(1)) + "\n" + json.dumps(record(2, answer=answer)) + "\n")
     with pytest.raises(DataError, match=rf"{split}\.jsonl, line 2: the answer .* holds no number"):
         read(local(folder))
+
+
+def test_the_public_filter_keeps_nan_which_is_no_label(folder) -> None:
+    (folder / "train.jsonl").write_text(json.dumps(record(1, answer="nan")) + "\n")
+    assert read(local(folder))["train"][0].answer == "nan"  # our filter drops it
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: the answer 'nan' holds no number"):
+        read(local(folder, number_rule="public"))
+
+
+def test_answers_that_are_no_plain_numbers_are_counted_and_shown(folder) -> None:
+    for split, answers in (("train", ["1/2", "a half"]), ("test", ["72 dollars", "50%", "-$5"])):
+        lines = [json.dumps(record(i, answer=answer)) for i, answer in enumerate(answers)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    log: list[str] = []
+    splits = read_splits(local(folder), log.append)
+    assert [splits[split].not_plain for split in SPLITS] == [1, 0, 2]
+    assert log == [
+        f"train: 1 of 2 answers are not plain numbers; {folder}/train.jsonl, line 2: "
+        "'a half' dropped",
+        f"test: 2 of 3 answers are not plain numbers; {folder}/test.jsonl, line 1: "
+        "'72 dollars' read as 72",
+    ]
+    read_splits(local(folder, number_rule="public"), log.append)
+    assert log[3].startswith("test: 3 of 3 answers are not plain numbers")
+
+
+def test_gsm8ks_own_files_serve_as_train_validation_and_test(folder) -> None:
+    expected = read(local(folder))
+    for split in SPLITS:
+        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
+        raw = [
+            {"question": row["question"], "answer": f"{row['steps'][0]}.\n#### {row['answer']}"}
+            for row in rows
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, raw)))
+    assert read(local(folder)) == expected
 
 
 def test_a_training_answer_that_is_no_plain_number_is_left_to_the_filter(folder) -> None:
@@ -214,6 +283,9 @@ def test_hub_rows_come_at_the_pinned_revision(monkeypatch) -> None:
     fake_hub(monkeypatch, load)
     splits = read(Data.model_validate(HUB))
     assert asked == [("someone/rows", "abc123")]
+    fake_hub(monkeypatch, lambda hub_id, name, revision: asked.append(name) or load(name, ""))
+    read(Data.model_validate({**HUB, "hub_config": "main"}))
+    assert asked[1] == "main"
     assert [splits[name][0].answer for name in splits] == ["1", "2", "3"]
 
 

@@ -10,7 +10,9 @@ from latent_reasoning.config import ConfigError, resolve
 from latent_reasoning.config import digest as digest_of
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import Layout
+from latent_reasoning.data.answers import Verdict
 from latent_reasoning.data.rows import DataError, row_lines
+from latent_reasoning.evaluation import evaluator
 from latent_reasoning.evaluation.__main__ import main
 from latent_reasoning.evaluation.folder import read_free_rows
 from latent_reasoning.model.folder import write_model
@@ -83,6 +85,20 @@ def test_a_model_of_an_experiment_is_evaluated_where_the_workflow_expects_it(exp
     assert "latent-2, seed 0, on test" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rule", ["exact", "public"])
+def test_completions_are_judged_by_the_rule_of_the_experiment(experiment, monkeypatch, rule):
+    rules = set()
+
+    def judged(label, completion, thinking, rule):
+        rules.add(rule)
+        return Verdict(None, False, False)
+
+    monkeypatch.setattr(evaluator, "judge", judged)
+    experiment.write_text(json.dumps(CONFIG | {"data": {"number_rule": rule}}))
+    main(["--config", str(experiment), "--model", "latent-2"])
+    assert rules == {rule}
+
+
 def test_a_model_with_forced_steps_is_evaluated_at_that_length(experiment):
     main(["--config", str(experiment), "--model", "forced-2", "--seed", "0"])
     predictions = pandas.read_parquet(evaluated("forced-2") / "predictions.parquet")
@@ -144,11 +160,49 @@ def test_a_bad_file_of_rows_is_refused_with_line_and_reason(tmp_path, line, reas
     assert reason in str(error.value)
 
 
-def test_special_token_text_in_a_question_is_refused(latent_folder, tmp_path):
+def test_gsm8ks_own_rows_and_json_and_parquet_are_read(tmp_path):
+    rows = [
+        {"question": "How many?", "answer": "9-4=<<9-4=5>>5 pens are left.\n#### 5"},
+        {"question": "And cups?", "answer": "#### 1,024"},
+    ]
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps(rows))
+    pandas.DataFrame(rows).to_parquet(tmp_path / "raw.parquet")
+    for file in (path, tmp_path / "raw.parquet"):
+        read = read_free_rows(file)
+        assert [(row.id, row.answer) for row in read] == [("raw-0", "5"), ("raw-1", "1,024")]
+    assert read_free_rows(path, limit=1) == read[:1]
+    with pytest.raises(DataError, match=r"raw\.csv: rows are read from \.jsonl"):
+        read_free_rows(tmp_path / "raw.csv")
+
+
+def test_answers_that_are_no_plain_numbers_are_shown_or_by_choice_skipped(tmp_path, capsys):
+    path = tmp_path / "problems.jsonl"
+    answers = ["72 dollars", "-$5", "3,5"]
+    path.write_text("\n".join(json.dumps({"question": "q?", "answer": a}) for a in answers))
+    with pytest.raises(DataError, match=r"line 3: the answer '3,5' .*--on-bad-row skip leaves"):
+        read_free_rows(path)
+    rows = read_free_rows(path, on_bad_row="skip")
+    assert [row.answer for row in rows] == ["72 dollars", "-$5"]
+    shown = f"1 of 2 answers are not plain numbers; {path}, line 1: '72 dollars' read as 72"
+    assert shown in capsys.readouterr().out
+    assert len(read_free_rows(path, rule="public")) == 3
+    assert "3 of 3 answers" not in capsys.readouterr().out  # `float` reads 3,5 without its comma
+
+
+def test_special_token_text_in_a_question_is_refused_escaped_or_skipped(
+    latent_folder, tmp_path, capsys
+):
     path = tmp_path / "problems.jsonl"
     path.write_text('{"question": "What does <START> do?", "answer": "1"}\n')
-    with pytest.raises(DataError, match=r"problems-0.*<START>"):
-        main(["--path", str(latent_folder), "--data", str(path)])
+    options = ["--path", str(latent_folder), "--data", str(path), "--max-new-tokens", "4"]
+    with pytest.raises(DataError, match=r"problems-0.*<START>.*--special-token-text"):
+        main(options)
+    with pytest.raises(DataError, match="all 1 rows hold special-token text"):
+        main([*options, "--special-token-text", "skip"])
+    main([*options, "--special-token-text", "escape", "--output", str(tmp_path / "out")])
+    (question,) = pandas.read_parquet(tmp_path / "out" / "predictions.parquet")["question"]
+    assert question == "What does < START> do?"
 
 
 def test_a_missing_model_folder_is_one_clear_line(tmp_path, data, capsys, monkeypatch):

@@ -22,7 +22,7 @@ def test_prompts_end_in_start_and_keep_negative_answers(tokenizer):
     (prompt,) = rl_prompts(rows("-3"), tokenizer, prefix="Question: ", max_prompt_tokens=None)
     assert prompt.ids[-1] == tokenizer.convert_tokens_to_ids("<START>")
     assert prompt.text == f"Question: {QUESTION}<START>"
-    assert prompt.label == "-3"
+    assert (prompt.label, prompt.number_rule) == ("-3", "exact")
 
 
 def test_prompts_longer_than_the_limit_are_dropped(tokenizer):
@@ -51,5 +51,6 @@ def test_no_prompt_left_and_an_answer_without_a_number_are_errors(
         rl_prompts(rows(*answers), tokenizer, prefix="", max_prompt_tokens=limit)
 
 
-def test_the_number_of_a_label_is_the_first_one():
+def test_the_number_of_a_label_is_read_by_the_rule():
     assert label_number("1,200", "row 3") == 1200.0
+    assert (label_number("1e3", "row 3"), label_number("1e3", "row 3", "public")) == (1000.0, 1.0)

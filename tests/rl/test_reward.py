@@ -46,6 +46,8 @@ def completion(latent_steps: int, answer: str) -> str:
         (completion(1, "<|CONTINUE|> 5"), "5", Outcome(True, True, 4)),
         (completion(0, "1,200 apples"), "1200", Outcome(True, True, 2)),
         (completion(0, "6"), "5", Outcome(True, False, 2)),
+        (completion(0, "-$5."), "-5", Outcome(True, True, 2)),
+        ("<|CONTINUE|> <|STOP|>\n The answer is: 5", "5", Outcome(True, True, 3)),
         # A right number in a bad format is not correct; nor is one after two prefixes.
         ("<|CONTINUE|><|STOP|>so The answer is: 5", "5", Outcome(False, False, 3)),
         (completion(1, "5 The answer is: 5"), "5", Outcome(False, False, 3)),
@@ -102,6 +104,15 @@ class TestRewards:
 
 def encoded(tokenizer, prompt: int, text: str, count: int = 1) -> Completion:
     return Completion(prompt, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), count)
+
+
+@pytest.mark.parametrize(("rule", "right"), [("exact", True), ("public", False)])
+def test_completions_are_judged_by_their_prompts_number_rule(rule, right):
+    tokenizer = latent_tokenizer(7)
+    completions = [encoded(tokenizer, 0, "<|STOP|> The answer is: 5")]
+    rollout = Rollout([[]], completions, torch.tensor([[0]]))
+    (outcome,) = judge_completions(rollout, [RlPrompt([], "", "0.5e1", rule)], tokenizer)
+    assert outcome.correct is right
 
 
 def test_completions_are_judged_as_the_text_they_decode_to():

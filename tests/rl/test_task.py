@@ -30,7 +30,7 @@ def prompts(tokenizer):
 def build(reasoner, tokenizer, prompts, monkeypatch):
     """A task on a random model, whose answers are never right: every second one is called so."""
 
-    def outcome(prompt: str, completion: str, label: str) -> Outcome:
+    def outcome(prompt: str, completion: str, label: str, rule: str) -> Outcome:
         length = judge_sample(prompt, completion, label).length
         return Outcome(True, len(completion) % 2 == 0, length)
 

@@ -194,7 +194,7 @@ def rl(
     return task, entry.training
 
 
-def half_are_right(prompt: str, completion: str, label: str) -> Outcome:
+def half_are_right(prompt: str, completion: str, label: str, rule: str) -> Outcome:
     """A random model is never right: every second completion is called so."""
     return Outcome(True, len(completion) % 2 == 0, judge_sample(prompt, completion, label).length)
 

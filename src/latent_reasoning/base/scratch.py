@@ -105,6 +105,7 @@ def _validation(
         prefix=experiment.data.prompt.training,
         max_new_tokens=max_new_tokens,
         batch_size=experiment.runtime.evaluation_batch_size,
+        number_rule=experiment.data.number_rule,
     )
     beginnings = {
         style: _first_tokens(rows, tokenizer, mix)

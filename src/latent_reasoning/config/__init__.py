@@ -12,6 +12,7 @@ from latent_reasoning.config.data import (
     Augmentation,
     Data,
     GeneratedData,
+    NumberRule,
     Prompt,
     SplitRows,
 )

@@ -23,6 +23,9 @@ from latent_reasoning.config.fields import (
 FROM_HUB = only_when("source", "hub")
 WHERE_PERTURBED = only_when("method", "numeric_perturbation")
 
+NumberRule = Literal["exact", "public"]
+"""How numbers in answers are read (`data/answers.py`)."""
+
 
 class GeneratedData(Section):
     """Word problems made by the project, in GSM8K-Aug form (`data/dial/problems.py`)."""
@@ -91,13 +94,15 @@ class Data(Section):
     """Raw rows, their filter, split and form."""
 
     source: Annotated[Literal["generated", "local", "hub"], IMPORTANT] = "generated"
-    """`generated` makes rows; `local` reads a folder with train, validation and test as .jsonl or
-    .parquet; `hub` reads a Hugging Face dataset."""
+    """`generated` makes rows; `local` reads a folder with train, validation and test as .jsonl,
+    .json or .parquet; `hub` reads a Hugging Face dataset."""
     path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = None
     """Folder of the `local` source. May hold ${LATENT_REASONING_DATA}; a relative path starts at
     the project root."""
     hub_id: Annotated[str | None, FROM_HUB] = None
     """Dataset id of the `hub` source."""
+    hub_config: Annotated[str | None, FROM_HUB] = None
+    """One of that dataset's configurations, such as `main` of GSM8K; null: the default one."""
     revision: Annotated[str | None, FROM_HUB] = None
     """Pinned commit of the `hub` source (`tools.pin_revisions` finds it)."""
     expected_rows: Annotated[SplitRows, NOT_SCIENCE] = Field(default_factory=SplitRows)
@@ -121,8 +126,13 @@ class Data(Section):
     """Latent SFT drops rows with a negative answer."""
     max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = 512
     """SFT drops rows with more tokens than this less four separators (512 means 508)."""
+    number_rule: Annotated[
+        NumberRule, science_for("data", "test_set", "base", "sft", "latent_sft", "rl", "evaluation")
+    ] = "exact"
+    """How numbers are read in answers and completions: `exact` by one grammar
+    (`data/numbers.py`), or as the `public` code does, which takes the first digits."""
     on_bad_row: Annotated[Literal["error", "skip"], science_for("data", "test_set")] = "error"
-    """A malformed row stops the stage, or is skipped and counted."""
+    """A malformed row, or a label that is no number, stops the stage, or is skipped and counted."""
     special_token_text: Annotated[
         Literal["error", "skip", "escape", "keep"],
         science_for("base", "sft", "latent_sft", "rl", "evaluation"),
@@ -134,7 +144,7 @@ class Data(Section):
     limits: SplitRows = Field(default_factory=SplitRows)
     """Read only this number of rows of each split, the first ones."""
     extra_tests: Annotated[dict[DatasetName, str], NOT_SCIENCE] = Field(default_factory=dict)
-    """More test sets: name -> file of JSON lines with question and answer
+    """More test sets: name -> .jsonl, .json or .parquet file with question and answer
     (`${LATENT_REASONING_DATA}` allowed)."""
 
     @field_validator("extra_tests")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -80,11 +81,22 @@ PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 """What a configuration may hold; a date, bytes or a set would come back as text from a dump."""
 
 
+OTHER_BASES = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+"""Numbers that YAML 1.1 does not read as they stand: 010 is 8 and 1:30 is 90."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML of plain values that refuses a repeated key and a key that is not text."""
+    """Safe YAML of plain values that refuses a repeated key, a key that is not text, and numbers
+    that YAML reads as octal or sexagesimal."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         value = super().construct_object(node, deep)
+        if isinstance(value, int | float) and OTHER_BASES.fullmatch(str(node.value)):
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value} is no whole number: YAML would read {value}; write it "
+                "without a leading 0 or a colon, or text in quotes",
+                problem_mark=node.start_mark,
+            )
         infinite = isinstance(value, float) and not math.isfinite(value)
         half_character = isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)
         if node.tag.rpartition(":")[2] not in PLAIN_TAGS or infinite or half_character:

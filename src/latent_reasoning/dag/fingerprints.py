@@ -15,7 +15,7 @@ from latent_reasoning.runtime.files import sha256_of, write_text_atomically
 WHOLE_FILE_LIMIT = 256 * 1024**2
 """Larger files (weights) count by their size and both ends, so that planning stays quick."""
 END_BYTES = 1024**2
-ROW_FILES = (".jsonl", ".parquet")
+ROW_FILES = (".jsonl", ".json", ".parquet")
 """Suffixes of the files that count in a folder of raw rows."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
 """Suffixes of the files that count in a model folder; the card, with its versions, does not."""

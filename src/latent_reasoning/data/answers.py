@@ -1,31 +1,33 @@
-"""Numbers in answers: which rows are kept, and whether a completion is right.
+"""Answers: which rows are kept, and whether a completion is right.
 
 Four questions are kept apart, as in the public code (the notes are those at the end of
 docs/method.md):
 
 - *filter* (training rows): is the whole answer a plain number? `is_plain_number` (note 3)
-- *label* (every row): does the answer hold a number to compare with? `find_number`
+- *label* (every row): which number does the answer stand for? `label_value`
 - *evaluation*: the first number after the **last** ` The answer is:`, in any case (note 16).
   `judge`
-- *RL*: exactly one ` The answer is:`, in this case, and only latent tokens before it (note 18).
-  `is_well_formatted`
+- *RL*: exactly one ` The answer is:`, in this case, and only latent tokens and white space before
+  it (note 18). `is_well_formatted`
+
+What a number is, labels and completions share: the grammar of `data/numbers.py`, or with
+`data.number_rule: public` that of the public code, `data/public_numbers.py`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
+from latent_reasoning.config import NumberRule
+from latent_reasoning.data import numbers, public_numbers
 from latent_reasoning.data.sequences import ANSWER_PREFIX, CONTINUE, START, STOP
 
-TOLERANCE = 1e-6
-"""Two answers closer than this are equal (docs/method.md, section 5)."""
-
-_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)")
 # ASCII: Unicode case folding would also match the long s and the dotless i.
 _ANY_CASE_PREFIX = re.compile(re.escape(ANSWER_PREFIX), re.IGNORECASE | re.ASCII)
-_LATENT_TOKENS = re.compile(f"({re.escape(START)}|{re.escape(CONTINUE)}|{re.escape(STOP)})*")
+_LATENT_TOKENS = re.compile(rf"({re.escape(START)}|{re.escape(CONTINUE)}|{re.escape(STOP)}|\s)*")
 
 Thinking = Literal["latent", "text", "forced"]
 
@@ -39,42 +41,62 @@ class Verdict:
     correct: bool
 
 
-def is_plain_number(answer: str) -> bool:
-    """The filter of training rows: `float` reads the text without its commas, and it has no `inf`.
-
-    So `nan`, `1e3`, `1_000` and ` 7 ` are kept; `$12`, `1/2`, `50%` and the empty text are not.
-    """
-    text = answer.replace(",", "")
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "inf" not in text
+def is_plain_number(answer: str, rule: NumberRule = "exact") -> bool:
+    """The filter of training rows: whether the answer is a number and nothing else."""
+    return _read(answer, rule) is not None
 
 
-def is_negative(answer: str) -> bool:
+def is_negative(answer: str, rule: NumberRule = "exact") -> bool:
     """Whether a plain number is below zero; latent SFT drops such rows. `-0` is not below zero."""
-    return float(answer.replace(",", "")) < 0
+    value = _read(answer, rule)
+    return value is not None and value < 0
 
 
-def find_number(text: str) -> str | None:
-    """The text of the first number, commas removed: `1,200.50 dollars` gives `1200.50`."""
-    match = _NUMBER.search(text.replace(",", ""))
-    return match.group() if match else None
+def label_value(answer: str, rule: NumberRule = "exact") -> Fraction | float | None:
+    """The number that an answer stands for, None if it stands for none.
+
+    That of a plain number, or of a text that holds a single number (`72 dollars`). The public rule
+    takes the first number of any text.
+    """
+    if rule == "public":
+        found = public_numbers.first_number(answer)
+        return None if found is None else found[1]
+    value = numbers.read_number(answer)
+    if value is None and (only := numbers.only_number(answer)):
+        value = only.value
+    return value
 
 
-def parse_number(text: str) -> float | None:
-    """The first number of a text; None if it has none."""
-    number = find_number(text)
-    return None if number is None else float(number)
+def parse_number(answer: str, rule: NumberRule = "exact") -> float | None:
+    """`label_value` as the nearest float, infinite where it is beyond float's range."""
+    value = label_value(answer, rule)
+    try:
+        return None if value is None else float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
 
 
-def answers_match(label: str, text: str) -> bool:
-    """Whether the first number of `text` is that of `label`, within `TOLERANCE`."""
-    expected, given = parse_number(label), parse_number(text)
-    if expected is None or given is None:
+def find_number(text: str, rule: NumberRule = "exact") -> str | None:
+    """The text of the first number of a completion, commas removed: `1,200.50 dollars` gives
+    `1200.50`."""
+    found = _first(text, rule)
+    return None if found is None else found[0]
+
+
+def answers_match(label: str, text: str, rule: NumberRule = "exact") -> bool:
+    """Whether the first number of `text` is that of the answer `label`, within the tolerance."""
+    expected, found = label_value(label, rule), _first(text, rule)
+    if expected is None or found is None:
         return False
-    return expected == given or abs(expected - given) < TOLERANCE
+    return (public_numbers if rule == "public" else numbers).equal(expected, found[1])
+
+
+def _read(answer: str, rule: NumberRule) -> Fraction | float | None:
+    return (public_numbers if rule == "public" else numbers).read_number(answer)
+
+
+def _first(text: str, rule: NumberRule) -> tuple[str, Fraction | float] | None:
+    return (public_numbers if rule == "public" else numbers).first_number(text)
 
 
 def split_completion(text: str) -> tuple[str, str] | None:
@@ -83,7 +105,7 @@ def split_completion(text: str) -> tuple[str, str] | None:
     return (text[: matches[-1].start()], text[matches[-1].end() :]) if matches else None
 
 
-def judge(label: str, completion: str, thinking: Thinking) -> Verdict:
+def judge(label: str, completion: str, thinking: Thinking, rule: NumberRule = "exact") -> Verdict:
     """Score a completion as the evaluation does (docs/method.md, section 6).
 
     Args:
@@ -92,17 +114,20 @@ def judge(label: str, completion: str, thinking: Thinking) -> Verdict:
         thinking: `latent`, the prompt ended in START, so STOP must come before the answer;
             `text`, anything may; `forced`, the prompt ended in ` The answer is:`, so the whole
             completion is the answer.
+        rule: how numbers are read, `data.number_rule`.
     """
     if thinking == "forced":
-        return Verdict(find_number(completion), True, answers_match(label, completion))
+        right = answers_match(label, completion, rule)
+        return Verdict(find_number(completion, rule), True, right)
     parts = split_completion(completion)
     if parts is None or (thinking == "latent" and STOP not in parts[0]):
         return Verdict(None, False, False)
-    return Verdict(find_number(parts[1]), True, answers_match(label, parts[1]))
+    right = answers_match(label, parts[1], rule)
+    return Verdict(find_number(parts[1], rule), True, right)
 
 
 def is_well_formatted(completion: str) -> bool:
-    """RL's format check: exactly one ` The answer is:` and nothing but latent tokens before it.
+    """RL's format check: one ` The answer is:`, only latent tokens and white space before it.
 
     Order, a missing STOP and an empty answer are not checked (note 18).
     """

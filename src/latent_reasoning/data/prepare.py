@@ -2,8 +2,9 @@
 
 In this order: read and check; shuffle and cut train into SFT's and RL's part; in each part drop
 answers that are no plain number and questions that occur in validation or test; add perturbed
-copies. Validation and test stay as they are. The summary says what was dropped, and why. Extra test
-sets are prepared one by one, so that a new one touches nothing that training reads.
+copies. Validation and test stay as they are. The summary says what was dropped, and why, and how
+many answers of the other rows are no plain numbers. Extra test sets are prepared one by one, so
+that a new one touches nothing that training reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.config import Data
+from latent_reasoning.config import Data, NumberRule
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.answers import is_plain_number
 from latent_reasoning.data.perturbation import perturbed_copies
@@ -29,6 +30,7 @@ from latent_reasoning.runtime.files import atomic_file, write_json, write_text_a
 BAD_ROW = "bad_row"
 NOT_A_NUMBER = "answer_not_a_number"
 IN_HELD_OUT = "in_validation_or_test"
+NOT_PLAIN = "answers_not_plain_numbers"
 WORDS_PER_BIN = 10
 CHARACTERS_PER_BIN = 50
 
@@ -58,7 +60,7 @@ def prepare(data: Data, log: Log) -> Prepared:
         strict=True,
     ):
         part = [train.rows[position] for position in positions]
-        splits[name], dropped = trainable(part, held_out)
+        splits[name], dropped = trainable(part, held_out, data.number_rule)
         if dropped[IN_HELD_OUT] and data.source == "generated":
             raise DataError(
                 f"{dropped[IN_HELD_OUT]} generated training questions also stand in validation or "
@@ -71,7 +73,7 @@ def prepare(data: Data, log: Log) -> Prepared:
         _augment(splits, summaries, taken, data, log)
     for name, split in raw.items():
         splits[name] = split.rows
-        summaries[name] = _counts(split.rows, _bad_rows(split))
+        summaries[name] = _held_out_counts(split)
     for name, rows in splits.items():
         summaries[name].update(_histograms(rows))
     return Prepared(splits, {**_source(data), "splits": summaries})
@@ -88,7 +90,9 @@ def split_positions(n_rows: int, sft_share: float, seed: int) -> tuple[np.ndarra
     return order[:n_sft], order[n_sft:]
 
 
-def trainable(rows: Iterable[Row], held_out: set[str]) -> tuple[list[Row], Counter[str]]:
+def trainable(
+    rows: Iterable[Row], held_out: set[str], rule: NumberRule = "exact"
+) -> tuple[list[Row], Counter[str]]:
     """Rows to train on, and the number of dropped ones by reason.
 
     An answer must be a plain number, and a normalised question must not be in `held_out`. Negative
@@ -97,7 +101,7 @@ def trainable(rows: Iterable[Row], held_out: set[str]) -> tuple[list[Row], Count
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
     for row in rows:
-        if not is_plain_number(row.answer):
+        if not is_plain_number(row.answer, rule):
             dropped[NOT_A_NUMBER] += 1
         elif normalise_question(row.question) in held_out:
             dropped[IN_HELD_OUT] += 1
@@ -118,7 +122,7 @@ def prepare_test_set(data: Data, name: str, trained: set[str], log: Log) -> Prep
         DataError: rows that cannot be used, or none.
     """
     raw = read_test_set(data, name, log)
-    summary = _counts(raw.rows, _bad_rows(raw))
+    summary = _held_out_counts(raw)
     summary["questions_also_in_train"] = sum(
         normalise_question(row.question) in trained for row in raw.rows
     )
@@ -179,9 +183,16 @@ def _counts(rows: Sequence[Row], dropped: Counter[str]) -> dict[str, Any]:
     return {"rows": len(rows), "dropped": dict(sorted(dropped.items()))}
 
 
+def _held_out_counts(split: RawSplit) -> dict[str, Any]:
+    """The counts of rows that no filter reads."""
+    counts = _counts(split.rows, _bad_rows(split))
+    return counts | ({NOT_PLAIN: split.not_plain} if split.not_plain else {})
+
+
 def _source(data: Data) -> dict[str, Any]:
     if data.source == "hub":
-        return {"source": "hub", "hub_id": data.hub_id, "revision": data.revision}
+        configured = {} if data.hub_config is None else {"hub_config": data.hub_config}
+        return {"source": "hub", "hub_id": data.hub_id, **configured, "revision": data.revision}
     return {"source": data.source}
 
 

@@ -1,4 +1,7 @@
-"""Rows: one question with its steps and its answer, read from JSON lines and checked one by one.
+"""Rows: one question with its steps and its answer, read from JSON and checked one by one.
+
+GSM8K's own rows, whose answer is a solution that ends in `#### 72`, become rows of GSM8K-Aug form:
+the calculator annotations (`<<9-4=5>>`) are the steps, what stands after `####` is the answer.
 
 A malformed row is a `DataError` that names the file, the line (from 1, as editors count) and the
 reason. A row's id is `{split}-{line from 0}` and stays with it through every later file.
@@ -6,14 +9,24 @@ reason. A row's id is `{split}-{line from 0}` and stays with it through every la
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from latent_reasoning.config import UserError
 from latent_reasoning.runtime.files import sha256_of
+
+ANSWER_MARK = "####"
+"""Stands before the answer in GSM8K's own rows."""
+MAX_EXPONENT = 9999
+"""Numbers beyond 10 to this power are refused: no text spells them out."""
+
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
 class DataError(UserError, ValueError):
@@ -33,8 +46,10 @@ class Row:
 def parse_row(record: Any, row_id: str, where: str) -> Row:
     """Check one decoded record and make it a `Row`.
 
-    `where` names the file and line for the message. Answers may be numbers; other columns are
-    ignored. An empty answer is text like any other: the training filter drops it.
+    `where` names the file and line for the message. Answers may be numbers, which are written
+    without exponent; other columns are ignored. Where a row without steps has GSM8K's solution for
+    its answer, the solution's annotations are its steps. An empty answer is text like any other:
+    the training filter drops it.
 
     Raises:
         DataError: no mapping, no question, no answer, or a column of the wrong type.
@@ -45,10 +60,13 @@ def parse_row(record: Any, row_id: str, where: str) -> Row:
     if not question.strip():
         raise DataError(f"{where}: the question is empty")
     answer = record.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        record = {**record, "answer": str(answer)}
-    answer = _text(record, "answer", where)
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
+        record = {**record, "answer": _spelled_out(answer, where)}
+    solution, mark, answer = _text(record, "answer", where).rpartition(ANSWER_MARK)
     steps = record.get("steps")
+    if mark:
+        answer = answer.strip()
+        steps = _ANNOTATION.findall(solution) if steps is None else steps
     if steps is not None:
         if not isinstance(steps, list | tuple) or not all(isinstance(s, str) for s in steps):
             raise DataError(f"{where}: steps is a list of texts (or null), not {_type_name(steps)}")
@@ -56,6 +74,22 @@ def parse_row(record: Any, row_id: str, where: str) -> Row:
             _check_unicode(step, "steps", where)
         steps = tuple(steps)
     return Row(row_id, question, steps, answer)
+
+
+def json_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number (from 0) and decoded record of each row of a .json file: a list, or JSON lines.
+
+    Raises:
+        DataError: the file does not exist, cannot be read, or is a list that cannot be decoded.
+    """
+    content = _read_bytes(path)
+    if not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from json_line_records(path)
+        return
+    records = _decoded(content, f"{path}")
+    if isinstance(records, DataError):
+        raise records
+    yield from enumerate(records)
 
 
 def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -76,16 +110,27 @@ def json_line_records(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _decoded(line: bytes, where: str) -> Any:
-    """The record of a line of JSON, or the `DataError` that says why it has none."""
+def _read_bytes(path: Path) -> bytes:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(text: bytes, where: str) -> Any:
+    """The content of some JSON, or the `DataError` that says why it has none."""
+    try:
+        # Decimals keep numbers as they are written, beyond a float's range and precision.
+        return json.loads(text.decode("utf-8-sig"), parse_float=Decimal)
     except UnicodeDecodeError as error:
         problem = f"not UTF-8: {error.reason}"
     except json.JSONDecodeError as error:
-        problem = f"not JSON: {error.msg} (column {error.colno})"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        problem = f"not JSON: {error.msg} ({line}column {error.colno})"
     except ValueError as error:  # a number of thousands of digits
         problem = f"not readable: {error}"
+    except ArithmeticError:
+        problem = "not readable: a number with an exponent beyond all bounds"
     except RecursionError:
         problem = "nested too deeply"
     return DataError(f"{where}: {problem}")
@@ -135,6 +180,16 @@ def normalise_question(question: str) -> str:
     return " ".join(question.split())
 
 
+def _spelled_out(number: float | Decimal, where: str) -> str:
+    """A number as text without exponent: 2e-05 becomes 0.00002, 3e16 becomes 30000000000000000."""
+    exact = Decimal(repr(number) if isinstance(number, float) else number)
+    if not exact.is_finite():
+        raise DataError(f"{where}: the answer is not a finite number")
+    if abs(exact.adjusted()) > MAX_EXPONENT:
+        raise DataError(f"{where}: the answer {exact} is too large or too small to spell out")
+    return format(exact, "f")
+
+
 def _text(record: dict[str, Any], column: str, where: str) -> str:
     if column not in record or record[column] is None:
         raise DataError(f"{where}: no {column}")
@@ -156,5 +211,5 @@ def _check_unicode(text: str, column: str, where: str) -> None:
 def _type_name(value: Any) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "null"}
     return names.get(
-        type(value), "a number" if isinstance(value, int | float) else "something else"
+        type(value), "a number" if isinstance(value, int | float | Decimal) else "something else"
     )

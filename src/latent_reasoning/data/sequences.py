@@ -129,8 +129,8 @@ def apply_special_token_policy(
         elif policy == "error":
             raise DataError(
                 f"row {row.id}: its text holds {found.group()!r}, which the tokenizer would read "
-                "as the special token; data.special_token_text may skip such rows, escape or "
-                "keep the text"
+                "as the special token; data.special_token_text (evaluation --path: "
+                "--special-token-text) may skip such rows, escape or keep the text"
             )
         elif policy == "escape":
             kept.append(_escape(row, pattern))

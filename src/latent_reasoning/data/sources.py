@@ -1,21 +1,28 @@
 """Where rows come from: made here (`generated`), a folder (`local`) or the hub (`hub`).
 
-Every source gives records; `read_split` checks each and makes it a `Row` with the id
-`{split}-{line from 0}`. A bad record stops the stage or is counted, as `data.on_bad_row` says.
+Every source gives records; `read_records` checks each and makes it a `Row` with the id
+`{split}-{line from 0}`. A bad record stops the stage or is counted, as `data.on_bad_row` says;
+answers that are no plain numbers are counted and shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from latent_reasoning.config import Data, expand_path
-from latent_reasoning.data.answers import find_number, is_plain_number
+from latent_reasoning.config import Data, NumberRule, expand_path
+from latent_reasoning.data.answers import is_plain_number, parse_number
 from latent_reasoning.data.dial.problems import generate_splits
-from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row
+from latent_reasoning.data.rows import (
+    DataError,
+    Row,
+    json_line_records,
+    json_records,
+    parse_row,
+)
 
 SPLITS = ("train", "validation", "test")
 LOGGED_BAD_ROWS = 5
@@ -36,10 +43,14 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class RawSplit:
-    """The rows of one split, before any filter, and the number of bad ones that were skipped."""
+    """The rows of one split, before any filter.
+
+    `bad_rows` were skipped; of `rows`, `not_plain` have an answer that is no plain number.
+    """
 
     rows: list[Row]
     bad_rows: int
+    not_plain: int
 
 
 def read_splits(data: Data, log: Log) -> dict[str, RawSplit]:
@@ -90,49 +101,97 @@ def read_split(split: str, records: Iterator[Record], data: Data, log: Log) -> R
     Raises:
         DataError: a bad row if `on_bad_row` is `error`, or no row at all.
     """
+    return read_records(
+        split,
+        records,
+        on_bad_row=data.on_bad_row,
+        rule=data.number_rule,
+        log=log,
+        hint="data.on_bad_row: skip",
+        filtered=split == "train",
+    )
+
+
+def read_records(
+    name: str,
+    records: Iterable[Record],
+    *,
+    on_bad_row: Literal["error", "skip"],
+    rule: NumberRule,
+    log: Log,
+    hint: str,
+    filtered: bool = False,
+) -> RawSplit:
+    """The rows of some records, with ids `{name}-{line from 0}`.
+
+    `hint` names the setting that skips bad rows. Where rows are `filtered` later, an answer that
+    holds no number is left to the filter; elsewhere it makes a bad row.
+
+    Raises:
+        DataError: a bad row if `on_bad_row` is `error`, or no row at all.
+    """
     rows: list[Row] = []
-    bad_rows = 0
+    bad_rows, not_plain, example = 0, 0, ""
     for record in records:
         try:
-            rows.append(_checked(split, record))
+            row = _checked(name, record, rule, filtered)
         except DataError as error:
-            if data.on_bad_row == "error":
-                raise DataError(f"{error}; data.on_bad_row: skip leaves such rows out") from error
+            if on_bad_row == "error":
+                raise DataError(f"{error}; {hint} leaves such rows out") from error
             bad_rows += 1
             if bad_rows <= LOGGED_BAD_ROWS:
                 log(f"skipped: {error}")
+            continue
+        rows.append(row)
+        if not is_plain_number(row.answer, rule):
+            not_plain += 1
+            example = example or _reading(row, record.where, rule, filtered)
     if bad_rows:
-        log(f"{split}: {bad_rows} bad rows skipped, {len(rows)} read")
+        log(f"{name}: {bad_rows} bad rows skipped, {len(rows)} read")
     if not rows:
-        raise DataError(f"the split {split} has no rows ({bad_rows} bad ones skipped)")
-    return RawSplit(rows, bad_rows)
+        raise DataError(f"the split {name} has no rows ({bad_rows} bad ones skipped)")
+    if not_plain:
+        log(f"{name}: {not_plain:,} of {len(rows):,} answers are not plain numbers; {example}")
+    return RawSplit(rows, bad_rows, not_plain)
+
+
+def _checked(name: str, record: Record, rule: NumberRule, filtered: bool) -> Row:
+    if isinstance(record.content, DataError):
+        raise record.content
+    row = parse_row(record.content, f"{name}-{record.line}", record.where)
+    # The public filter keeps `nan`, which equals no number.
+    kept = not filtered or is_plain_number(row.answer, rule)
+    if kept and parse_number(row.answer, rule) is None:
+        raise DataError(
+            f"{record.where}: the answer {row.answer!r:.80} holds no number to compare with: it is "
+            "neither a plain number nor a text with a single one"
+        )
+    return row
+
+
+def _reading(row: Row, where: str, rule: NumberRule, filtered: bool) -> str:
+    """What becomes of a row whose answer is no plain number."""
+    becomes = "dropped" if filtered else f"read as {parse_number(row.answer, rule):.15g}"
+    return f"{where}: {row.answer!r:.80} {becomes}"
 
 
 def file_records(path: Path) -> Iterator[Record]:
-    """Records of one file of JSON lines or of a parquet file (by its suffix).
+    """Records of one file of JSON lines, a JSON list or a parquet file (by its suffix).
+
+    A file without suffix, such as a pipe, holds JSON lines.
 
     Raises:
         DataError: a file that cannot be read, or of another kind.
     """
-    if path.suffix == ".jsonl":
+    if path.suffix in (".jsonl", ".ndjson", ""):
         for line, content in json_line_records(path):
             yield Record(line, f"{path}, line {line + 1}", content)
-    elif path.suffix == ".parquet":
-        for line, content in enumerate(_parquet_records(path)):
+    elif path.suffix in (".json", ".parquet"):
+        read = json_records(path) if path.suffix == ".json" else enumerate(_parquet_records(path))
+        for line, content in read:
             yield Record(line, f"{path}, row {line + 1}", content)
     else:
-        raise DataError(f"{path}: rows are read from .jsonl and .parquet files")
-
-
-def _checked(split: str, record: Record) -> Row:
-    if isinstance(record.content, DataError):
-        raise record.content
-    row = parse_row(record.content, f"{split}-{record.line}", record.where)
-    # Training rows whose answer is no plain number are left to the filter.
-    has_label = find_number(row.answer) is not None
-    if not has_label and (split != "train" or is_plain_number(row.answer)):
-        raise DataError(f"{record.where}: the answer {row.answer!r} holds no number")
-    return row
+        raise DataError(f"{path}: rows are read from .jsonl, .json and .parquet files")
 
 
 def _generated(data: Data) -> dict[str, Iterator[Record]]:
@@ -153,12 +212,12 @@ def _generated(data: Data) -> dict[str, Iterator[Record]]:
 
 def _local(data: Data, split: str) -> Iterator[Record]:
     folder = _existing(expand_path(str(data.path)), "data.path")
-    files = [folder / f"{split}.jsonl", folder / f"{split}.parquet"]
+    files = [folder / f"{split}{suffix}" for suffix in (".jsonl", ".json", ".parquet")]
     found = [file for file in files if file.is_file()]
     # The hub's own layout: `data/train-00000-of-00002.parquet`.
     shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
     if not found and not shards:
-        raise DataError(f"data.path: {folder} has no {split}.jsonl and no {split}.parquet")
+        raise DataError(f"data.path: {folder} has no {split}.jsonl, .json or .parquet")
     if len(found) + bool(shards) > 1:
         names = ", ".join(file.name for file in (*found, *shards))
         raise DataError(f"data.path: {folder} has {split} more than once: {names}")
@@ -201,9 +260,10 @@ def _hub(data: Data) -> dict[str, Iterator[Record]]:
         raise DataError(
             "data.source: hub needs the package datasets; or use data.source: local"
         ) from error
-    name = f"{data.hub_id!r} (revision {data.revision or 'not pinned'})"
+    wanted = [part for part in (data.hub_id, data.hub_config) if part is not None]
+    name = f"{'/'.join(wanted)!r} (revision {data.revision or 'not pinned'})"
     try:
-        loaded = datasets.load_dataset(data.hub_id, revision=data.revision)
+        loaded = datasets.load_dataset(*wanted, revision=data.revision)
     except Exception as error:  # the client raises errors of many kinds, by version and cause
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

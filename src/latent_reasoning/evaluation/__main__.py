@@ -7,8 +7,8 @@ evaluates a trained model of an experiment and writes
 
     python -m latent_reasoning.evaluation --path MODEL_DIR --data FILE [--output DIR]
 
-evaluates any Hugging Face or latent model folder on a file of JSON lines with `question` and
-`answer`, and prints a summary.
+evaluates any Hugging Face or latent model folder on a file of rows with `question` and `answer`
+(.jsonl, .json or .parquet; also GSM8K's own rows), and prints a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import read_rows
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
-from latent_reasoning.evaluation.folder import evaluate_folder, folder_options
+from latent_reasoning.evaluation.folder import evaluate_folder, folder_options, read_free_rows
 from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import load_tokenizer
@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.path is None:
         evaluate_model(parser(__doc__, model=True, dataset=True).parse_args(arguments))
     else:
-        evaluate_folder(folder_options(arguments, __doc__))
+        folder = folder_options(arguments, __doc__)
+        rows = read_free_rows(folder.data, folder.limit, folder.number_rule, folder.on_bad_row)
+        evaluate_folder(folder, rows)
 
 
 def evaluate_model(options: argparse.Namespace) -> None:
@@ -64,6 +66,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
         forced_steps=getattr(experiment.models[options.model], "forced_steps", None),
         max_forced_steps=section.max_forced_steps,
         forced_rows=section.forced_rows,
+        number_rule=experiment.data.number_rule,
     )
     model, precision = load_model(folder, device.type), resolve_precision(runtime.precision, device)
     evaluation = evaluate(model, tokenizer, rows, settings, precision)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from latent_reasoning.config import NumberRule
 from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import decode, encode_prompts
@@ -32,7 +33,8 @@ class EvaluationSettings:
 
     `prefix` stands before each question. `forced_steps` is the number of latent steps that every
     row takes (None: the model decides). `max_forced_steps` is the end of the curve (None: no
-    curve), which uses the first `forced_rows` rows (None: all).
+    curve), which uses the first `forced_rows` rows (None: all). `number_rule` says how numbers are
+    read.
     """
 
     prefix: str
@@ -41,6 +43,7 @@ class EvaluationSettings:
     forced_steps: int | None = None
     max_forced_steps: int | None = None
     forced_rows: int | None = None
+    number_rule: NumberRule = "exact"
 
 
 def evaluate(
@@ -131,7 +134,14 @@ def _predict_forced(
     )
     return [
         [
-            prediction_of(row, generation, tokenizer, latent=True, forced_steps=steps)
+            prediction_of(
+                row,
+                generation,
+                tokenizer,
+                latent=True,
+                forced_steps=steps,
+                rule=settings.number_rule,
+            )
             for row, generation in zip(rows, generations, strict=True)
         ]
         for steps, generations in enumerate(curve)
@@ -170,7 +180,12 @@ def predict(
     return processes.gather(
         [
             prediction_of(
-                row, generation, tokenizer, latent=latent, forced_steps=settings.forced_steps
+                row,
+                generation,
+                tokenizer,
+                latent=latent,
+                forced_steps=settings.forced_steps,
+                rule=settings.number_rule,
             )
             for row, generation in zip(own, generations, strict=True)
         ]
@@ -184,12 +199,13 @@ def prediction_of(
     *,
     latent: bool,
     forced_steps: int | None,
+    rule: NumberRule = "exact",
 ) -> Prediction:
     """The verdict on one completion, and the length of its reasoning."""
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
     text = decode(tokenizer, ids)
     thinking: Thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
-    verdict = judge(row.answer, text, thinking)
+    verdict = judge(row.answer, text, thinking, rule)
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)
     return Prediction(
         id=row.id,

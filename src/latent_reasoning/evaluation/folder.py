@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Evaluation as EvaluationSection
-from latent_reasoning.config import Runtime
-from latent_reasoning.data.answers import find_number
-from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row
+from latent_reasoning.config import NumberRule, Runtime
+from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import apply_special_token_policy
+from latent_reasoning.data.sources import file_records, read_records
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import summary_text, write_evaluation
@@ -57,20 +60,24 @@ def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
     )
 
 
-def evaluate_folder(options: argparse.Namespace) -> None:
-    """Evaluate the folder `options.path`; its options are those of `folder_options`."""
-    rows = read_free_rows(options.data, options.limit)
+def evaluate_folder(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Evaluate the folder `options.path` on rows; its options are those of `folder_options`."""
     take_gpus(options.device)
     folder = open_folder(options.path, options)
-    rows, _ = apply_special_token_policy(rows, folder.tokenizer, "error")
+    kept, skipped = apply_special_token_policy(rows, folder.tokenizer, options.special_token_text)
+    if skipped:
+        print(f"{options.data}: {skipped} rows with special-token text are skipped")
+    if not kept:
+        raise DataError(f"{options.data}: all {skipped} rows hold special-token text")
     settings = EvaluationSettings(
         prefix=folder.prefix,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         forced_steps=options.forced_steps,
         max_forced_steps=options.max_forced_steps,
+        number_rule=options.number_rule,
     )
-    evaluation = evaluate(folder.model, folder.tokenizer, rows, settings, folder.precision)
+    evaluation = evaluate(folder.model, folder.tokenizer, kept, settings, folder.precision)
     if options.output is None:
         summary = summarise(evaluation.frame(), evaluation.seconds)
     else:
@@ -88,9 +95,17 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
     )
     add = command.add_argument
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
-    add("--data", type=Path, required=True, metavar="FILE", help="JSON lines: question, answer")
+    add("--data", type=Path, required=True, metavar="FILE", help="rows: question, answer")
     add("--output", type=Path, metavar="DIR", help="write summary, predictions and tables here")
     add("--limit", type=_positive, help="first rows only")
+    add("--on-bad-row", choices=("error", "skip"), default="error", help="as data.on_bad_row")
+    add(
+        "--special-token-text",
+        choices=("error", "skip", "escape", "keep"),
+        default="error",
+        help="text that the tokenizer reads as a special token: as data.special_token_text",
+    )
+    add("--number-rule", choices=get_args(NumberRule), default="exact", help="as data.number_rule")
     add("--forced-steps", type=_count, help="make every row take this many latent steps")
     add("--max-forced-steps", type=_count, help="measure accuracy at every forced n up to this")
     add("--max-new-tokens", type=_positive, default=section.max_new_tokens)
@@ -99,26 +114,25 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
     return command.parse_args(arguments)
 
 
-def read_free_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """Rows of any file of JSON lines; `{file name}-{line from 0}` is a row's id.
+def read_free_rows(
+    path: Path,
+    limit: int | None = None,
+    rule: NumberRule = "exact",
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> list[Row]:
+    """Rows of any file of rows; `{file name}-{line from 0}` is a row's id.
 
-    Raises `DataError`, naming file and line, also for an answer without a number: nothing could
-    match it.
+    Prints how many answers are no plain numbers, with an example. Raises `DataError`, naming file
+    and line, also for an answer that holds no single number: nothing could match it.
     """
-    rows: list[Row] = []
-    for number, record in json_line_records(path):
-        if limit is not None and len(rows) == limit:
-            break
-        where = f"{path}, line {number + 1}"
-        if isinstance(record, DataError):
-            raise record
-        row = parse_row(record, f"{path.stem}-{number}", where)
-        if find_number(row.answer) is None:
-            raise DataError(f"{where}: the answer {row.answer!r} holds no number to compare with")
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: no rows")
-    return rows
+    return read_records(
+        path.stem,
+        islice(file_records(path), limit),
+        on_bad_row=on_bad_row,
+        rule=rule,
+        log=print,
+        hint="--on-bad-row skip",
+    ).rows
 
 
 def _count(text: str) -> int:

@@ -31,6 +31,7 @@ def build(
         tokenizer,
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,
+        number_rule=run.experiment.data.number_rule,
     )
     task = AdaptiveLengthTask(
         run.name,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from latent_reasoning.config import NumberRule
 from latent_reasoning.data.answers import START, parse_number
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_prompts
@@ -14,11 +15,12 @@ from latent_reasoning.data.sequences import encode_prompts
 
 @dataclass(frozen=True)
 class RlPrompt:
-    """A question to sample answers to: its ids, its text and the right answer."""
+    """A question to sample answers to: its ids, its text, the right answer and how it is read."""
 
     ids: list[int]
     text: str
     label: str
+    number_rule: NumberRule = "exact"
 
 
 def rl_prompts(
@@ -27,16 +29,17 @@ def rl_prompts(
     *,
     prefix: str,
     max_prompt_tokens: int | None,
+    number_rule: NumberRule = "exact",
 ) -> list[RlPrompt]:
     """The rows as prompts that end in START; those with more tokens than the limit are dropped.
 
     Raises `DataError` for an answer without a number, or where no prompt is left.
     """
     for row in rows:
-        label_number(row.answer, f"row {row.id}")
+        label_number(row.answer, f"row {row.id}", number_rule)
     encoded = encode_prompts(rows, tokenizer, prefix=prefix, latent=True)
     prompts = [
-        RlPrompt(ids, prefix + row.question + START, row.answer)
+        RlPrompt(ids, prefix + row.question + START, row.answer, number_rule)
         for row, ids in zip(rows, encoded, strict=True)
         if max_prompt_tokens is None or len(ids) <= max_prompt_tokens
     ]
@@ -47,13 +50,13 @@ def rl_prompts(
     return prompts
 
 
-def label_number(label: str, where: str) -> float:
+def label_number(label: str, where: str, rule: NumberRule = "exact") -> float:
     """The number in a label; `DataError` naming the row where it holds none.
 
-    The answer filter keeps `nan`, which equals no number: such a row is refused when the prompts
-    are read, before any training.
+    The public code's filter keeps `nan`, which equals no number: such a row is refused when the
+    prompts are read, before any training.
     """
-    number = parse_number(label)
+    number = parse_number(label, rule)
     if number is None:
         raise DataError(f"{where}: the answer {label!r} holds no number to compare with")
     return number

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import Reward
+from latent_reasoning.config import NumberRule, Reward
 from latent_reasoning.data.answers import (
     ANSWER_PREFIX,
     CONTINUE,
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
     """START, CONTINUE and STOP tokens of prompt and completion: n + 2 for n latent steps."""
 
 
-def judge_sample(prompt: str, completion: str, label: str) -> Outcome:
+def judge_sample(prompt: str, completion: str, label: str, rule: NumberRule = "exact") -> Outcome:
     """Judge one completion, decoded with its special tokens.
 
     The length includes the latent tokens of `prompt`, which ends in START, and those within the
@@ -63,18 +63,18 @@ def judge_sample(prompt: str, completion: str, label: str) -> Outcome:
     well_formatted = is_well_formatted(completion)
     return Outcome(
         well_formatted=well_formatted,
-        correct=well_formatted and answer_is_right(completion, label),
+        correct=well_formatted and answer_is_right(completion, label, rule),
         length=latent_tokens(prompt) + latent_tokens(completion),
     )
 
 
-def answer_is_right(completion: str, label: str) -> bool:
+def answer_is_right(completion: str, label: str, rule: NumberRule = "exact") -> bool:
     """Whether the first number after the only ` The answer is:` is the label's.
 
     False where the prefix does not occur or occurs more than once; what precedes it is not checked.
     """
     parts = completion.split(ANSWER_PREFIX)
-    return len(parts) == 2 and answers_match(label, parts[1])
+    return len(parts) == 2 and answers_match(label, parts[1], rule)
 
 
 def latent_tokens(text: str) -> int:
@@ -91,9 +91,10 @@ def judge_completions(
         decode(tokenizer, [token for token in completion.ids if token != eos_id])
         for completion in rollout.completions
     ]
+    answered = [prompts[completion.prompt] for completion in rollout.completions]
     return [
-        judge_sample(prompts[completion.prompt].text, text, prompts[completion.prompt].label)
-        for completion, text in zip(rollout.completions, texts, strict=True)
+        judge_sample(prompt.text, text, prompt.label, prompt.number_rule)
+        for prompt, text in zip(answered, texts, strict=True)
     ]
 
 

@@ -44,7 +44,9 @@ def token_sft_examples(
 
 def without_negative_answers(rows: Sequence[Row], data: Data) -> list[Row]:
     """The rows of latent SFT: without negative answers if `data.drop_negative_for_sft` is set."""
-    return [row for row in rows if not (data.drop_negative_for_sft and is_negative(row.answer))]
+    if not data.drop_negative_for_sft:
+        return list(rows)
+    return [row for row in rows if not is_negative(row.answer, data.number_rule)]
 
 
 def latent_examples(

@@ -148,6 +148,7 @@ def _traces(run: TrainingRun, teacher: LatentReasoner, rows: Sequence[Row]) -> l
             prefix=data.prompt.training,
             max_new_tokens=data.max_tokens,
             batch_size=run.experiment.runtime.evaluation_batch_size,
+            number_rule=data.number_rule,
         )
     run.processes.print(f"{run.name}: {len(kept)} of {len(rows)} traces of the teacher are right")
     return kept

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, Distillation
+from latent_reasoning.config import ConfigError, Distillation, NumberRule
 from latent_reasoning.data.answers import judge, split_completion
 from latent_reasoning.data.collation import bucket_by_length, collate_plain
 from latent_reasoning.data.examples import PlainExample
@@ -112,6 +112,7 @@ def teacher_traces(
     prefix: str,
     max_new_tokens: int,
     batch_size: int,
+    number_rule: NumberRule = "exact",
 ) -> list[Row]:
     """The rows that the teacher answers right, with its own greedy reasoning as their steps.
 
@@ -131,7 +132,7 @@ def teacher_traces(
         kept = [
             replace(row, steps=trace_steps(split_completion(text)[0]))
             for row, text in zip(rows, texts, strict=True)
-            if judge(row.answer, text, "text").correct
+            if judge(row.answer, text, "text", number_rule).correct
         ]
         if not kept:
             raise DataError(

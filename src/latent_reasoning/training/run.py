@@ -173,6 +173,7 @@ class TrainingRun:
             max_new_tokens=2 * longest_completion,
             batch_size=self.experiment.runtime.evaluation_batch_size,
             forced_steps=getattr(self.entry, "forced_steps", None),
+            number_rule=self.experiment.data.number_rule,
         )
         return lambda: validate(model, tokenizer, rows, settings, self.processes)
 

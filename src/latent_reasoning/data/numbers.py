@@ -1,0 +1,123 @@
+"""How a number is written, and what it is worth: one grammar for labels and completions.
+
+A label is a number and nothing else (`read_number`); in a completion text may follow the number or
+stand before it (`first_number`). Values are exact fractions. Read are
+
+    72   +4   -5   − 5   0018   18.   .5   minus 5     sign: - + U+2212, dashes, the word
+    1,234,567.50   12,34,567   1_000                   commas between groups of digits
+    1e3   2.0107e-06                                   exponents of up to four digits
+    1/2   -2 1/2                                       fractions, mixed ones too
+    $5   -$5   $-5   -5 €   US$5   USD 5               a currency on either side
+    ($5)   (1,234.50)                                  accounting: brackets around it mean minus
+
+Whatever would change the value of what stands before it makes the whole number unreadable instead
+of another number (`_CONTINUES`, `_BEGUN`): a comma that groups no thousands (`3,5`, `1.234,50`), a
+space that does (`1 234`), powers and arithmetic (`10^6`, `10 - 7 = 3`), ranges, ratios and times
+(`5-7`, `1:30`), a sign at the wrong place (`5-`, `--5`), number words (`5 million`), `½`. A per
+cent sign is a unit like `dollars`: a completion `50%` is 50, and a label `50%` is not plain.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+TOLERANCE = Fraction(1, 10**6)
+"""Two numbers are equal only if they are closer than this (docs/method.md, section 5)."""
+RELATIVE_TOLERANCE = Fraction(1, 10**5)
+"""And closer than this share of the label: six digits of it have to be right, also near 0."""
+
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width characters, as Asian input methods write digits and signs, to ASCII."""
+
+_SPACE = r"[^\S\r\n]"
+_DASH = "[-\u2010\u2011\u2012\u2013\u2212\ufe63]"
+_SIGN = rf"(?:\+|{_DASH}|(?i:minus|negative)(?={_SPACE}))"
+_SYMBOLS = "$£¤¥฿\u20a0-\u20cf"
+_CURRENCY = rf"(?:\b[A-Z]{{1,3}}[{_SYMBOLS}]|[{_SYMBOLS}]|\b[A-Z]{{3}}\b)"
+_DIGITS = r"\d+(?:_\d+)*"
+_WHOLE = rf"(?:\d{{1,3}}(?:,\d{{3}})+|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}|{_DIGITS})"
+_FRACTION = rf"(?:{_WHOLE}{_SPACE}+)?{_WHOLE}/{_WHOLE}"
+_DECIMAL = rf"(?:{_WHOLE}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?\d{{1,4}})?"
+_MAGNITUDE = rf"(?:{_FRACTION}|{_DECIMAL})"
+
+_NUMBER = re.compile(
+    rf"(?:{_CURRENCY}{_SPACE}?)?\({_SPACE}?(?:{_CURRENCY}{_SPACE}?)?(?P<bracketed>{_MAGNITUDE})"
+    rf"(?:{_SPACE}?{_CURRENCY})?{_SPACE}?\)"
+    rf"|(?P<sign>{_SIGN})?{_SPACE}?(?:{_CURRENCY}{_SPACE}?)?(?P<inner_sign>{_SIGN})?{_SPACE}?"
+    rf"(?P<magnitude>{_MAGNITUDE})(?:{_SPACE}?{_CURRENCY})?"
+)
+_CONTINUES = re.compile(
+    r"\d|[^\s\da-zA-Z]{1,3}\d"  # 1,2345   3,5   1.234,50   5-7   1:30   10^{6}   \frac{1}{2}
+    rf"|{_SPACE}\d{{3}}(?!\d)"  # 1 234
+    rf"|{_SPACE}*(?:[-+*/=÷×·\u2013\u2212]|x(?![a-z])){_SPACE}*\d"  # 10 - 7 = 3   1.5 x 10^6
+    r"|\s?\^|[a-zA-Z]\d"  # 10^n   0x10
+    r"|π|\s?\\(?:pi|sqrt|frac|times|cdot)"  # 2π
+    rf"|{_DASH}(?=\s|$)"  # 5-
+    rf"|{_SPACE}?(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)"
+    r"|(?:[kKMB]|bn)(?![a-zA-Z])"  # 5k
+)
+_BEGUN = re.compile(
+    rf"(?:[√^±\u2014]|{_DASH}{_SPACE}?|\\d?frac\{{?|\\sqrt\{{?"  # √2   ±5   --5
+    rf"|(?:^|\s){_DASH}[a-zA-Z]{{1,4}}\.?{_SPACE}?)$"  # -Rs. 5
+)
+
+
+class Number(NamedTuple):
+    """A number in a text: as it is written, without its commas, and its value."""
+
+    text: str
+    value: Fraction
+
+
+def read_number(text: str) -> Fraction | None:
+    """The value of a text that is a number and nothing else; None for any other."""
+    text = text.translate(FULL_WIDTH).strip()
+    match = _NUMBER.fullmatch(text)
+    return None if match is None else _value(match)
+
+
+def first_number(text: str) -> Number | None:
+    """The first number of a text; None where it has none or the first one cannot be read."""
+    text = text.translate(FULL_WIDTH)
+    match = _NUMBER.search(text)
+    return None if match is None else _number_in(text, match)
+
+
+def only_number(text: str) -> Number | None:
+    """The number of a text with words around it; None where it has none, several or an unreadable
+    one."""
+    text = text.translate(FULL_WIDTH)
+    matches = list(_NUMBER.finditer(text))
+    return _number_in(text, matches[0]) if len(matches) == 1 else None
+
+
+def equal(label: Fraction, given: Fraction) -> bool:
+    """Whether an answer is the label's number: within both tolerances, so that only 0 equals 0."""
+    difference = abs(label - given)
+    return difference == 0 or (
+        difference < TOLERANCE and difference < RELATIVE_TOLERANCE * abs(label)
+    )
+
+
+def _number_in(text: str, match: re.Match[str]) -> Number | None:
+    """The number of a match in a text, unless what stands around it gives it another value."""
+    after = text[match.end() :]
+    glued = after[:1].isnumeric() or _CONTINUES.match(after) or _BEGUN.search(text[: match.start()])
+    value = None if glued else _value(match)
+    return None if value is None else Number(match.group().strip().replace(",", ""), value)
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The signed value of a match; None for two signs and for x / 0."""
+    magnitude = match["bracketed"] or match["magnitude"]
+    *whole, last = magnitude.replace(",", "").split()
+    numerator, _, denominator = last.partition("/")
+    divisor = Fraction(Decimal(denominator or 1))
+    if (match["sign"] and match["inner_sign"]) or not divisor:
+        return None
+    value = Fraction(Decimal(numerator)) / divisor + sum(Fraction(Decimal(part)) for part in whole)
+    sign = match["sign"] or match["inner_sign"] or ("-" if match["bracketed"] else "+")
+    return value if sign == "+" else -value
