@@ -230,7 +230,7 @@ def test_a_forced_prompt_is_the_beginning_of_the_training_text(tokenizer) -> Non
 
 def test_rows_together_give_what_they_give_one_by_one(tokenizer, monkeypatch) -> None:
     rows = [Row(f"train-{i}", f"How {i}?", ("<<1+1=2>>",) * i, str(i)) for i in range(7)]
-    monkeypatch.setattr("latent_reasoning.data.sequences.ROWS_PER_CALL", 3)
+    monkeypatch.setattr("latent_reasoning.data.context.ROWS_PER_CALL", 3)
     together = encode_plain_rows(
         rows, tokenizer, prefix="Question: ", reasonings=[reasoning_text(row) for row in rows]
     )

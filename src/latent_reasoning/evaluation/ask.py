@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 
 from latent_reasoning.data.answers import find_number, split_completion
+from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
-    decode,
     encode_prompts,
 )
 from latent_reasoning.evaluation.folder import add_reading_options, open_folder

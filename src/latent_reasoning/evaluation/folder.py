@@ -23,6 +23,7 @@ from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.special_tokens import check_tokenizer
 from latent_reasoning.runtime.device import resolve_device, resolve_precision
 from latent_reasoning.runtime.gpus import take_gpus
 
@@ -46,11 +47,14 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
-    """Read a model folder. Raises `CheckpointError` if it holds no model."""
+    """Read a model folder. Raises `CheckpointError` if it holds no model, and `DataError` where
+    its tokenizer does not keep text."""
     device = resolve_device(options.device)
-    tokenizer, prefix = load_tokenizer(path), options.prompt_prefix
+    model, tokenizer = load(path, device.type), load_tokenizer(path)
+    check_tokenizer(tokenizer, model.base)
+    prefix = options.prompt_prefix
     return OpenFolder(
-        load(path, device.type),
+        model,
         tokenizer,
         prompt_prefix(path) if prefix is None else prefix,
         resolve_precision(options.precision, device),

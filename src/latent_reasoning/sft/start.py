@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel
 from latent_reasoning.data.examples import LatentExample
+from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.data.rows import Row
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -45,6 +46,7 @@ def _token_sft(
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    check_round_trip(tokenizer)
     if model.settings is not None:
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} reasons in latent steps; token SFT starts from "
@@ -116,8 +118,9 @@ def latent_model(
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
-    A latent reasoner keeps its recurrent filter and takes the entry's settings of the stop head.
-    Raises `ConfigError` where the entry names another filter.
+    A latent reasoner keeps its filter and special tokens, and takes the entry's settings of the
+    stop head. Raises `ConfigError` where the entry names others, `DataError` where what the
+    tokenizer reads would not be judged right.
     """
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, "cpu"), load_tokenizer(parent)
@@ -125,11 +128,18 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
+    check_round_trip(tokenizer)
     return model.to(run.device), tokenizer
 
 
 def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:
     """Change the stop head's settings to `wanted`, and remove a bound on steps that RL set."""
+    for key in ("start_token_from", "end_token_from"):
+        if getattr(wanted, key) is not None:
+            raise ConfigError(
+                f"models.{name}.model.{key}: {getattr(wanted, key)!r} is for a plain language "
+                f"model, but {start} has learned this token already; set it to null here"
+            )
     if model.settings.recurrent_filter != wanted.recurrent_filter:
         raise ConfigError(
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
