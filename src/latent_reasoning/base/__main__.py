@@ -19,7 +19,7 @@ from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.model.special_tokens import check_tokenizer
-from latent_reasoning.runtime.command import entry_of, parser, run_stage
+from latent_reasoning.runtime.command import count, entry_of, parser, run_stage
 from latent_reasoning.runtime.device import set_threads
 from latent_reasoning.runtime.launch import launch_processes
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the base model of an experiment, or import one of its models."""
     command = parser(__doc__)
     command.add_argument("--model", metavar="NAME", help="entry of models, of stage import")
-    command.add_argument("--seed", type=int, default=0, help="seed of the training")
+    command.add_argument("--seed", type=count, default=0, help="seed of the training")
     options = command.parse_args(arguments)
     experiment = load_experiment(options.config)
     layout = Layout.of(experiment)

@@ -24,6 +24,7 @@ from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import check_tokenizer
+from latent_reasoning.runtime.command import count, positive
 from latent_reasoning.runtime.device import resolve_device, resolve_precision
 from latent_reasoning.runtime.gpus import take_gpus
 
@@ -94,11 +95,11 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
     add("--data", type=Path, required=True, metavar="FILE", help="JSON lines: question, answer")
     add("--output", type=Path, metavar="DIR", help="write summary, predictions and tables here")
-    add("--limit", type=_positive, help="first rows only")
-    add("--forced-steps", type=_count, help="make every row take this many latent steps")
-    add("--max-forced-steps", type=_count, help="measure accuracy at every forced n up to this")
-    add("--max-new-tokens", type=_positive, default=section.max_new_tokens)
-    add("--batch-size", type=_positive, default=runtime.evaluation_batch_size)
+    add("--limit", type=positive, help="first rows only")
+    add("--forced-steps", type=count, help="make every row take this many latent steps")
+    add("--max-forced-steps", type=count, help="measure accuracy at every forced n up to this")
+    add("--max-new-tokens", type=positive, default=section.max_new_tokens)
+    add("--batch-size", type=positive, default=runtime.evaluation_batch_size)
     add_reading_options(command)
     return command.parse_args(arguments)
 
@@ -123,17 +124,3 @@ def read_free_rows(path: Path, limit: int | None = None) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
