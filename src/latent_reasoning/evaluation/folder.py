@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Evaluation as EvaluationSection
-from latent_reasoning.config import Runtime
+from latent_reasoning.config import Runtime, UserError
 from latent_reasoning.data.answers import find_number
 from latent_reasoning.data.rows import DataError, Row, json_line_records, parse_row
 from latent_reasoning.data.sequences import apply_special_token_policy
@@ -64,6 +65,8 @@ def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
 
 def evaluate_folder(options: argparse.Namespace) -> None:
     """Evaluate the folder `options.path`; its options are those of `folder_options`."""
+    if options.output is not None:
+        _check_writable(options.output)
     rows = read_free_rows(options.data, options.limit)
     take_gpus(options.device)
     folder = open_folder(options.path, options)
@@ -83,6 +86,15 @@ def evaluate_folder(options: argparse.Namespace) -> None:
     print(summary_text(f"{options.path} on {options.data}", summary))
     for point in evaluation.forced:
         print(f"  forced to {point.latent_steps} latent steps: {100 * point.accuracy:.2f} %")
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse a folder that cannot be written before the evaluation rather than after it."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output: {output} is a file; name a folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output: {output.parent} cannot be written")
 
 
 def folder_options(arguments: list[str] | None, description: str) -> argparse.Namespace:

@@ -134,17 +134,17 @@ def latent_model(
 
 def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:
     """Change the stop head's settings to `wanted`, and remove a bound on steps that RL set."""
+    if model.settings.recurrent_filter != wanted.recurrent_filter:
+        raise ConfigError(
+            f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
+            f"{model.settings.recurrent_filter}; set the same filter"
+        )
     for key in ("start_token_from", "end_token_from"):
         if getattr(wanted, key) is not None:
             raise ConfigError(
                 f"models.{name}.model.{key}: {getattr(wanted, key)!r} is for a plain language "
                 f"model, but {start} has learned this token already; set it to null here"
             )
-    if model.settings.recurrent_filter != wanted.recurrent_filter:
-        raise ConfigError(
-            f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
-            f"{model.settings.recurrent_filter}; set the same filter"
-        )
     model.change_settings(
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
