@@ -31,6 +31,7 @@ from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, main_models, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.runtime.command import positive, run_stage
 from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.runtime.files import write_text_atomically
 from latent_reasoning.training.loop import accumulate_gradients
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = ["config/laptop.yaml", "config/laptop-estimators.yaml"]
     parser.add_argument("--config", nargs="+", default=default, help="the experiment's files")
-    parser.add_argument("--repeats", type=int, default=40, help="gradients of each estimator")
+    parser.add_argument("--repeats", type=positive, default=40, help="gradients of each estimator")
     options = parser.parse_args(arguments)
     experiment = load(options.config)
     folder = results_root() / "benchmarks" / "estimators"
@@ -161,4 +162,4 @@ def draw(curves: pandas.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

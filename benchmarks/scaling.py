@@ -29,7 +29,7 @@ from benchmarks.measure import Measurement, measure_memory, time_workload
 from benchmarks.report import draw_scaling, write
 from benchmarks.workloads import build_workloads
 from latent_reasoning.dag.layout import results_root
-from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.command import positive, run_stage
 
 ANSWER_TOKENS = 9
 HEAD_SIZE = 32
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each path")
+    parser.add_argument("--repetitions", type=positive, default=3, help="timed runs of each path")
     parser.add_argument("--output", type=Path, help="the CSV file to write")
     options = parser.parse_args(arguments)
     if options.repetitions < 1:

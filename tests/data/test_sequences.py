@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 
 from latent_reasoning.config import LatentSteps
+from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
@@ -20,6 +21,7 @@ from latent_reasoning.data.sequences import (
     reasoning_text,
     special_token_ids,
 )
+from tests.data.conftest import build
 
 ROW = Row("train-0", "How?", ("<<1+1=2>>", "<<2+3=5>>"), "5")
 LATENT = {
@@ -228,9 +230,27 @@ def test_a_forced_prompt_is_the_beginning_of_the_training_text(tokenizer) -> Non
     assert student.target_position == len(prompt)
 
 
+def test_eos_that_also_pads_counts_in_a_text_and_is_learned() -> None:
+    """Masks and labels follow lengths, not ids: EOS is read and learned, padding is neither."""
+    tokenizer = build()
+    eos = tokenizer.eos_token_id
+    row = Row("train-2", "Is <|end|> first?", ("<|end|>",), "1")
+    examples = [encode_plain(row, tokenizer), encode_plain(ROW, tokenizer)]
+    batch = collate_plain(examples, eos)
+    for ids, mask, labels, example in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], examples, strict=True
+    ):
+        own = len(example)
+        assert ids[-own:].tolist() == example.input_ids.tolist()
+        assert mask.tolist() == [0] * (len(mask) - own) + [1] * own
+        assert labels[-own:].tolist() == example.labels.tolist()
+        assert labels[-1] == eos
+    assert (examples[0].labels == eos).sum() == 2
+
+
 def test_rows_together_give_what_they_give_one_by_one(tokenizer, monkeypatch) -> None:
     rows = [Row(f"train-{i}", f"How {i}?", ("<<1+1=2>>",) * i, str(i)) for i in range(7)]
-    monkeypatch.setattr("latent_reasoning.data.sequences.ROWS_PER_CALL", 3)
+    monkeypatch.setattr("latent_reasoning.data.context.ROWS_PER_CALL", 3)
     together = encode_plain_rows(
         rows, tokenizer, prefix="Question: ", reasonings=[reasoning_text(row) for row in rows]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -31,6 +31,7 @@ HIDDEN = 16
 EOS = 1
 START, END, CONTINUE, STOP = 30, 31, 32, 33
 IDS = {"start_id": START, "end_id": END, "continue_id": CONTINUE, "stop_id": STOP}
+ANSWER = [" The answer is", ":", " 0"]
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
 
 
@@ -114,12 +115,22 @@ def to_published_format(folder: Path, model: LatentReasoner, **changes: Any) -> 
 
 
 def build_tokenizer(special: bool = True, words: int = 28) -> PreTrainedTokenizerFast:
-    """Words `w0`, `w1`, .. are the tokens after BOS and EOS; the special ones come last."""
-    vocabulary = {"<bos>": 0, "<eos>": EOS, **{f"w{i}": i + 2 for i in range(words)}}
+    """Words `w0`, `w1`, .. are the tokens after BOS and EOS; the special ones come last.
+
+    The last words are those of an answer, ` The answer is`, `:` and ` 0`, which keep their spaces.
+    """
+    texts = [f"w{i}" for i in range(words - len(ANSWER))] + ANSWER
+    vocabulary = {"<bos>": 0, "<eos>": EOS, **{text: i + 2 for i, text in enumerate(texts)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    kept = Regex("|".join([*ANSWER, r"[^\s:]+"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(kept, behavior="removed", invert=True)
+    tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        unk_token="w0",
     )
     if special:
         fast.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from latent_reasoning.config import ConfigError, Lora
@@ -129,6 +130,27 @@ def test_a_saved_adapter_gives_the_same_model_on_the_same_base(tied, tmp_path):
     assert f"base_model.model.{row}" in names
     prefix = "base_model.model._base_model.model.layers.0.self_attn.q_proj"
     assert f"{prefix}.lora_A.weight" in names
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_the_adapter_of_a_plain_model_loads_in_peft_itself(architecture, tmp_path):
+    model = LatentReasoner(build_base(architecture), None).eval()
+    attach_lora(model, GPT2 if architecture == "gpt2" else LLAMA)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    save_adapter(model, tmp_path, "base")
+    ids, mask = pad(ROWS)
+    theirs = PeftModel.from_pretrained(build_base(architecture), tmp_path).eval()
+    logits = theirs(input_ids=ids, attention_mask=mask).logits
+    expected = model.base(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(logits, expected, atol=1e-12)
+    plain = build_base(architecture)(input_ids=ids, attention_mask=mask).logits
+    assert not torch.allclose(logits, plain, atol=1e-3)
+    again = LatentReasoner(build_base(architecture), None).eval()
+    load_adapter(again, tmp_path)
+    assert torch.equal(again.base(input_ids=ids, attention_mask=mask).logits, expected)
 
 
 def test_loading_an_adapter_leaves_a_model_in_eval_mode_without_dropout(tmp_path):

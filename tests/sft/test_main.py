@@ -53,7 +53,9 @@ EXPERIMENT = {
         },
         "all-rows": LATENT | {"rows": "all"},
         "frozen": LATENT | {"distillation": {"codi_weight": 1.0, "teacher": "cot-sft"}},
-        "again": LATENT | {"from": "latent-6", "model": {"recurrent_filter": "SRE"}},
+        "again": LATENT
+        | {"from": "latent-6", "model": {"recurrent_filter": "SRE", "start_token_from": None}},
+        "new-start": LATENT | {"from": "latent-6", "model": {"recurrent_filter": "SRE"}},
         "wrong-filter": LATENT | {"from": "latent-6"},
     },
     "evaluation": {"max_new_tokens": 12},
@@ -145,6 +147,8 @@ def test_latent_sft_goes_on_from_a_latent_model_of_the_same_filter(world):
     assert load(world("again"), "cpu").settings.recurrent_filter == "SRE"
     with pytest.raises(ConfigError, match=r"recurrent_filter: MLP, but latent-6 has SRE"):
         world("wrong-filter")
+    with pytest.raises(ConfigError, match=r"start_token_from: ' Results:'.*set it to null here"):
+        world("new-start")
 
 
 def test_missing_rows_are_named(world, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def environment(experiment: Experiment) -> dict[str, str]:
         "Commit": git_commit(),
         "Configuration digest": digest(dump(experiment)),
         "System": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "Processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores for this process",
+        "Processor": f"{_processor()}, {_cores()} cores for this process",
         "Python": platform.python_version(),
         **{name: version for name in LIBRARIES if (version := _version(name))},
     }
@@ -33,6 +33,13 @@ def _version(library: str) -> str | None:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS, which binds no process to cores, tells them all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -20,7 +20,8 @@ from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
-from latent_reasoning.runtime.command import entry_of, parser, run_stage
+from latent_reasoning.model.special_tokens import check_tokenizer
+from latent_reasoning.runtime.command import count, entry_of, parser, run_stage
 from latent_reasoning.runtime.launch import launch_processes
 
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the base model of an experiment, or import one of its models."""
     command = parser(__doc__)
     command.add_argument("--model", metavar="NAME", help="entry of models, of stage import")
-    command.add_argument("--seed", type=int, default=0, help="seed of the training")
+    command.add_argument("--seed", type=count, default=0, help="seed of the training")
     options = command.parse_args(arguments)
     experiment = load_experiment(options.config)
     layout = Layout.of(experiment)
@@ -49,6 +50,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
     """Read the base model from its configured source, and write its folder."""
     base = experiment.base
     model, tokenizer = obtain_base(base)
+    check_tokenizer(tokenizer, model.base)
     parent = base.hub_id if base.source == "hub" else base.path
     origin = Origin(experiment, "base", "base", seed, parent, digest)
     card = origin.card_of_published(model, base.licence)
@@ -64,6 +66,7 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
         model, tokenizer = load(folder, "cpu"), load_tokenizer(folder)
     else:
         model, tokenizer = obtain_import(name, entry)
+        check_tokenizer(tokenizer, model.base)
     origin = Origin(experiment, name, "import", seed, entry.start or entry.path, digest)
     licence = experiment.base.licence if entry.start == "base" else entry.licence
     card = origin.card_of_published(model, licence)

@@ -83,7 +83,7 @@ def read_gguf(file: Path) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
         raise CheckpointError(
             f"{file}: cannot be read as GGUF ({error}); download it again, or use another format"
         ) from error
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, file)
     return LatentReasoner(_forget_quantisation(model), None), tokenizer
 
 

@@ -82,7 +82,7 @@ class Lora(Section):
     dropout: Share = 0.1
     """Dropout on the adapter's input."""
     target_modules: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"], min_length=1
     )
     """Names of the linear modules that get an adapter."""
 
@@ -262,6 +262,12 @@ class TrainedModel(Section):
     """null: full fine-tuning."""
     save: Literal["merged", "adapter"] = "merged"
     """Merge the adapter into the weights; `adapter` also keeps it in a folder of its own."""
+
+    @model_validator(mode="after")
+    def _adapter_to_save(self) -> TrainedModel:
+        if self.save == "adapter" and self.lora is None:
+            raise ValueError("save: adapter keeps the adapter of lora, but lora is null")
+        return self
 
 
 class SupervisedModel(TrainedModel):

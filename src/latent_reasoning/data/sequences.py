@@ -1,7 +1,7 @@
 """The only place where rows become token sequences (docs/method.md, section 2).
 
 A training example is five pieces, each tokenised apart so that no token crosses a border (note 2
-there):
+there), but with no space that a tokenizer puts before every text (`data.context`):
 
     {prefix}{question} | {reasoning} | ` The answer is` | `:` | ` {answer}`{eos}
 
@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from latent_reasoning.config import LatentSteps
+from latent_reasoning.data.context import name_of, read_pieces, read_whole
 from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 from latent_reasoning.data.rows import DataError, Row
 
@@ -38,9 +38,6 @@ SPECIAL_TOKENS = (START, END, CONTINUE, STOP)
 ANSWER_WORDS = " The answer is"
 COLON = ":"
 ANSWER_PREFIX = ANSWER_WORDS + COLON
-
-ROWS_PER_CALL = 8192
-"""Rows tokenised at once: bounds the memory of the tokenizer's own output."""
 
 Example = TypeVar("Example", bound=PlainExample)
 
@@ -64,27 +61,20 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     Raises:
         DataError: the tokenizer lacks one of them.
     """
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
-    missing = [
-        token
-        for token, index in zip(SPECIAL_TOKENS, ids, strict=True)
-        if index is None or index == tokenizer.unk_token_id
-    ]
+    missing = missing_special_tokens(tokenizer)
     if missing:
         raise DataError(
-            f"the tokenizer {tokenizer.name_or_path or ''!r} lacks the special tokens "
+            f"the tokenizer {name_of(tokenizer)} lacks the special tokens "
             f"{', '.join(missing)}: it is not a latent model's; start latent_sft from this model, "
             "which adds them"
         )
-    return SpecialTokens(*ids)
+    return SpecialTokens(*(tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS))
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated ids, special tokens and spaces kept.
-
-    Some tokenizers tidy spaces away by default, which can join the digits of a number.
-    """
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def missing_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Those of START, END, CONTINUE and STOP that the tokenizer lacks."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    return [token for token, i in ids.items() if i is None or i == tokenizer.unk_token_id]
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -305,7 +295,7 @@ def encode_prompts(
         end = [*end, *pieces.answer_words, *pieces.colon]
     first = beginning(tokenizer)
     questions = (prefix + row.question for row in rows)
-    return [[*first, *ids, *end] for ids in _tokenise(tokenizer, questions)]
+    return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]
 
 
 # -------------------------------------------------------------------------------------- internal
@@ -324,8 +314,8 @@ class _Pieces:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> _Pieces:
         if tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer {tokenizer.name_or_path or ''!r} has no EOS token")
-        words, colon = _tokenise(tokenizer, [ANSWER_WORDS, COLON])
+            raise DataError(f"the tokenizer {name_of(tokenizer)} has no EOS token")
+        words, colon = read_pieces(tokenizer, [ANSWER_WORDS, COLON])
         return cls(tokenizer, beginning(tokenizer), words, colon, tokenizer.eos_token_id)
 
     def encode(
@@ -333,9 +323,9 @@ class _Pieces:
     ) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """Ids of question (BOS before it), reasoning and answer (EOS after it) of each row."""
         rows = list(rows)
-        questions = _tokenise(self.tokenizer, (prefix + row.question for row in rows))
-        texts = _tokenise(self.tokenizer, reasonings)
-        answers = _tokenise(self.tokenizer, (f" {row.answer}" for row in rows))
+        questions = read_whole(self.tokenizer, (prefix + row.question for row in rows))
+        texts = read_pieces(self.tokenizer, reasonings)
+        answers = read_pieces(self.tokenizer, (f" {row.answer}" for row in rows))
         for question, reasoning, answer in zip(questions, texts, answers, strict=True):
             yield self.first + question, reasoning, [*answer, self.eos]
 
@@ -356,12 +346,3 @@ class _Pieces:
             first_label=first_label,
             target_position=len(before_answer) - (0 if shift_target else 1),
         )
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
-    texts = iter(texts)
-    while part := list(islice(texts, ROWS_PER_CALL)):
-        encoded = tokenizer(
-            part, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        yield from encoded["input_ids"]

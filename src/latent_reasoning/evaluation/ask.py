@@ -12,22 +12,25 @@ import argparse
 from pathlib import Path
 
 from latent_reasoning.data.answers import find_number, split_completion
+from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
-    decode,
     encode_prompts,
 )
 from latent_reasoning.evaluation.folder import add_reading_options, open_folder
 from latent_reasoning.model.generation import Generation, generate
-from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.command import positive, run_stage
 from latent_reasoning.runtime.device import autocast
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Answer one question."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.question.strip():
+        parser.error("the question is empty")
     folder = open_folder(options.path, options)
     model, tokenizer = folder.model, folder.tokenizer
     latent = model.settings is not None
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("path", type=Path, metavar="MODEL_DIR", help="model folder")
     parser.add_argument("question", help="the question")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N")
     add_reading_options(parser)
     return parser
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import NumberRule
 from latent_reasoning.data.answers import Thinking, judge
+from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import decode, encode_prompts
+from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
 from latent_reasoning.model.generation import Generation, generate, generate_forced

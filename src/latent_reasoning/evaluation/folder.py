@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Evaluation as EvaluationSection
-from latent_reasoning.config import NumberRule, Runtime
+from latent_reasoning.config import NumberRule, Runtime, UserError
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.data.sources import file_records, read_records
@@ -26,6 +27,8 @@ from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.special_tokens import check_tokenizer
+from latent_reasoning.runtime.command import count, positive
 from latent_reasoning.runtime.device import resolve_device, resolve_precision
 from latent_reasoning.runtime.gpus import take_gpus
 
@@ -49,11 +52,14 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
-    """Read a model folder. Raises `CheckpointError` if it holds no model."""
+    """Read a model folder. Raises `CheckpointError` if it holds no model, and `DataError` where
+    its tokenizer does not keep text."""
     device = resolve_device(options.device)
-    tokenizer, prefix = load_tokenizer(path), options.prompt_prefix
+    model, tokenizer = load(path, device.type), load_tokenizer(path)
+    check_tokenizer(tokenizer, model.base)
+    prefix = options.prompt_prefix
     return OpenFolder(
-        load(path, device.type),
+        model,
         tokenizer,
         prompt_prefix(path) if prefix is None else prefix,
         resolve_precision(options.precision, device),
@@ -62,6 +68,8 @@ def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
 
 def evaluate_folder(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Evaluate the folder `options.path` on rows; its options are those of `folder_options`."""
+    if options.output is not None:
+        _check_writable(options.output)
     take_gpus(options.device)
     folder = open_folder(options.path, options)
     kept, skipped = apply_special_token_policy(rows, folder.tokenizer, options.special_token_text)
@@ -87,6 +95,15 @@ def evaluate_folder(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         print(f"  forced to {point.latent_steps} latent steps: {100 * point.accuracy:.2f} %")
 
 
+def _check_writable(output: Path) -> None:
+    """Refuse a folder that cannot be written before the evaluation rather than after it."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output: {output} is a file; name a folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output: {output.parent} cannot be written")
+
+
 def folder_options(arguments: list[str] | None, description: str) -> argparse.Namespace:
     """Read the command line of `evaluate_folder`."""
     section, runtime = EvaluationSection(), Runtime()
@@ -97,7 +114,7 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
     add("--data", type=Path, required=True, metavar="FILE", help="rows: question, answer")
     add("--output", type=Path, metavar="DIR", help="write summary, predictions and tables here")
-    add("--limit", type=_positive, help="first rows only")
+    add("--limit", type=positive, help="first rows only")
     add("--on-bad-row", choices=("error", "skip"), default="error", help="as data.on_bad_row")
     add(
         "--special-token-text",
@@ -106,10 +123,10 @@ def folder_options(arguments: list[str] | None, description: str) -> argparse.Na
         help="text that the tokenizer reads as a special token: as data.special_token_text",
     )
     add("--number-rule", choices=get_args(NumberRule), default="exact", help="as data.number_rule")
-    add("--forced-steps", type=_count, help="make every row take this many latent steps")
-    add("--max-forced-steps", type=_count, help="measure accuracy at every forced n up to this")
-    add("--max-new-tokens", type=_positive, default=section.max_new_tokens)
-    add("--batch-size", type=_positive, default=runtime.evaluation_batch_size)
+    add("--forced-steps", type=count, help="make every row take this many latent steps")
+    add("--max-forced-steps", type=count, help="measure accuracy at every forced n up to this")
+    add("--max-new-tokens", type=positive, default=section.max_new_tokens)
+    add("--batch-size", type=positive, default=runtime.evaluation_batch_size)
     add_reading_options(command)
     return command.parse_args(arguments)
 
@@ -133,17 +150,3 @@ def read_free_rows(
         log=print,
         hint="--on-bad-row skip",
     ).rows
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value

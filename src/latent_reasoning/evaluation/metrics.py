@@ -12,6 +12,7 @@ import pandas
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.answers import split_completion
+from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.sequences import CONTINUE, START, STOP
 
 CONFIDENCE_95 = 1.959963984540054
@@ -32,7 +33,7 @@ def reasoning_length(
     parts = split_completion(text)
     reasoning = text if parts is None else parts[0]
     if not latent:
-        return len(tokenizer(reasoning, add_special_tokens=False)["input_ids"]), 0
+        return len(next(read_pieces(tokenizer, [reasoning]))), 0
     steps = reasoning.count(CONTINUE)
     return 1 + reasoning.count(START) + steps + reasoning.count(STOP), steps
 

@@ -147,7 +147,8 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, as `prepare_tokenizer` leaves it.
 
-    Raises `CheckpointError` where it is missing, or lacks the special tokens of a latent model.
+    Raises `CheckpointError` where it is missing, or lacks EOS or the special tokens of a latent
+    model.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -161,7 +162,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
         ) from error
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, folder)
     settings = read_settings(folder)
     if settings is not None:
         _check_special_tokens(tokenizer, settings, folder)
@@ -169,8 +170,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad on the left, with EOS where there is no padding token; in place."""
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
+    """Pad on the left, with EOS where there is no padding token; in place.
+
+    Raises `CheckpointError`, naming the `source`, where there is no EOS: no text would end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"{source}: its tokenizer has no EOS token, without which no answer ends; name one as "
+            "eos_token in tokenizer_config.json"
+        )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from latent_reasoning.config import ConfigError, Lora
-from latent_reasoning.model.published import our_name, published_name
+from latent_reasoning.model.published import PUBLISHED_BASE, our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import Adapter
 from latent_reasoning.model.tensors import CheckpointError, load_tensors, read_tensors
@@ -53,15 +53,7 @@ def attach_lora(model: LatentReasoner, lora: Lora) -> None:
     if model.settings is not None:
         model.move_special_rows("modules")
     reference = {name: _frozen_copy(getattr(model, name)) for name in LATENT_MODULES}
-    linear_is_transposed = any(isinstance(module, Conv1D) for module in model.base.modules())
-    settings = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        fan_in_fan_out=linear_is_transposed,
-    )
-    inject_adapter_in_model(settings, model.base)
+    inject_adapter_in_model(_peft_settings(model, lora), model.base)
     model.train(model.training)  # the new dropout modules start in train mode
     model.adapter = Adapter(lora, reference)
 
@@ -103,25 +95,24 @@ def adapter_disabled(model: LatentReasoner) -> Iterator[None]:
 
 
 def save_adapter(model: LatentReasoner, folder: Path, parent: str | None) -> None:
-    """Write the attached adapter into a folder, in peft's format."""
+    """Write the attached adapter into a folder, in peft's format.
+
+    That of a plain language model loads in peft itself: `PeftModel.from_pretrained(base, folder)`.
+    """
     if model.adapter is None:
         raise ValueError("the model has no adapter to save")
     folder.mkdir(parents=True, exist_ok=True)
-    lora = model.adapter.lora
-    settings = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        base_model_name_or_path=parent,
-        inference_mode=True,
-    ).to_dict()
-    settings["target_modules"] = sorted(lora.target_modules)
-    settings["modules_to_save"] = [name for name in LATENT_MODULES if getattr(model, name)]
+    settings = _peft_settings(model, model.adapter.lora).to_dict()
+    settings |= {
+        "base_model_name_or_path": parent,
+        "inference_mode": True,
+        "target_modules": sorted(model.adapter.lora.target_modules),
+        "modules_to_save": [name for name in LATENT_MODULES if getattr(model, name)] or None,
+    }
     text = json.dumps(settings, indent=2, sort_keys=True, default=str)
     (folder / ADAPTER_SETTINGS).write_text(text + "\n", encoding="utf-8")
     tensors = {
-        adapter_file_name(name): tensor.detach().contiguous()
+        adapter_file_name(name, model): tensor.detach().contiguous()
         for name, tensor in _adapter_state(model).items()
     }
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -138,19 +129,28 @@ def load_adapter(model: LatentReasoner, folder: str | Path) -> None:
         if not needed.is_file():
             raise CheckpointError(f"{needed}: missing; an adapter folder holds both files")
     lora = _read_lora(folder / ADAPTER_SETTINGS)
-    tensors = {_module_name(name): tensor for name, tensor in read_tensors(file).items()}
+    tensors = {_module_name(name, model): tensor for name, tensor in read_tensors(file).items()}
     attach_lora(model, lora)
     load_tensors(model, tensors, set(_adapter_state(model)), file)
 
 
-def adapter_file_name(name: str) -> str:
-    """Name in an adapter's file of a parameter: its published name after peft's prefix."""
-    return PEFT_PREFIX + published_name(name.replace(PEFT_NAME, ""))
+def adapter_file_name(name: str, model: LatentReasoner) -> str:
+    """Name in an adapter's file of a parameter.
+
+    After peft's prefix, that is its name in the base of a plain model, as in peft, and its
+    published name in a latent one.
+    """
+    name = name.replace(PEFT_NAME, "")
+    return PEFT_PREFIX + (
+        name.removeprefix("base.") if model.settings is None else published_name(name)
+    )
 
 
-def _module_name(name: str) -> str:
-    """The inverse of `adapter_file_name`."""
-    ours = our_name(name.removeprefix(PEFT_PREFIX))
+def _module_name(name: str, model: LatentReasoner) -> str:
+    """The inverse of `adapter_file_name`; published names of a plain model are read too."""
+    name = name.removeprefix(PEFT_PREFIX)
+    is_own = model.settings is None and not name.startswith(PUBLISHED_BASE)
+    ours = f"base.{name}" if is_own else our_name(name)
     for factor in ("lora_A", "lora_B"):
         ours = ours.replace(f".{factor}.", f".{factor}{PEFT_NAME}.")
     return ours
@@ -162,6 +162,17 @@ def _adapter_state(model: LatentReasoner) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if not name.startswith("base.") or ".lora_" in name
     }
+
+
+def _peft_settings(model: LatentReasoner, lora: Lora) -> LoraConfig:
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.base.modules()),
+    )
 
 
 def _read_lora(file: Path) -> Lora:

@@ -15,6 +15,9 @@ SETTINGS_KEY = "_inserted_LatentThinkingModelSettings"
 FILTERS = {None: "none", "MLP": "MLP"}
 """`recurrent_filter_mode` -> our name; the parameter names of other filters are not known."""
 
+PUBLISHED_BASE = "_base_model."
+"""Begins the published names of the base model's weights."""
+
 IGNORED = ("debug_mode", "unused_token_ids")
 IGNORED_PREFIX = "disable_"
 READ = {
@@ -62,8 +65,8 @@ def read_settings(published: dict[str, Any]) -> LatentSettings:
 
 def our_name(name: str) -> str:
     """Name in `LatentReasoner.state_dict()` of a published parameter."""
-    if name.startswith("_base_model."):
-        return "base." + name.removeprefix("_base_model.")
+    if name.startswith(PUBLISHED_BASE):
+        return "base." + name.removeprefix(PUBLISHED_BASE)
     module, _, rest = name.partition(".")
     if module.startswith("_") and "_embed" in module:
         return f"special_rows.{module[1:].replace('_embed', '')}.{rest}"
@@ -73,7 +76,7 @@ def our_name(name: str) -> str:
 def published_name(name: str) -> str:
     """Published name of a parameter of `LatentReasoner.state_dict()`: the inverse of `our_name`."""
     if name.startswith("base."):
-        return "_base_model." + name.removeprefix("base.")
+        return PUBLISHED_BASE + name.removeprefix("base.")
     if name.startswith("special_rows."):
         _, row, rest = name.split(".", 2)
         token, _, side = row.partition("_")

@@ -8,7 +8,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, Model
-from latent_reasoning.data.sequences import SPECIAL_TOKENS, SpecialTokens, special_token_ids
+from latent_reasoning.data.context import name_of, read_pieces
+from latent_reasoning.data.round_trip import check_round_trip
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.sequences import (
+    END,
+    SPECIAL_TOKENS,
+    START,
+    SpecialTokens,
+    beginning,
+    missing_special_tokens,
+    special_token_ids,
+)
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 
@@ -26,26 +37,41 @@ def add_special_tokens(
 
     Every new row, padding rows included, is the mean of the earlier tokens' rows (conformance note
     13). `start_token_from` copies the row of a text's first token to START, `end_token_from` to
-    END. If the tokenizer has all four tokens already, nothing changes. Raises `ConfigError` for a
-    text without tokens.
+    END. A token that the tokenizer has already keeps its row.
+
+    Raises:
+        ConfigError: a text without tokens, or a row to copy for a token that has one.
+        DataError: the tokenizer gives a new token an id that another token has.
     """
-    before = len(tokenizer)
+    missing = missing_special_tokens(tokenizer)
+    sources = {START: ("start", start_token_from), END: ("end", end_token_from)}
     copied = {
-        "start": _first_token(tokenizer, start_token_from, "model.start_token_from"),
-        "end": _first_token(tokenizer, end_token_from, "model.end_token_from"),
+        token: _first_token(tokenizer, text, f"model.{key}_token_from", token in missing)
+        for token, (key, text) in sources.items()
     }
+    used = set(tokenizer.get_vocab().values())
+    matrix_rows = base.get_input_embeddings().weight.shape[0]
+    # Ids may have gaps, and a tokenizer may have more tokens than the matrix has rows.
+    before = min(max(used) + 1, matrix_rows)
     tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
-    added = tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.add_tokens(tokens, special_tokens=True)
     ids = special_token_ids(tokenizer)
-    if not added:
+    new = {tokenizer.convert_tokens_to_ids(token) for token in missing}
+    if len(new) < len(missing) or new & used:
+        raise DataError(
+            f"the tokenizer {name_of(tokenizer)} gives {', '.join(missing)} ids that other tokens "
+            "have: its ids have gaps; renumber its vocabulary"
+        )
+    needed = max(*used, *new) + 1
+    if not missing and needed <= matrix_rows:
         return ids
-    rows = max(len(tokenizer), base.get_input_embeddings().weight.shape[0])
-    rows = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows = -(-max(needed, matrix_rows) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     base.resize_token_embeddings(rows, mean_resizing=False)
     output = base.get_output_embeddings()
+    copies = {ids.start: copied[START], ids.end: copied[END]}
     for parameter in (base.get_input_embeddings().weight, output.weight, output.bias):
         if parameter is not None:
-            _fill_new_rows(parameter, before, {getattr(ids, t): row for t, row in copied.items()})
+            _fill_new_rows(parameter, before, copies)
     return ids
 
 
@@ -58,11 +84,15 @@ def _fill_new_rows(parameter: Tensor, before: int, copied: dict[int, int | None]
             parameter[row] = parameter[source]
 
 
-def _first_token(tokenizer: PreTrainedTokenizerBase, text: str | None, key: str) -> int | None:
+def _first_token(
+    tokenizer: PreTrainedTokenizerBase, text: str | None, key: str, is_new: bool
+) -> int | None:
     """Id of the first token of a text, None for no text; errors name `key`."""
     if text is None:
         return None
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not is_new:
+        raise ConfigError(f"{key}: the tokenizer has this token already, with a row of its own")
+    (ids,) = read_pieces(tokenizer, [text])
     if not ids:
         raise ConfigError(f"{key}: the tokenizer reads {text!r} as no token at all")
     return ids[0]
@@ -89,3 +119,29 @@ def make_latent(
             allow_rethinking=settings.allow_rethinking,
         ),
     )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> None:
+    """Check that the tokenizer fits the model and that what it is taught is judged right.
+
+    Tokens beyond the matrix of `base` may only be special ones, which texts do not hold; where the
+    padding token is one of them, EOS pads instead, in place (padding is masked).
+
+    Raises:
+        DataError: the tokenizer is another model's, or does not keep text.
+    """
+    rows = base.get_input_embeddings().weight.shape[0]
+    special = set(tokenizer.all_special_ids) | {
+        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    written = {tokenizer.eos_token_id, *beginning(tokenizer)}
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= rows and i not in special - written]
+    if beyond:
+        token = tokenizer.convert_ids_to_tokens(min(beyond))
+        raise DataError(
+            f"the tokenizer {name_of(tokenizer)} has {len(beyond)} tokens beyond the model's "
+            f"{rows} embeddings, such as {token!r} (id {min(beyond)}): it is another model's"
+        )
+    if tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+    check_round_trip(tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel
+from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -16,10 +17,14 @@ from latent_reasoning.training.run import TrainingRun
 def build(
     run: TrainingRun,
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, AdaptiveLengthTask]:
-    """The model that RL starts from, with its adapter attached, its tokenizer and the task."""
+    """The model that RL starts from, with its adapter attached, its tokenizer and the task.
+
+    Raises `ConfigError` for a plain model, `DataError` where its answers would not be judged right.
+    """
     entry: RlModel = run.entry
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    check_round_trip(tokenizer)
     if model.settings is None:
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"

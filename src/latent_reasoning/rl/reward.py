@@ -35,7 +35,7 @@ from latent_reasoning.data.answers import (
     answers_match,
     is_well_formatted,
 )
-from latent_reasoning.data.sequences import decode
+from latent_reasoning.data.context import decode
 from latent_reasoning.rl.grpo import advantages
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.rollouts import Rollout

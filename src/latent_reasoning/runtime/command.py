@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -43,10 +44,30 @@ def parser(
     )
     if model:
         arguments.add_argument("--model", required=True, metavar="NAME", help="entry of models")
-        arguments.add_argument("--seed", type=int, default=0, help="seed of the training")
+        arguments.add_argument("--seed", type=count, default=0, help="seed of the training")
     if dataset:
         arguments.add_argument("--dataset", default="test", help="split or extra test set")
     return arguments
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number from 0 on."""
+    return _whole_number(text, 0)
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1 on."""
+    return _whole_number(text, 1)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is below {least}")
+    return value
 
 
 def entry_of(experiment: Experiment, model: str, *stages: str):
@@ -69,7 +90,9 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
     A training that ended early with a checkpoint says so in one line, and exits with 75.
     """
     end_with_workflow()
+    _write_any_text()
     try:
+        _check_arguments(sys.argv[1:])
         main(None)
         if _store_is_waited_for():
             _leave(0)
@@ -90,6 +113,25 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             print(f"error: {text}", file=sys.stderr)
         _leave(2)
+
+
+def _write_any_text() -> None:
+    """Have the console write what its encoding lacks as escapes, so that no result is lost."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Refuse bytes that are no text in the terminal's encoding: no tokenizer could read them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the argument {argument!a} is not valid {sys.getfilesystemencoding()}: give "
+                "it in the encoding of this terminal"
+            ) from None
 
 
 def _leave(code: int) -> NoReturn:

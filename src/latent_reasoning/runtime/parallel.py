@@ -202,8 +202,9 @@ def join_processes(device: torch.device) -> OneProcess:
 
 
 def _die_with_the_launcher() -> None:
-    """Have the kernel end this process when its launcher is killed: nobody else would."""
+    """Have the kernel, if it is Linux, end this process when its launcher is killed."""
     launcher = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:
         raise ParallelError("the launcher of this process is gone")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel
 from latent_reasoning.data.examples import LatentExample
+from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.data.rows import Row
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -46,6 +47,7 @@ def _token_sft(
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    check_round_trip(tokenizer)
     if model.settings is not None:
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} reasons in latent steps; token SFT starts from "
@@ -109,8 +111,9 @@ def latent_model(
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
-    A latent reasoner keeps its recurrent filter and takes the entry's settings of the stop head.
-    Raises `ConfigError` where the entry names another filter.
+    A latent reasoner keeps its filter and special tokens, and takes the entry's settings of the
+    stop head. Raises `ConfigError` where the entry names others, `DataError` where what the
+    tokenizer reads would not be judged right.
     """
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, "cpu"), load_tokenizer(parent)
@@ -118,6 +121,7 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
+    check_round_trip(tokenizer)
     return model.to(run.device), tokenizer
 
 
@@ -128,6 +132,12 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
+    for key in ("start_token_from", "end_token_from"):
+        if getattr(wanted, key) is not None:
+            raise ConfigError(
+                f"models.{name}.model.{key}: {getattr(wanted, key)!r} is for a plain language "
+                f"model, but {start} has learned this token already; set it to null here"
+            )
     model.change_settings(
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import ConfigError, Distillation, NumberRule
 from latent_reasoning.data.answers import judge, split_completion
 from latent_reasoning.data.collation import bucket_by_length, collate_plain
+from latent_reasoning.data.context import decode
 from latent_reasoning.data.examples import PlainExample
 from latent_reasoning.data.rows import DataError, Row, read_rows, row_lines
-from latent_reasoning.data.sequences import decode, encode_prompts
+from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically

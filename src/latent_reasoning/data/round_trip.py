@@ -1,0 +1,100 @@
+"""What is taught is judged right: rows are encoded, decoded and judged before a model is trained.
+
+A tokenizer that cannot keep the text of an answer (one that joins words with spaces, changes case,
+or lacks a sign) would give a model that learns well and is called wrong in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from latent_reasoning.config import LatentSteps
+from latent_reasoning.data.answers import Thinking, is_well_formatted, judge
+from latent_reasoning.data.context import decode, name_of
+from latent_reasoning.data.rows import DataError, Row
+from latent_reasoning.data.sequences import (
+    ANSWER_PREFIX,
+    CONTINUE,
+    START,
+    STOP,
+    encode_latent_rows,
+    encode_plain_rows,
+    encode_prompts,
+    missing_special_tokens,
+    reasoning_text,
+)
+
+if TYPE_CHECKING:  # seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT_ROW = Row("format", "0", (), "0")
+"""A row that each tokenizer must know; of the others, those with unknown words are left out."""
+
+ROWS = (
+    FORMAT_ROW,
+    Row("steps", "Ann has 1 pen, and gets 2. How many?", ("<<1+2=3>>", "<<3*4=12>>"), "12"),
+    Row("negative", "It is 2, and falls by 5.5?", ("<<2-5.5=-3.5>>",), "-3.5"),
+    Row("thousands", "600 boxes of 30 cost $18?", ("<<600*30=18,000>>",), "18,000"),
+    Row("sentences", "Half of 3 pens?", ("Ann has 3 pens.", "Half of 3 is 1.5."), "1.5"),
+)
+
+Piece = tuple[Thinking, str, str, str]
+"""How a text is judged, the text as it is taught, as it is decoded, and the right answer."""
+
+
+def check_round_trip(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose texts, decoded, are not what was taught or are not judged right.
+
+    All forms of training text are tried: with steps, as equations or sentences, and without, the
+    answer to a forced prompt, and, where the tokenizer has the special tokens, the latent form.
+
+    Raises:
+        DataError: naming the tokenizer and the text.
+    """
+    for row in ROWS:
+        for thinking, taught, decoded, answer in _texts(tokenizer, row):
+            right = decoded == taught and judge(answer, decoded, thinking).correct
+            if not right or (thinking == "latent" and not is_well_formatted(decoded)):
+                raise DataError(
+                    f"the tokenizer {name_of(tokenizer)} reads {taught!r} and gives {decoded!r} "
+                    "back, so that right answers would be judged wrong; use a base model whose "
+                    "tokenizer keeps text as it is"
+                )
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, row: Row) -> Iterator[Piece]:
+    """The texts of a row; none where it holds a word that the tokenizer does not know."""
+    answer = f"{ANSWER_PREFIX} {row.answer}"
+    for reasoning in dict.fromkeys(
+        ["", reasoning_text(row), reasoning_text(row, natural_language=True)]
+    ):
+        (example,) = encode_plain_rows([row], tokenizer, prefix="", reasonings=[reasoning])
+        ids = example.input_ids.tolist()
+        if row is not FORMAT_ROW and tokenizer.unk_token_id in ids:
+            return
+        completion, end = ids[example.question_length : -1], ids[example.target_position + 1 : -1]
+        yield "text", reasoning + answer, decode(tokenizer, completion), row.answer
+        yield "forced", f" {row.answer}", decode(tokenizer, end), row.answer
+    if not missing_special_tokens(tokenizer):
+        yield from _latent_texts(tokenizer, row, answer)
+
+
+def _latent_texts(tokenizer: PreTrainedTokenizerBase, row: Row, answer: str) -> Iterator[Piece]:
+    (example,) = encode_latent_rows(
+        [row],
+        tokenizer,
+        prefix="",
+        reasonings=[""],
+        steps=LatentSteps(min=2, max=2),
+        drop_last_step=True,
+        shift_target=True,
+        mask_latent_labels=False,
+        learn_start=True,
+    )
+    (prompt,) = encode_prompts([row], tokenizer, prefix="", latent=True)
+    ids = example.student.input_ids.tolist()[:-1]
+    taught = 2 * CONTINUE + STOP + answer
+    yield "latent", taught, decode(tokenizer, ids[len(prompt) :]), row.answer
+    whole = decode(tokenizer, ids[example.student.question_length :])
+    yield "latent", START + taught, whole, row.answer
