@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel
+from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
 from latent_reasoning.data.examples import LatentExample
 from latent_reasoning.data.rows import Row
 from latent_reasoning.model.folder import load, load_tokenizer
@@ -54,6 +54,7 @@ def _token_sft(
         attach_lora(model, entry.lora)
     rows = run.training_rows(tokenizer)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
+    _check_positions(model, max(map(len, examples)), run.experiment.data)
     task = TextTask(
         run.name,
         model,
@@ -86,6 +87,8 @@ def _latent_sft(
     examples = latent_examples(
         rows, tokenizer, entry, run.experiment.data, name=run.name, seed=run.seed
     )
+    longest = max(max(len(e.teacher), len(e.student)) for e in examples)
+    _check_positions(model, longest, run.experiment.data)
     compared = entry.distillation.codi_weight or entry.distillation.meaned_weight
     states = None
     if teacher is not None and compared:
@@ -109,6 +112,17 @@ def _latent_sft(
         processes=run.processes,
     )
     return model, tokenizer, task
+
+
+def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
+    """Raise `ConfigError` where the `longest` example goes past the base's last position."""
+    limit = model.position_limit
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"data.max_tokens: {data.max_tokens} is more than the {limit} positions of "
+            f"{type(model.base).__name__}, and there are rows of up to {longest} tokens; set it to "
+            f"{limit}"
+        )
 
 
 def latent_model(
