@@ -18,6 +18,7 @@ from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
+from latent_reasoning.model.self_check import check_model
 from latent_reasoning.runtime.command import entry_of, parser, run_stage
 from latent_reasoning.runtime.device import set_threads
 from latent_reasoning.runtime.launch import launch_processes
@@ -48,6 +49,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
     """Read the base model from its configured source, and write its folder."""
     base = experiment.base
     model, tokenizer = obtain_base(base)
+    check_model(model)
     parent = base.hub_id if base.source == "hub" else base.path
     origin = Origin(experiment, "base", "base", seed, parent, digest)
     card = origin.card_of_published(model, base.licence)
@@ -63,6 +65,7 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
         model, tokenizer = load(folder, "cpu"), load_tokenizer(folder)
     else:
         model, tokenizer = obtain_import(name, entry)
+        check_model(model)
     origin = Origin(experiment, name, "import", seed, entry.start or entry.path, digest)
     licence = experiment.base.licence if entry.start == "base" else entry.licence
     card = origin.card_of_published(model, licence)

@@ -22,6 +22,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.self_check import check_model
 from latent_reasoning.runtime.machine import join_machine
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
@@ -41,6 +42,7 @@ def run(experiment: Experiment, seed: int, digest: str) -> None:
     training_run = TrainingRun.of(experiment, "base", seed, digest, split="sft", machine=machine)
     training_run.seed_weights()
     model, tokenizer, task = base_task(training_run)
+    check_model(model)
     result = training_run.train(task, experiment.base.training)
     training_run.save(model, tokenizer, result)
 
