@@ -196,8 +196,8 @@ class LatentReasoner(nn.Module):
     def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
         """New rows that continue `rows` `(R,)` of `state` and share their columns without copies.
 
-        `mask` `(R, K)` says which columns each new row sees: a row that leaves a shared latent
-        trajectory early does not see the later steps.
+        `mask` `(R, K)` says which of `state.mask`'s columns each new row sees: a row that leaves a
+        shared latent trajectory early does not see the later steps.
         """
         if not runs_directly(self.base) or state.prefix is not None:
             return state.select(rows, mask)

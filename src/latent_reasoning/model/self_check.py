@@ -1,8 +1,8 @@
 """A self-check of a model that is brought in: does the latent forward compute what it should?
 
-Architectures differ in how they count positions, keep a cache, mask, scale and cap, and a wrong guess
-gives wrong numbers without an error. So a model is held against slow and obvious computations before
-anything is built on it:
+Architectures differ in how they count positions, keep a cache, mask, scale and cap, and a wrong
+guess gives wrong numbers without an error. So a model is held against slow and obvious computations
+before anything is built on it:
 
 1. its logits against those of `base(input_ids)`: for one row, for a padded batch of unlike lengths,
    and token by token on top of the cache;
@@ -12,7 +12,7 @@ anything is built on it:
    with the recurrent filter and the special tokens' rows in use.
 
 It takes seconds on a CPU: some twenty forwards of at most a dozen tokens. Of a large base, 2 uses
-the first two blocks alone; 3 always does, on a copy. Neither the model nor the random state changes.
+the first two blocks alone; 3 always does, on a copy. The model and the random state do not change.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.files import first_line
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-"""Largest differences by precision, as shares of the largest logit. Rounding stays far below (1e-5 is
-usual in float32), and the faults that this check looks for are far above."""
+"""Largest differences by precision, as shares of the largest logit. Rounding stays far below (1e-5
+is usual in float32), and the faults that this check looks for are far above."""
 
 WHOLE_PARAMETERS = 2_000_000_000
 """Larger bases are tried by their first blocks, where a whole forward would take seconds."""
