@@ -11,6 +11,8 @@ from latent_reasoning.config import ConfigError, digest, load
 from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.model import folder as checkpoints
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.self_check import SelfCheckError
+from latent_reasoning.runtime.files import SUMS
 from tests.model.models import build_base, build_reasoner, build_tokenizer
 
 
@@ -56,6 +58,18 @@ def test_imported_models_get_folders(experiment):
         assert (checkpoints.load(folder, "cpu").settings is not None) == thinks
         card = json.loads((folder / "card.json").read_text())
         assert (card["seed"], card["config_digest"]) == (2, digest(card["science"]))
+
+
+@pytest.mark.parametrize("options", [[], ["--model", "theirs"]])
+def test_a_model_that_is_brought_in_is_tried_first(experiment, options):
+    """A Llama that says it scales its logits, and does not."""
+    for name in ("base", "theirs"):
+        file = experiment / name / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"logits_scaling": 2.0}))
+        (experiment / name / SUMS).unlink()
+    with pytest.raises(SelfCheckError, match=r"LlamaForCausalLM fails .*docs/bases\.md"):
+        main(["--config", str(experiment / "tiny.yaml"), *options])
+    assert not (experiment / "results").exists()
 
 
 def test_a_configuration_that_changed_since_it_was_planned_is_refused(experiment):

@@ -48,6 +48,12 @@ COMPONENTS = {
     "meaned_loss": "mean_reasoning_loss",
 }
 """Recorded names of our parts of the loss."""
+COMPARED = {
+    "codi": ("codi_weight",),
+    "mean": ("meaned_weight",),
+    "both": ("codi_weight", "meaned_weight"),
+}
+"""What is compared in a recorded gradient, by a word of its name."""
 TOTAL = "total_loss"
 DEFAULT_SETTINGS = {"codi_weight": 20}
 """Where an entry has none."""
@@ -56,14 +62,9 @@ DEFAULT_SETTINGS = {"codi_weight": 20}
 # ------------------------------------------------------------------------------------ whole losses
 
 
-def _fixed_state(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
-    """Distillation losses of recorded hidden states, and the gradient of the student's."""
-    arrays, settings = vectors.file("losses/fixed_states.npz"), _distillation(entry["settings"])
-    states = arrays["s_hs"].clone().requires_grad_()
-    maps = arrays["target_token_map"], arrays["reasoning_map"]
-    teacher = _summary(arrays["t_hs"], *maps, settings)
-    maps = arrays["latent_target_token_map"], arrays["latent_continue_map"]
-    losses = distillation_losses(teacher, _summary(states, *maps, settings), settings)
+def _fixed_state(vectors: Vectors, name: str, entry: Record) -> Checks:
+    """Distillation losses of recorded hidden states, and norms of the student's gradient."""
+    losses, states = _fixed_losses(vectors, _distillation(entry["settings"]))
     total = sum(losses.values())
     own = {COMPONENTS[part]: loss for part, loss in losses.items()}
     yield Check(name, own, entry["loss_components"], FIXED)
@@ -71,9 +72,38 @@ def _fixed_state(vectors: Vectors, name: str, entry: Record, key: str) -> Checks
     total.backward()
     norms = states.grad.flatten(1).norm(dim=1)
     yield Check(name, norms, entry["grad_norm_per_hidden_state"], FIXED, "gradient norms")
-    gradient = arrays.get(f"grad_s_hs_{key.replace('/', '_')}")
-    if gradient is not None:
-        yield Check(name, states.grad, gradient, FIXED._replace(by_norm=True), "gradient")
+
+
+def _fixed_gradient(
+    vectors: Vectors,
+    name: str,
+    gradient: Tensor,
+    compared: str,
+    weight: str,
+    block_range: str | None,
+    distance: str,
+    normalise: str,
+) -> Checks:
+    """The gradient of the recorded states; the array's name says its settings.
+
+    Both distances are on in an array named `both20`, each with the weight 20.
+    """
+    weights = {part: 1.0 if weight == "True" else float(weight) for part in COMPARED[compared]}
+    blocks = None if block_range is None else [int(block) for block in block_range.split("_")]
+    settings = {"block_range": blocks, "distance": distance, "normalise": normalise.lower()}
+    losses, states = _fixed_losses(vectors, _distillation(settings | weights))
+    sum(losses.values()).backward()
+    yield Check(name, states.grad, gradient, FIXED._replace(by_norm=True), "gradient")
+
+
+def _fixed_losses(vectors: Vectors, settings: Distillation) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of the recorded states, and the student's states as their leaf."""
+    arrays = vectors.file("losses/fixed_states.npz")
+    states = arrays["s_hs"].clone().requires_grad_()
+    maps = arrays["target_token_map"], arrays["reasoning_map"]
+    teacher = _summary(arrays["t_hs"], *maps, settings)
+    maps = arrays["latent_target_token_map"], arrays["latent_continue_map"]
+    return distillation_losses(teacher, _summary(states, *maps, settings), settings), states
 
 
 def _summary(
@@ -319,11 +349,15 @@ def _distillation(settings: Mapping[str, Any]) -> Distillation:
 
 READERS = {
     "losses/expected.json": {
-        "fixed_states/(.+)": _fixed_state,
+        "fixed_states/.+": _fixed_state,
         "total_loss/.+": _total_loss,
         r"optimizer_trajectory/by_micro_batch_size/(\d+)": _trajectory,
         "weight_decay_groups/(.+)": _decay_groups,
         r"(cosine|linear|constant)_warmup(\d+)_(\d+)_lr_used_at_step_index.*/(.+)": _schedule,
         "lora/(.+)": _lora,
-    }
+    },
+    "losses/fixed_states.npz": {
+        r"grad_s_hs_(codi|mean|both)(True|[\d.]+)(?:_block_(\d+_\d+))?"
+        r"_(smooth_l1|l1|l2)_(layerwise_std|std|none|None)": _fixed_gradient,
+    },
 }

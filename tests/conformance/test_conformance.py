@@ -92,9 +92,27 @@ def test_an_added_file_fails(vectors, name):
 def test_cases_without_their_checkpoint_are_skipped(tmp_path):
     shutil.copytree(SELECTION / "losses", tmp_path / "losses")
     counts = Counter(verdict for _, verdict, _ in replay(tmp_path))
-    assert counts["PASS"] == 8
+    assert counts["PASS"] == 9
     assert counts["SKIP"] > 0
     assert counts["FAIL"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor", "verdict"),
+    [
+        ("both20_block_0_2_smooth_l1_layerwise_std", 1.0, "PASS"),
+        ("both10_smooth_l1_layerwise_std", 0.5, "PASS"),
+        ("both20_l2_std", 1.0, "FAIL"),
+    ],
+)
+def test_a_gradient_without_an_entry_is_replayed_by_its_name(tmp_path, settings, factor, verdict):
+    (tmp_path / "losses").mkdir()
+    arrays = dict(np.load(SELECTION / "losses" / "fixed_states.npz"))
+    recorded = arrays.pop("grad_s_hs_both20_smooth_l1_layerwise_std")
+    arrays[f"grad_s_hs_{settings}"] = factor * recorded
+    np.savez(tmp_path / "losses" / "fixed_states.npz", **arrays)
+    name = f"losses/fixed_states.npz/grad_s_hs_{settings}"
+    assert [(case, found) for case, found, _ in replay(tmp_path)] == [(name, verdict)]
 
 
 def test_the_command_prints_its_verdicts_and_fails_where_one_does(vectors, monkeypatch, capsys):

@@ -130,6 +130,14 @@ def test_a_model_may_be_evaluated_at_a_forced_length(latent, tokenizer, rows):
     assert evaluation.forced == []
 
 
+@pytest.mark.parametrize("steps", [None, 3])
+def test_prompts_past_the_last_position_are_refused_with_their_row(latent, tokenizer, rows, steps):
+    latent.position_limit = 20
+    settings = EvaluationSettings(prefix="", max_new_tokens=2, max_forced_steps=steps)
+    with pytest.raises(DataError, match=r"reads 20 tokens at most.* rows .*\(row test-\d: \d+ tok"):
+        evaluate(latent, tokenizer, rows, settings)
+
+
 def test_a_plain_model_cannot_be_forced_to_think(plain, tokenizer, rows):
     with pytest.raises(DataError, match="cannot think"):
         evaluate(plain, tokenizer, rows, EvaluationSettings("", 4, forced_steps=2))

@@ -16,8 +16,10 @@ from latent_reasoning.evaluation import evaluator
 from latent_reasoning.evaluation.__main__ import main
 from latent_reasoning.evaluation.folder import read_free_rows
 from latent_reasoning.model.folder import write_model
+from latent_reasoning.model.self_check import SelfCheckError
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.files import SUMS
 
 TRAINING = {"steps": 1}
 CONFIG = {
@@ -135,6 +137,17 @@ def test_any_plain_folder_is_evaluated_and_written_where_asked(plain, tokenizer,
     predictions = pandas.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert list(predictions["id"]) == [f"problems-{i}" for i in range(6)]
     assert predictions["gold_steps"].isna().all()
+
+
+def test_a_foreign_folder_is_tried_before_it_is_evaluated(plain, tokenizer, data, tmp_path):
+    folder = written(tmp_path / "plain", plain, tokenizer)
+    (folder / SUMS).unlink()
+    arguments = ["--path", str(folder), "--data", str(data), "--max-new-tokens", "4"]
+    main([*arguments, "--device", "cpu"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"logit_scale": 0.5}))
+    with pytest.raises(SelfCheckError, match="LlamaForCausalLM fails the self-check: reading a"):
+        main([*arguments, "--device", "cpu"])
 
 
 def test_a_forced_length_makes_every_row_that_long(latent_folder, data, tmp_path):

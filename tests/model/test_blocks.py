@@ -34,13 +34,15 @@ def states(model: LatentReasoner) -> list[Tensor]:
     torch.manual_seed(1)
     state = model.read_prompts(*pad(PROMPTS, "left"))
     results = [state.last_hidden]
-    for taking_part in ([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]):
-        mask = torch.tensor(taking_part).bool()[:, None]
+    takes_part = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]]).bool()
+    for mask in takes_part.unsqueeze(-1):
         inputs = model.latent_input(state.last_hidden).unsqueeze(1)
         results.append(model.advance(state, inputs, mask)[mask])
-    columns = torch.arange(state.mask.shape[1])
-    own_steps = torch.tensor([0, 1, 3, 1, 1, 0, 1])
-    seen = state.mask[TEXTS] & (columns < 6 + own_steps[:, None])
+    passes = torch.arange(len(takes_part)) < torch.tensor([0, 1, 3, 1, 1, 0, 1])[:, None]
+    steps = (passes & takes_part.T[TEXTS]).sum(1)
+    tokens = torch.tensor([len(PROMPTS[text]) for text in TEXTS]) + steps
+    # Counted in tokens: where transformers runs the blocks, columns close up.
+    seen = state.mask[TEXTS] & (state.mask[TEXTS].cumsum(1) <= tokens[:, None])
     branches = model.branch(state, TEXTS, seen)
     width = 4
     mask = torch.arange(width) < torch.tensor([4, 2, 3, 4, 1, 4, 4])[:, None]

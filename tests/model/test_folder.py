@@ -149,6 +149,49 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder, file, name):
         refused(folder, problem)
 
 
+def edit_config(folder: Path, **keys: object) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | keys))
+    (folder / SUMS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\).*source: gguf"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_in_one_line(folder, keys, problem):
+    edit_config(folder, **keys)
+    refused(folder, rf"config\.json: .*{problem}")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_that_a_folder_asks_for_is_left_out(folder, key):
+    expected = loaded(folder)
+    edit_config(folder, **{key: "flash_attention_2"})
+    again = loaded(folder)
+    assert same_weights(again, expected)
+    assert again.base.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt2", "transformer.h.1.attn.masked_bias"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_masks_and_tables_of_old_files_are_no_weights(tmp_path, architecture, name):
+    model = write(tmp_path / "m", architecture)
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(1, 1, 4, 4)}, file, {"format": "pt"})
+    (tmp_path / "m" / SUMS).unlink()
+    assert same_weights(loaded(tmp_path / "m"), model)
+
+
 def test_pickled_weights_are_never_loaded(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "pickled weights")

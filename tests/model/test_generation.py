@@ -104,3 +104,23 @@ def test_forced_completions_equal_those_of_prompts_with_that_many_steps(architec
     for steps, generations in enumerate(curve):
         whole = [[*question, START, *[CONTINUE] * steps, *ending] for question in questions]
         assert generations == generate(model, whole, **settings)
+
+
+def test_writing_ends_at_the_last_position_as_at_the_maximum_length():
+    """A GPT-2 of 64 positions: the last token written need not be read."""
+    model = build_reasoner("gpt2")
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight[EOS] = 0
+        model.base.transformer.wpe.weight *= 3
+    room = [65 - len(prompt) for prompt in PROMPTS]
+    own = completions(model, max_new_tokens=100)
+    expected = [slow_greedy(model, prompt, n) for prompt, n in zip(PROMPTS, room, strict=True)]
+    assert [generation.ids for generation in own] == expected
+    assert any(generation.cut_off for generation in own)
+    curve = generate_forced(
+        model, PROMPTS[:2], [STOP, 3], last=2, max_new_tokens=100, eos_id=EOS, batch_size=2
+    )
+    for steps, generations in enumerate(curve):
+        for generation, prompt in zip(generations, PROMPTS, strict=False):
+            ids = [*prompt, *[CONTINUE] * steps, STOP, 3]
+            assert generation.ids == slow_greedy(model, ids, 65 - len(ids))

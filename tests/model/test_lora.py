@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from latent_reasoning.config import ConfigError, Lora
 from latent_reasoning.model.lora import (
@@ -19,7 +20,8 @@ from latent_reasoning.model.lora import (
 )
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.tensors import CheckpointError
-from tests.model.models import CONTINUE, END, START, STOP, build_base, build_reasoner, pad
+from tests.model.families import LLAMA as LLAMA_SHAPE
+from tests.model.models import CONTINUE, END, IDS, START, STOP, build_base, build_reasoner, pad
 
 ROWS = [[5, 6, START, CONTINUE, CONTINUE, STOP, 7], [4, START, CONTINUE, STOP, 8, 9]]
 LLAMA = Lora(r=4, alpha=8, dropout=0.0)
@@ -58,7 +60,21 @@ def test_only_the_adapter_the_filter_and_the_special_rows_are_trained(tied):
     assert tuple(rows) == (
         tied_rows if tied else (*untied, "start_out", "continue_out", "stop_out")
     )
-    assert model.base.get_input_embeddings().weight[[START, END, CONTINUE, STOP]].norm() == 0
+    matrices = model.base.get_input_embeddings().weight, model.base.get_output_embeddings().weight
+    zero = [[id_ for id_ in IDS.values() if matrix[id_].norm() == 0] for matrix in matrices]
+    every = [START, END, CONTINUE, STOP]
+    assert zero == ([every, every] if tied else [[START, END], [START, CONTINUE, STOP]])
+
+
+@pytest.mark.parametrize("target", ["up_proj", "gate_proj", "down_proj"])
+def test_experts_in_one_tensor_are_refused_because_lora_does_not_reach_them(target):
+    """The shared expert's `up_proj` is a linear module: it would get an adapter, and they none."""
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    config = Qwen2MoeConfig(**LLAMA_SHAPE, **experts, shared_expert_intermediate_size=8)
+    model = LatentReasoner(Qwen2MoeForCausalLM(config), None)
+    with pytest.raises(ConfigError, match=rf"{target}: .*one tensor \(.*experts.*LoRA does not"):
+        attach_lora(model, Lora(r=2, alpha=2, target_modules=["q_proj", target]))
+    attach_lora(model, Lora(r=2, alpha=2, target_modules=["q_proj"]))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import Dropout
 
+from latent_reasoning.config import Lora, UserError
 from latent_reasoning.model import heads, reasoner
 from latent_reasoning.model.heads import target_log_probabilities
+from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.parts import rows_of_similar_length
 from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -247,11 +250,24 @@ def test_a_plain_language_model_gives_its_own_logits():
     assert torch.allclose(logits[1, 2:], alone[0], atol=1e-12)
 
 
-def test_a_model_that_changes_its_logits_afterwards_is_refused():
-    base = build_base()
-    base.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        LatentReasoner(base, LatentSettings(**IDS))
+def test_a_text_past_the_last_position_is_one_clear_line():
+    model = LatentReasoner(build_base("gpt2"), None)
+    model(*pad([[2] * 64, [3]]))
+    with pytest.raises(UserError, match=r"65 tokens .*GPT2LMHeadModel.* has 64 positions"):
+        model(*pad([[2] * 65, [3]]))
+    assert LatentReasoner(build_base(), None).position_limit is None
+
+
+def test_the_base_s_own_dropout_can_be_off_while_that_of_adapters_is_on():
+    model = build_reasoner("gpt2")
+    attach_lora(model, Lora(r=2, alpha=2, dropout=0.5, target_modules=["c_attn"]))
+    model.base_dropout = False
+    for mode in (True, False):
+        model.train(mode)
+        on = {name for name, m in model.named_modules() if isinstance(m, Dropout) and m.training}
+        adapters = {f"base.transformer.h.{i}.attn.c_attn.lora_dropout.default" for i in (0, 1)}
+        assert on == (adapters if mode else set())
+        assert model.training == mode
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -49,7 +49,7 @@ def stage(tmp_path, monkeypatch, reasoner):
     config.write_text(yaml.safe_dump(EXPERIMENT))
     tokenizer = latent_tokenizer(3)
 
-    def run(model: str, results: str) -> Layout:
+    def run(model: str, results: str, architecture: str = "llama") -> Layout:
         monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / results))
         layout = Layout.of(load(config))
         if not layout.data("rl").exists():
@@ -57,7 +57,8 @@ def stage(tmp_path, monkeypatch, reasoner):
             made = generated_rows(8, 3, max_steps=2, modulus=3)
             for split, rows in zip(("rl", "validation"), made, strict=True):
                 layout.data(split).write_text("".join(row_lines(rows)))
-            parent = reasoner(vocabulary=len(tokenizer), special=special_ids(tokenizer)).float()
+            ids = special_ids(tokenizer)
+            parent = reasoner(architecture, vocabulary=len(tokenizer), special=ids).float()
             save(parent, tokenizer, layout.model("latent", 0), card={"model": "latent"})
         main(["--config", str(config), "--model", model, "--seed", "0"])
         return layout
@@ -105,6 +106,20 @@ def test_the_folder_holds_model_card_curves_and_adapter(stage):
         assert curves[column].notna().all()
     assert curves["kl"][0] == 0
     assert curves["validation_accuracy"].notna().tolist() == [False, False, False, True]
+
+
+def test_without_the_base_s_own_dropout_the_policy_begins_as_its_reference(stage):
+    """GPT-2 has a dropout of 0.1, as its configuration says."""
+    layout = stage("full", "results", "gpt2")
+    curves = pandas.read_csv(layout.model("full", 0) / "training.csv")
+    assert curves["kl"][0] == pytest.approx(0, abs=1e-9)
+    assert load_model(layout.model("full", 0), device="cpu").base.config.attn_pdrop == 0.1
+
+
+def test_completions_past_the_last_position_are_refused_before_training(stage, monkeypatch):
+    monkeypatch.setattr("latent_reasoning.model.reasoner.position_limit", lambda base: 12)
+    with pytest.raises(ConfigError, match=r"models\.full\.max_new_tokens: 6 after a prompt of"):
+        stage("full", "results", "gpt2")
 
 
 def test_another_stage_s_entry_is_refused(stage):

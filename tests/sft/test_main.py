@@ -10,11 +10,14 @@ import yaml
 from safetensors.torch import load_file
 
 from latent_reasoning.base.__main__ import main as make_base
-from latent_reasoning.config import ConfigError, digest
+from latent_reasoning.config import ConfigError, Data, digest
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.model import load
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.sft import start
 from latent_reasoning.sft.__main__ import main as fine_tune
+from tests.model.models import build_base
 
 SIZES = {"train": 60, "validation": 4, "test": 4}
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2}
@@ -155,3 +158,11 @@ def test_missing_rows_are_named(world, tmp_path, monkeypatch):
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
     with pytest.raises(DataError, match=r"sft\.jsonl: no such file"):
         world("cot-sft")
+
+
+def test_rows_past_the_last_position_are_refused_with_the_key_that_allows_them():
+    model = LatentReasoner(build_base("gpt2"), None)
+    start._check_positions(model, 64, Data(max_tokens=100))
+    problem = r"data\.max_tokens: 100 is more than the 64 positions .* 65 tokens; set it to 64"
+    with pytest.raises(ConfigError, match=problem):
+        start._check_positions(model, 65, Data(max_tokens=100))

@@ -20,6 +20,7 @@ from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load, load_tokenizer, save
+from latent_reasoning.model.self_check import check_model
 from latent_reasoning.model.special_tokens import check_tokenizer
 from latent_reasoning.runtime.command import count, entry_of, parser, run_stage
 from latent_reasoning.runtime.launch import launch_processes
@@ -51,6 +52,7 @@ def bring_base(experiment: Experiment, seed: int, layout: Layout, digest: str) -
     base = experiment.base
     model, tokenizer = obtain_base(base)
     check_tokenizer(tokenizer, model.base)
+    check_model(model)
     parent = base.hub_id if base.source == "hub" else base.path
     origin = Origin(experiment, "base", "base", seed, parent, digest)
     card = origin.card_of_published(model, base.licence)
@@ -67,6 +69,7 @@ def import_model(experiment: Experiment, name: str, seed: int, layout: Layout, d
     else:
         model, tokenizer = obtain_import(name, entry)
         check_tokenizer(tokenizer, model.base)
+        check_model(model)
     origin = Origin(experiment, name, "import", seed, entry.start or entry.path, digest)
     licence = experiment.base.licence if entry.start == "base" else entry.licence
     card = origin.card_of_published(model, licence)

@@ -22,6 +22,7 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.self_check import check_model
 from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
@@ -47,6 +48,7 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
     tokenizer = build_tokenizer(generated_texts(experiment.data.generated.modulus))
     base = build_base(experiment.base.architecture, tokenizer)
     model = LatentReasoner(base, None).to(run.device)
+    check_model(model)
     rows = run.training_rows(tokenizer)
     examples = encode_plain_rows(
         rows,

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from latent_reasoning.config import Base, ConfigError, ImportModel, expand_path, is_local
+from latent_reasoning.model.bases import UnsupportedBaseError
 from latent_reasoning.model.folder import (
     load,
     load_tokenizer,
@@ -84,7 +85,10 @@ def read_gguf(file: Path) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
             f"{file}: cannot be read as GGUF ({error}); download it again, or use another format"
         ) from error
     prepare_tokenizer(tokenizer, file)
-    return LatentReasoner(_forget_quantisation(model), None), tokenizer
+    try:
+        return LatentReasoner(_forget_quantisation(model), None), tokenizer
+    except UnsupportedBaseError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def _forget_quantisation(model: PreTrainedModel) -> PreTrainedModel:

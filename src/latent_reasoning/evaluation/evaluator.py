@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import NumberRule
 from latent_reasoning.data.answers import Thinking, judge
 from latent_reasoning.data.context import decode
-from latent_reasoning.data.rows import Row
+from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
@@ -124,6 +124,7 @@ def _predict_forced(
     encode = functools.partial(encode_prompts, rows, tokenizer, prefix=settings.prefix, latent=True)
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
+    _check_positions(model, rows, prompts, last + len(ending))
     curve = generate_forced(
         model,
         prompts,
@@ -149,6 +150,26 @@ def _predict_forced(
     ]
 
 
+def _check_positions(
+    model: LatentReasoner, rows: Sequence[Row], prompts: Sequence[list[int]], forced: int = 0
+) -> None:
+    """Raise `DataError` where a prompt with `forced` tokens goes past the base's last position."""
+    limit = model.position_limit
+    if limit is None:
+        return
+    long = [
+        (row.id, len(prompt) + forced)
+        for row, prompt in zip(rows, prompts, strict=True)
+        if len(prompt) + forced > limit
+    ]
+    if long:
+        raise DataError(
+            f"{type(model.base).__name__} reads {limit} tokens at most, and the prompts of "
+            f"{len(long)} rows are longer (row {long[0][0]}: {long[0][1]} tokens); shorten these "
+            "rows or leave them out"
+        )
+
+
 def predict(
     model: LatentReasoner,
     tokenizer: PreTrainedTokenizerBase,
@@ -171,6 +192,7 @@ def predict(
     if beginnings is not None:
         firsts = processes.share(beginnings)
         prompts = [prompt + first for prompt, first in zip(prompts, firsts, strict=True)]
+    _check_positions(model, own, prompts)
     generations = generate(
         model,
         prompts,

@@ -27,9 +27,11 @@ from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.self_check import check_reading
 from latent_reasoning.model.special_tokens import check_tokenizer
 from latent_reasoning.runtime.command import count, positive
 from latent_reasoning.runtime.device import resolve_device, resolve_precision
+from latent_reasoning.runtime.files import SUMS
 from latent_reasoning.runtime.gpus import take_gpus
 
 
@@ -52,12 +54,14 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
-    """Read a model folder. Raises `CheckpointError` if it holds no model, and `DataError` where
-    its tokenizer does not keep text."""
+    """Read a model folder, and try a foreign one. Raises `CheckpointError` if it holds no model,
+    and `DataError` where its tokenizer does not keep text."""
     device = resolve_device(options.device)
-    model, tokenizer = load(path, device.type), load_tokenizer(path)
+    tokenizer, prefix = load_tokenizer(path), options.prompt_prefix
+    model = load(path, device.type)
     check_tokenizer(tokenizer, model.base)
-    prefix = options.prompt_prefix
+    if not (path / SUMS).exists():
+        check_reading(model.base)
     return OpenFolder(
         model,
         tokenizer,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.bases import scaled_rows
+
 RMS_NORM_EPS = 1e-6
 
 
@@ -94,7 +96,7 @@ def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
 
     `name` is a value of `model.recurrent_filter`; raises `ValueError` for an unknown one.
     """
-    embeddings = base.get_input_embeddings().weight.detach()
+    embeddings = scaled_rows(base, base.get_input_embeddings().weight.detach())
     hidden_size = embeddings.shape[1]
     builders: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,

@@ -28,6 +28,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -36,6 +37,12 @@ from transformers.utils import logging
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
 from latent_reasoning.model import published
+from latent_reasoning.model.bases import (
+    ATTENTION_KEYS,
+    UnsupportedBaseError,
+    check_config,
+    without_mask_buffers,
+)
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
@@ -62,6 +69,9 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 LATENT_SETTINGS = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
+UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
+"""Keys of a published `config.json` that are read by themselves or not at all."""
+
 LATER_SETTINGS = {"max_latent_steps"}
 """Keys of `latent.json` that older folders lack; the defaults then hold."""
 
@@ -137,10 +147,19 @@ def load(
 
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Read the plain Hugging Face model of a folder, strictly."""
+    options: dict[str, Any] = {}
+    content = _checked(_read_json(_existing(folder, "config.json")), folder)
     for file in _weight_files(folder):
         check_readable(file)
+    if any(key in content for key in ATTENTION_KEYS):
+        options["config"] = _config_without_kernel(folder)
     return _from_pretrained(
-        AutoModelForCausalLM, folder, folder / WEIGHTS, trust_remote_code=False, dtype=dtype
+        AutoModelForCausalLM,
+        folder,
+        folder / WEIGHTS,
+        trust_remote_code=False,
+        dtype=dtype,
+        **options,
     )
 
 
@@ -211,6 +230,21 @@ def without_progress_bars() -> Iterator[None]:
 # --------------------------------------------------------------------------------------- internal
 
 
+def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        check_config(config)
+    except UnsupportedBaseError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    return config
+
+
+def _config_without_kernel(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder without its choice of an attention kernel."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = None
+    return config
+
+
 def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
     file = folder / WEIGHTS
     settings = _published_settings(config, folder / "config.json")
@@ -225,8 +259,8 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
     }
     plain = {
         key: value
-        for key, value in config.items()
-        if key not in (published.SETTINGS_KEY, "model_type", "architectures", "torch_dtype")
+        for key, value in _checked(config, folder).items()
+        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
     }
     base_config = AutoConfig.for_model(config["model_type"], **plain)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)]
@@ -276,13 +310,13 @@ def _from_pretrained(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
         ) from error
     problems = {
         "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]),
+        "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
         "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
     }
     raise_problems(problems, file)

@@ -31,8 +31,9 @@ FORCED_ROWS = 4
 class Generation:
     """What the model wrote after one prompt.
 
-    `ids` ends with EOS unless it was `cut_off` at the maximum length. `stop_probabilities` holds
-    (p(continue), p(stop)) of each stop decision; `latent_steps` is the number of CONTINUE written.
+    `ids` ends with EOS unless it was `cut_off` at the maximum length or at the base's last
+    position. `stop_probabilities` holds (p(continue), p(stop)) of each stop decision;
+    `latent_steps` is the number of CONTINUE written.
     """
 
     ids: list[int]
@@ -60,9 +61,10 @@ def generate(
         ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
         writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        read = mask.sum(1).tolist()
         return [
-            _generation(model, row, decisions, eos_id)
-            for row, decisions in zip(tokens, probabilities, strict=True)
+            _generation(model, row[: _room(model, length)], decisions, eos_id)
+            for row, decisions, length in zip(tokens, probabilities, read, strict=True)
         ]
 
     results: dict[int, Generation] = {}
@@ -102,9 +104,10 @@ def generate_forced(
         model.advance(state, model.embed(ids))
         writer = _Writer(model, state, torch.full_like(of_prompt, Kind.ANSWER))
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        read = [len(prompts[i]) + n + len(ending) for i in batch for n in range(last + 1)]
         rows = [
-            _generation(model, row, decisions, eos_id)
-            for row, decisions in zip(tokens, probabilities, strict=True)
+            _generation(model, row[: _room(model, length)], decisions, eos_id)
+            for row, decisions, length in zip(tokens, probabilities, read, strict=True)
         ]
         return [rows[first : first + last + 1] for first in range(0, len(rows), last + 1)]
 
@@ -112,6 +115,12 @@ def generate_forced(
     for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
         curves |= zip(batch, in_halves(write, batch), strict=True)
     return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+
+
+def _room(model: LatentReasoner, tokens_read: int) -> int | None:
+    """How many tokens can be written after `tokens_read`: the last one need not be read."""
+    limit = model.position_limit
+    return None if limit is None else limit - tokens_read + 1
 
 
 def _generation(
@@ -166,10 +175,11 @@ class _Writer:
             ids[self.rows, step] = torch.where(done, eos_id, tokens)
             written = step + 1
             done |= tokens == eos_id
+            must_leave = self._mark_the_last_position(done)
             unfinished = (~done).nonzero()[:, 0]
             if not len(unfinished):
                 break
-            if len(unfinished) <= COMPACT_BELOW * len(done):
+            if len(unfinished) <= COMPACT_BELOW * len(done) or must_leave:
                 self._keep(unfinished)
                 done, tokens = done[unfinished], tokens[unfinished]
             self._note(tokens)
@@ -193,6 +203,17 @@ class _Writer:
                 stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
         return tokens
+
+    def _mark_the_last_position(self, done: Tensor) -> bool:
+        """Mark rows that can read no further token as `done` (R,), and say whether there are any.
+
+        Such rows must leave the batch: the base has no position for another column.
+        """
+        if self.model.position_limit is None:
+            return False
+        at_end = self.state.mask.sum(1) >= self.model.position_limit
+        done |= at_end
+        return bool(at_end.any())
 
     def _note(self, tokens: Tensor) -> None:
         """Update `kinds` and `run_steps` by one more token per row (R,)."""

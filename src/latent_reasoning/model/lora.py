@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from latent_reasoning.config import ConfigError, Lora
+from latent_reasoning.model.bases import experts_in_one_tensor
 from latent_reasoning.model.published import PUBLISHED_BASE, our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import Adapter
@@ -191,12 +193,31 @@ def _read_lora(file: Path) -> Lora:
         raise CheckpointError(f"{file}: not an adapter that can be read: {error}") from error
 
 
-def _check_targets(model: LatentReasoner, lora: Lora) -> None:
-    linear = {
+def linear_modules(base: PreTrainedModel) -> set[str]:
+    """Last parts of the names of the base's linear modules: what `lora.target_modules` may name."""
+    return {
         name.rsplit(".", 1)[-1]
-        for name, module in model.base.base_model.named_modules()
+        for name, module in base.base_model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def unreached_experts(base: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Those of `names` that experts' weights in one tensor bear too, and such a tensor's name."""
+    together = experts_in_one_tensor(base)
+    parts = {name: name.removesuffix("_proj") for name in names}
+    return {name: together[part] for name, part in parts.items() if part in together}
+
+
+def _check_targets(model: LatentReasoner, lora: Lora) -> None:
+    unreached = unreached_experts(model.base, lora.target_modules)
+    if unreached:
+        raise ConfigError(
+            f"lora.target_modules: {', '.join(unreached)}: {type(model.base).__name__} keeps the "
+            f"weights of its experts in one tensor ({next(iter(unreached.values()))}), which LoRA "
+            "does not reach; name modules of the attention alone, or train without lora"
+        )
+    linear = linear_modules(model.base)
     unknown = [name for name in lora.target_modules if name not in linear]
     if unknown:
         raise ConfigError(

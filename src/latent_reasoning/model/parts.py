@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch.nn import functional
 
 from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.state import ReasoningState
+
+TextStates = Literal["all", "last", "none"]
+"""Which final states of a text are needed."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,19 @@ def join(
         layers = zip(*(part.hidden_states for part in parts), strict=True)
         hidden_states = tuple(whole(layer) for layer in layers)
     return ReasoningState(cache, mask, hidden[:, -1]), hidden, hidden_states
+
+
+def first_needed_column(mask: Tensor, text_states: TextStates) -> int:
+    """The first column of a text's `mask` `(R, W)` whose state is needed."""
+    width = mask.shape[1]
+    if text_states == "last":
+        columns = torch.arange(width, device=mask.device)
+        return int((mask.long() * columns).argmax(1).min())
+    return width if text_states == "none" else 0
+
+
+def gather_states(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:
+    """States of all passes, `(R, W, d)` each, flattened and selected by `index`: `(N, d)`."""
+    flat = [states.reshape(-1, states.shape[-1]) for states in passes]
+    joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return joined if index is None else joined.index_select(0, index)

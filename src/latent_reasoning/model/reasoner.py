@@ -20,10 +20,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.bases import (
+    adjusted_logits,
+    check_length,
+    check_supported,
+    position_limit,
+    scaled_rows,
+)
 from latent_reasoning.model.blocks import SharedPrefix, run_blocks, runs_directly
 from latent_reasoning.model.cache import GrowingCache
 from latent_reasoning.model.filters import SRE, build_filter
-from latent_reasoning.model.parts import Part, cut_rows, join
+from latent_reasoning.model.parts import (
+    Part,
+    TextStates,
+    cut_rows,
+    first_needed_column,
+    gather_states,
+    join,
+)
 from latent_reasoning.model.passes import Kind, Pass, PassPlan, plan_passes
 from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
@@ -35,10 +49,7 @@ from latent_reasoning.model.special_rows import (
     token_id,
     vocabulary_logits,
 )
-from latent_reasoning.model.state import ReasoningState
-
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Keys of a model's config that change logits after the output embedding: not supported."""
+from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
@@ -64,19 +75,19 @@ class LatentReasoner(nn.Module):
 
     With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
-    modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`.
+    modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. `position_limit` is the
+    number of positions that the base has (None: no end); with `base_dropout` False the base's own
+    dropout stays off in train mode, and that of adapters does not.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
+        """Raises `UnsupportedBaseError` where `base` cannot be used."""
         super().__init__()
-        for key in LOGIT_CHANGES:
-            if getattr(base.config, key, None) not in (None, 1, 1.0):
-                raise ValueError(
-                    f"{type(base).__name__} changes its logits by {key}, which the stop head "
-                    "cannot follow; choose another base model"
-                )
+        check_supported(base)
         self.base = base
         self.settings = settings
+        self.position_limit = position_limit(base)
+        self.base_dropout = True
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -94,6 +105,14 @@ class LatentReasoner(nn.Module):
     def change_settings(self, **changes: Any) -> None:
         """Replace some of the latent settings; modules that were built from them do not change."""
         self.settings = dataclasses.replace(self.settings, **changes)
+
+    def train(self, mode: bool = True) -> LatentReasoner:
+        """Set train or eval mode; see `base_dropout`."""
+        super().train(mode)
+        if not self.base_dropout:
+            for name, module in self.base.named_modules():
+                module.training = mode and "lora_dropout" in name
+        return self
 
     @property
     def pass_cost(self) -> float:
@@ -121,16 +140,16 @@ class LatentReasoner(nn.Module):
         _, last, every = self._run(plan, output_hidden_states, len(plan.passes) > 1, prefix)
         shape = (*input_ids.shape, -1)
         index = None if plan.index is None else plan.index.flatten().to(self.device)
-        last_hidden = _gather(last, index).view(shape)
+        last_hidden = gather_states(last, index).view(shape)
         hidden_states = None
         if output_hidden_states:
             layers = zip(*every, strict=True)
             if hidden_at is None:
-                hidden_states = tuple(_gather(layer, index).view(shape) for layer in layers)
+                hidden_states = tuple(gather_states(layer, index).view(shape) for layer in layers)
             else:
                 chosen = hidden_at.to(self.device).flatten().nonzero()[:, 0]
                 index = chosen if index is None else index[chosen]
-                hidden_states = tuple(_gather(layer, index) for layer in layers)
+                hidden_states = tuple(gather_states(layer, index) for layer in layers)
         return ReasonerOutput(last_hidden, hidden_states, plan.kinds.to(self.device))
 
     def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
@@ -143,7 +162,7 @@ class LatentReasoner(nn.Module):
         index = torch.arange(input_ids.numel()).view(input_ids.shape)
         index = index if plan.index is None else plan.index
         index = index.gather(1, last_token[:, None])[:, 0]
-        state.last_hidden = _gather(last, index.to(self.device))
+        state.last_hidden = gather_states(last, index.to(self.device))
         return state
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
@@ -177,8 +196,8 @@ class LatentReasoner(nn.Module):
     def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
         """New rows that continue `rows` `(R,)` of `state` and share their columns without copies.
 
-        `mask` `(R, K)` says which columns each new row sees: a row that leaves a shared latent
-        trajectory early does not see the later steps.
+        `mask` `(R, K)` says which of `state.mask`'s columns each new row sees: a row that leaves a
+        shared latent trajectory early does not see the later steps.
         """
         if not runs_directly(self.base) or state.prefix is not None:
             return state.select(rows, mask)
@@ -196,6 +215,7 @@ class LatentReasoner(nn.Module):
             for token in ("start", "end"):
                 is_token = (input_ids == token_id(self.settings, token)).unsqueeze(-1)
                 row = self.special_rows.input_row(token).to(embeddings.dtype)
+                row = scaled_rows(self.base, row)
                 embeddings = torch.where(is_token, row, embeddings)
         return embeddings
 
@@ -212,7 +232,7 @@ class LatentReasoner(nn.Module):
         output_hidden_states: bool = False,
         cached: bool = True,
         prefix: ReasoningState | None = None,
-        text_states: Literal["all", "last", "none"] = "all",
+        text_states: TextStates = "all",
     ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
         """Run the passes of a plan: the state after them, and last and all states of each pass.
 
@@ -252,14 +272,14 @@ class LatentReasoner(nn.Module):
         step: Pass,
         output_hidden_states: bool,
         cached: bool,
-        text_states: Literal["all", "last", "none"],
+        text_states: TextStates,
     ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
         """Run the first pass, of text alone, in parts of rows of similar length."""
         inputs_embeds = self.embed(step.token_ids)
         parts = []
         for rows, columns in cut_rows(step.mask, self.pass_cost):
             mask = step.mask[rows, columns]
-            first_read = _first_read(mask, text_states)
+            first_read = first_needed_column(mask, text_states)
             state = ReasoningState(GrowingCache(), mask[:, :0])
             hidden, hidden_states = self._advance(
                 state,
@@ -289,11 +309,19 @@ class LatentReasoner(nn.Module):
         layers if asked for; `cached` False keeps no keys and values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
+        order = None
+        if state.mask.shape[1] and not runs_directly(self.base):
+            state.close_gaps()
+            order = tokens_first(mask)
+            if order is not None:
+                inputs_embeds, mask = in_order(inputs_embeds, order), mask.gather(1, order)
         # Positions count real tokens: columns that a row skips must not shift its positions.
         positions = state.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         state.mask = torch.cat([state.mask, mask], 1)
         if state.prefix is not None:
             positions = positions + state.prefix.mask.sum(1, keepdim=True)
+        if self.position_limit is not None:
+            check_length(self.base, self.position_limit, int(positions.max()) + 1)
         hidden, hidden_states = run_blocks(
             self.base,
             inputs_embeds,
@@ -304,6 +332,11 @@ class LatentReasoner(nn.Module):
             first_read=first_read,
             output_hidden_states=output_hidden_states,
         )
+        if order is not None:
+            back = order.argsort(1)
+            hidden = in_order(hidden, back)
+            if hidden_states is not None:
+                hidden_states = tuple(in_order(states, back) for states in hidden_states)
         state.last_hidden = hidden[:, -1] if hidden.shape[1] else None
         return hidden, hidden_states
 
@@ -319,7 +352,8 @@ class LatentReasoner(nn.Module):
             rows = self.base.get_output_embeddings().weight[self._stop_ids]
         bias = getattr(self.base.get_output_embeddings(), "bias", None)
         bias = None if bias is None else bias[self._stop_ids]
-        return functional.linear(hidden, rows, bias) / (self.settings.stop_head_temperature or 1.0)
+        logits = adjusted_logits(self.base, functional.linear(hidden, rows, bias))
+        return logits / (self.settings.stop_head_temperature or 1.0)
 
     def logits(self, hidden: Tensor, kinds: Tensor) -> Tensor:
         """Next-token logits `(.., V)` of states `(.., d)` at positions of the given kinds `(..)`.
@@ -353,7 +387,7 @@ class LatentReasoner(nn.Module):
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)
 
-    # --------------------------------------------------------------------------- the special rows
+    # ----------------------------------------------------------------------- the special rows
 
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
         """Move the special tokens' rows into the matrices or into modules of their own."""
@@ -365,19 +399,3 @@ class LatentReasoner(nn.Module):
             fold_rows(self.base, self.settings, self.special_rows)
             self.special_rows = None
         self.change_settings(special_rows=to)
-
-
-def _first_read(mask: Tensor, text_states: Literal["all", "last", "none"]) -> int:
-    """The first column of a text's `mask` `(R, W)` whose state is needed."""
-    width = mask.shape[1]
-    if text_states == "last":
-        columns = torch.arange(width, device=mask.device)
-        return int((mask.long() * columns).argmax(1).min())
-    return width if text_states == "none" else 0
-
-
-def _gather(passes: list[Tensor] | tuple[Tensor, ...], index: Tensor | None) -> Tensor:
-    """States of all passes, `(R, W, d)` each, flattened and selected by `index`: `(N, d)`."""
-    flat = [states.reshape(-1, states.shape[-1]) for states in passes]
-    joined = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return joined if index is None else joined.index_select(0, index)

@@ -2,8 +2,8 @@
 
 With LoRA the embeddings stay frozen, yet the special tokens' rows must learn (docs/method.md,
 section 3, `lora_mode`). Tied matrices share one module per token; untied ones have input rows for
-START and END and output rows for START, CONTINUE and STOP. The special tokens' rows of the matrices
-themselves are then zero.
+START and END and output rows for START, CONTINUE and STOP. The rows of the matrices that have a
+module are then zero.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.bases import adjusted_logits, scaled_rows
 from latent_reasoning.model.passes import SpecialIds
 
 TIED_NAMES = ("start", "end", "continue", "stop")
@@ -51,40 +52,44 @@ def vocabulary_logits(
     base: PreTrainedModel, special: SpecialIds | None, rows: SpecialRows | None, hidden: Tensor
 ) -> Tensor:
     """Unmasked logits `(.., V)` of states `(.., d)`, the special tokens' own rows included."""
-    logits = base.get_output_embeddings()(hidden)
-    if rows is None:
-        return logits
-    tokens = ["start", "continue", "stop"] + (["end"] if rows.tied else [])
-    own = functional.linear(hidden, torch.stack([rows.output_row(token) for token in tokens]))
-    logits[..., [token_id(special, token) for token in tokens]] = own
-    return logits
+    head = base.get_output_embeddings()
+    logits = head(hidden)
+    if rows is not None:
+        tokens = ["start", "continue", "stop"] + (["end"] if rows.tied else [])
+        ids = [token_id(special, token) for token in tokens]
+        own = torch.stack([rows.output_row(token) for token in tokens])
+        bias = getattr(head, "bias", None)
+        logits[..., ids] = functional.linear(hidden, own, None if bias is None else bias[ids])
+    return adjusted_logits(base, logits)
 
 
 def embedding_matrix(
     base: PreTrainedModel, special: SpecialIds | None, rows: SpecialRows | None
 ) -> Tensor:
-    """Input embeddings `(V, d)`, the special tokens' own rows included."""
+    """Input embeddings `(V, d)` as a token gets them, the special tokens' own rows included."""
     matrix = base.get_input_embeddings().weight
     if rows is None:
-        return matrix
+        return scaled_rows(base, matrix)
     tokens = ["start", "end"] + (["continue", "stop"] if rows.tied else [])
     own = torch.stack([rows.input_row(token) for token in tokens])
     ids = torch.tensor([token_id(special, token) for token in tokens]).to(matrix.device)
-    return matrix.index_copy(0, ids, own)
+    return scaled_rows(base, matrix.index_copy(0, ids, own))
 
 
 def extract_rows(base: PreTrainedModel, special: SpecialIds) -> SpecialRows:
-    """Move the special rows of the matrices into a `SpecialRows`; in the matrices they become 0."""
+    """Move the special rows of the matrices into a `SpecialRows`; in the matrices they become 0.
+
+    Untied matrices keep the rows that have no module: soft re-embedding reads some of them.
+    """
     matrix_in = base.get_input_embeddings().weight
     matrix_out = base.get_output_embeddings().weight
     rows = SpecialRows(matrix_in.shape[1], is_tied(base)).to(matrix_in)
     with torch.no_grad():
         for name, module in rows.named_children():
             matrix = matrix_out if name.endswith("_out") else matrix_in
-            module.weight[0] = matrix[token_id(special, name.split("_")[0])]
-        for token in TIED_NAMES:
-            matrix_in[token_id(special, token)] = 0
-            matrix_out[token_id(special, token)] = 0
+            token = token_id(special, name.split("_")[0])
+            module.weight[0] = matrix[token]
+            matrix[token] = 0
     return rows
 
 

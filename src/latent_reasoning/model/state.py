@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from latent_reasoning.model.blocks import SharedPrefix
@@ -22,6 +23,21 @@ class ReasoningState:
     mask: Tensor
     last_hidden: Tensor | None = None
     prefix: SharedPrefix | None = None
+
+    def close_gaps(self) -> None:
+        """Move each row's tokens to its last columns, in place: no column between two is empty.
+
+        A base that counts columns (sliding windows, MPT's distances) then counts tokens.
+        """
+        if not bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
+            return
+        width = int(self.mask.sum(1).max())
+        order = self.mask.long().argsort(dim=1, stable=True)[:, -width:]
+        cache = GrowingCache()
+        for layer, entry in enumerate(self.cache.layers):
+            keys, values = (_columns(states, order) for states in (entry.keys, entry.values))
+            cache.update(keys, values, layer)
+        self.cache, self.mask = cache, self.mask.gather(1, order)
 
     def fork(self) -> ReasoningState:
         """The same state, to be extended without changing this one; no tensor is copied."""
@@ -47,3 +63,21 @@ class ReasoningState:
             last_hidden,
             None if self.prefix is None else self.prefix.select(rows),
         )
+
+
+def tokens_first(mask: Tensor) -> Tensor | None:
+    """The order `(R, W)` of columns in which each row's tokens come first, None if they do so."""
+    if not bool((~mask[:, :-1] & mask[:, 1:]).any()):
+        return None
+    return (~mask).long().argsort(dim=1, stable=True)
+
+
+def in_order(states: Tensor, order: Tensor) -> Tensor:
+    """The columns of `states` `(R, W, d)` in another order `(R, W)`."""
+    return states.gather(1, order.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def _columns(states: Tensor, order: Tensor) -> Tensor:
+    """Some columns `(R, K')` of keys or values `(R, heads, K, s)`."""
+    index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[-1])
+    return torch.gather(states, 2, index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel
@@ -9,7 +11,7 @@ from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rl.prompts import rl_prompts
+from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.training.run import TrainingRun
 
@@ -29,6 +31,8 @@ def build(
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
         )
+    # With the base's own dropout the policy would not even begin as its reference.
+    model.base_dropout = False
     if entry.lora is not None:
         attach_lora(model, entry.lora)
     prompts = rl_prompts(
@@ -38,6 +42,7 @@ def build(
         max_prompt_tokens=entry.max_prompt_tokens,
         number_rule=run.experiment.data.number_rule,
     )
+    _check_positions(run.name, model, prompts, entry)
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -50,3 +55,17 @@ def build(
         processes=run.processes,
     )
     return model, tokenizer, task
+
+
+def _check_positions(
+    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: RlModel
+) -> None:
+    """Raise `ConfigError` where a completion could go past the base's last position."""
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    limit = model.position_limit
+    if limit is not None and longest + entry.max_new_tokens > limit:
+        raise ConfigError(
+            f"models.{name}.max_new_tokens: {entry.max_new_tokens} after a prompt of {longest} "
+            f"tokens go past the {limit} positions of {type(model.base).__name__}; lower it, or "
+            f"models.{name}.max_prompt_tokens"
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, LatentSftModel, Model, SftModel
+from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
 from latent_reasoning.data.examples import LatentExample
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.data.rows import Row
@@ -57,6 +57,7 @@ def _token_sft(
         attach_lora(model, entry.lora)
     rows = run.training_rows(tokenizer)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
+    _check_positions(model, max(map(len, examples)), run.experiment.data)
     longest = max(len(example) - example.question_length for example in examples)
     task = TextTask(
         run.name,
@@ -86,6 +87,7 @@ def _latent_sft(
     if teacher is not None and distillation.traces == "teacher":
         rows = _traces(run, teacher, rows)
     examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
+    _check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
     states = None
     if teacher is not None and (distillation.codi_weight or distillation.meaned_weight):
         states = _states(run, teacher, model, examples)
@@ -104,6 +106,17 @@ def _latent_sft(
         processes=run.processes,
     )
     return model, tokenizer, task
+
+
+def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
+    """Raise `ConfigError` where the `longest` example goes past the base's last position."""
+    limit = model.position_limit
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"data.max_tokens: {data.max_tokens} is more than the {limit} positions of "
+            f"{type(model.base).__name__}, and there are rows of up to {longest} tokens; set it to "
+            f"{limit}"
+        )
 
 
 def latent_model(

@@ -1,0 +1,349 @@
+"""A self-check of a model that is brought in: does the latent forward compute what it should?
+
+Architectures differ in how they count positions, keep a cache, mask, scale and cap, and a wrong
+guess gives wrong numbers without an error. So a model is held against slow and obvious computations
+before anything is built on it:
+
+1. its logits against those of `base(input_ids)`: for one row, for a padded batch of unlike lengths,
+   and token by token on top of the cache;
+2. the latent forward of rows with unlike numbers of steps, and rows that leave a shared trajectory
+   (forced curves, samples), against a loop without cache, batch or padding;
+3. an adapter: attached untrained it changes nothing; trained, saved, loaded and merged neither;
+   with the recurrent filter and the special tokens' rows in use.
+
+It takes seconds on a CPU: some twenty forwards of at most a dozen tokens. Of a large base, 2 uses
+the first two blocks alone; 3 always does, on a copy. The model and the random state do not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from latent_reasoning.config import Lora, UserError
+from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.bases import CHOOSE
+from latent_reasoning.model.lora import (
+    attach_lora,
+    linear_modules,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+    unreached_experts,
+)
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.runtime.files import first_line
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Largest differences by precision, as shares of the largest logit. Rounding stays far below (1e-5
+is usual in float32), and the faults that this check looks for are far above."""
+
+WHOLE_PARAMETERS = 2_000_000_000
+"""Larger bases are tried by their first blocks, where a whole forward would take seconds."""
+
+BLOCKS = 2
+
+
+class SelfCheckError(UserError, ValueError):
+    """A model gives other numbers than its own full forward; the message says where and why."""
+
+
+def check_model(model: LatentReasoner) -> None:
+    """Try all that the latent forward takes for granted; raises `SelfCheckError`."""
+    base, settings = model.base, model.settings
+    with _undisturbed(model), _failures_named(base):
+        check_reading(base)
+        small = _first_blocks(base)
+        whole = sum(parameter.numel() for parameter in base.parameters()) <= WHOLE_PARAMETERS
+        if settings is not None:
+            latent = _embedded(model, small)
+            _check_latent(latent if model.special_rows is not None or not whole else model)
+            _check_adapter(latent)
+            return
+        settings = _settings_within(base)
+        _check_latent(_latent(base if whole else small, settings, "MLP"))
+        # Soft re-embedding reads every row of both matrices, the special tokens' among them.
+        _check_adapter(_latent(small, settings, "SRE"))
+
+
+def check_reading(base: PreTrainedModel) -> None:
+    """Hold one row, a padded batch and reading on from a cache against `base(input_ids)`."""
+    model = LatentReasoner(base, None).eval()
+    with _undisturbed(model), _failures_named(base):
+        rows = [_tokens(base, 9), _tokens(base, 14)[9:]]
+        expected = [
+            base(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
+            for row in rows
+        ]
+        ids, mask = (tensor.to(model.device) for tensor in pad_prompts(rows, pad_id=0))
+        alone = model.full_logits(model(ids[:1], mask[:1]))
+        _compare(
+            "reading a text",
+            "it does more between its last state and its logits, or before its first block, than "
+            "is known here",
+            alone[0],
+            expected[0],
+        )
+        batch = model.full_logits(model(ids, mask))
+        reason = "it counts padding"
+        for found, row in zip(batch, expected, strict=True):
+            _compare("reading prompts of unlike length", reason, found[-len(row) :], row)
+        state = model.read_prompts(ids[:, :-2], mask[:, :-2])
+        for column in (-2, -1):
+            hidden = model.read_tokens(state, ids[:, column])
+            found = model.logits(hidden, torch.full_like(ids[:, 0], int(Kind.TEXT)))
+            reason = "it does not keep what it has read, or counts positions by itself"
+            last = torch.stack([row[column] for row in expected])
+            _compare("reading on from the cache", reason, found, last)
+
+
+# ------------------------------------------------------------------------------- latent reasoning
+
+
+def _check_latent(model: LatentReasoner) -> None:
+    """Rows with unlike numbers of steps, and rows of one trajectory, against the slow loop."""
+    rows = _latent_rows(model)
+    expected = [_slow_logits(model, row.ids) for row in rows]
+    ids, mask = pad_prompts([row.ids for row in rows], pad_id=0)
+    output = model(ids.to(model.device), mask.to(model.device), output_hidden_states=True)
+    reason = "its window or its bias counts empty columns"
+    for found, row in zip(model.full_logits(output), expected, strict=True):
+        _compare("rows with unlike numbers of latent steps", reason, found[-len(row) :], row)
+    _check_states(model.base, output.hidden_states, output.last_hidden)
+    trajectory = Trajectory.begin(model, [rows[0].prompt, rows[1].prompt])
+    trajectory.extend(model, max(row.steps for row in rows))
+    place = torch.tensor([row.place for row in rows], device=model.device)
+    steps = torch.tensor([row.steps for row in rows], device=model.device)
+    state = trajectory.leave(model, place, steps)
+    answer = torch.tensor([row.answer for row in rows], device=model.device)
+    hidden = model.advance(state, model.embed(answer))
+    found = model.logits(hidden, torch.full_like(answer, int(Kind.ANSWER)))
+    for own, row in zip(found, expected, strict=True):
+        _compare("rows that leave a shared trajectory", reason, own, row[-answer.shape[1] :])
+
+
+def _check_states(
+    base: PreTrainedModel, states: Sequence[Tensor] | None, last_hidden: Tensor
+) -> None:
+    """Distillation compares the states of all blocks: L + 1 tensors of one shape."""
+    shapes = {state.shape for state in states or ()}
+    expected = base.config.num_hidden_layers + 1
+    if states is None or len(states) != expected or shapes != {last_hidden.shape}:
+        raise SelfCheckError(
+            f"{type(base).__name__} fails the self-check: its layers' states are not "
+            f"{expected} of one size; {CHOOSE}"
+        )
+
+
+@dataclass(frozen=True)
+class _LatentRow:
+    """A prompt (number `place` of two), `steps` times CONTINUE, then STOP and two tokens."""
+
+    place: int
+    prompt: list[int]
+    steps: int
+    answer: list[int]
+    continue_id: int
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *[self.continue_id] * self.steps, *self.answer]
+
+
+def _tokens(base: PreTrainedModel, count: int, other_than: Sequence[int] = ()) -> list[int]:
+    """Tokens from inside the vocabulary, where rows are trained."""
+    size = base.get_input_embeddings().weight.shape[0]
+    return [token for token in range(size // 4, size) if token not in other_than][:count]
+
+
+def _latent_rows(model: LatentReasoner) -> list[_LatentRow]:
+    settings = model.settings
+    special = [settings.start_id, settings.end_id, settings.continue_id, settings.stop_id]
+    tokens = _tokens(model.base, 9, other_than=special)
+    prompts = [[*tokens[:6], settings.start_id], [*tokens[4:7], settings.start_id]]
+    answer = [settings.stop_id, *tokens[7:9]]
+    return [
+        _LatentRow(place, prompts[place], steps, answer, settings.continue_id)
+        for place, steps in ((0, 3), (1, 1), (0, 1))
+    ]
+
+
+def _slow_logits(model: LatentReasoner, ids: Sequence[int]) -> Tensor:
+    """Logits (T, V) of one row by transformers' own forward, all read again for every step.
+
+    Where a token is impossible at its position, the logit is minus infinity as in the reasoner.
+    """
+    base, settings, device = model.base, model.settings, model.device
+    table, body = base.get_input_embeddings(), base.base_model
+    inputs: list[Tensor] = []
+    for token in ids:
+        if token == settings.continue_id:
+            read = body(inputs_embeds=torch.stack(inputs)[None], use_cache=False)
+            inputs.append(_slow_filter(model, read.last_hidden_state[0, -1]))
+        else:
+            token = settings.end_id if token == settings.stop_id else token
+            inputs.append(table(torch.tensor(token, device=device)))
+    logits = base(inputs_embeds=torch.stack(inputs)[None], use_cache=False).logits[0].clone()
+    temperature = settings.stop_head_temperature or 1.0
+    decisions = [settings.continue_id, settings.stop_id]
+    answering = False
+    for row, token in zip(logits, ids, strict=True):
+        answering |= token == settings.stop_id
+        stop_logits = row[decisions] / temperature
+        if token in (settings.start_id, settings.continue_id):
+            row.fill_(float("-inf"))
+            row[decisions] = stop_logits
+        else:
+            row[[settings.end_id, *decisions]] = float("-inf")
+            if answering and not settings.allow_rethinking:
+                row[settings.start_id] = float("-inf")
+    return logits
+
+
+def _slow_filter(model: LatentReasoner, hidden: Tensor) -> Tensor:
+    if model.settings.recurrent_filter != "SRE":
+        return model.recurrent_filter(hidden)
+    base, table = model.base, model.base.get_input_embeddings()
+    rows = table(torch.arange(table.weight.shape[0], device=hidden.device))
+    # `check_reading` has held these logits against the base's own.
+    kinds = torch.tensor(int(Kind.TEXT), device=hidden.device)
+    return LatentReasoner(base, None).logits(hidden, kinds).softmax(-1) @ rows
+
+
+# --------------------------------------------------------------------------------------- adapters
+
+
+def _check_adapter(model: LatentReasoner) -> None:
+    """Attach, train, save, load and merge an adapter; `model` is a copy, and changes."""
+    names = linear_modules(model.base)
+    names -= set(unreached_experts(model.base, names))
+    lora = Lora(r=2, alpha=4, dropout=0.0, target_modules=sorted(names))
+    fresh = copy.deepcopy(model)
+    what = f"with the filter {model.settings.recurrent_filter}, an adapter"
+    reason = "the special tokens' rows beside the matrices are not what they were in them"
+    before = _logits_of_rows(model)
+    attach_lora(model, lora)
+    _compare(f"{what} attached untrained", reason, _logits_of_rows(model), before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                spread = parameter.std(correction=0) + 1e-2
+                parameter += 0.3 * spread * torch.randn_like(parameter)
+    trained = _logits_of_rows(model)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, Path(folder), None)
+        load_adapter(fresh, folder)
+    loaded = _logits_of_rows(fresh.eval())
+    _compare(f"{what} saved and loaded", "some of its tensors are lost", loaded, trained)
+    merge_lora(model)
+    reason = "its weights do not take the adapter's, or the special tokens' rows"
+    _compare(f"{what} merged", reason, _logits_of_rows(model), trained)
+
+
+def _logits_of_rows(model: LatentReasoner) -> Tensor:
+    ids, mask = pad_prompts([row.ids for row in _latent_rows(model)], pad_id=0)
+    output = model(ids.to(model.device), mask.to(model.device))
+    return model.full_logits(output)[mask.bool()]
+
+
+def _settings_within(base: PreTrainedModel) -> LatentSettings:
+    """Four ordinary tokens from the middle of the vocabulary as special ones."""
+    first = base.get_input_embeddings().weight.shape[0] // 2
+    return LatentSettings(first, first + 1, first + 2, first + 3)
+
+
+def _latent(base: PreTrainedModel, settings: LatentSettings, name: str) -> LatentReasoner:
+    return LatentReasoner(base, replace(settings, recurrent_filter=name)).eval()
+
+
+def _embedded(model: LatentReasoner, small: PreTrainedModel) -> LatentReasoner:
+    """A copy of a latent reasoner on a smaller base, its special rows in the matrices."""
+    body, model.base = model.base, small
+    try:
+        copied = copy.deepcopy(model)
+    finally:
+        model.base = body
+    copied.move_special_rows("embedding")
+    return copied.eval()
+
+
+def _first_blocks(base: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `base` with its first blocks alone."""
+    count = base.config.num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in base.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if count <= BLOCKS or len(lists) != 1:
+        return copy.deepcopy(base)
+    name, blocks = lists[0]
+    parent, _, child = name.rpartition(".")
+    holder = base.base_model.get_submodule(parent)
+    setattr(holder, child, blocks[:BLOCKS])
+    base.config.num_hidden_layers = BLOCKS
+    try:
+        return copy.deepcopy(base)
+    finally:
+        setattr(holder, child, blocks)
+        base.config.num_hidden_layers = count
+
+
+# --------------------------------------------------------------------------------------- verdicts
+
+
+def _compare(what: str, reason: str, found: Tensor, expected: Tensor) -> None:
+    """Raise `SelfCheckError` where logits differ by more than rounding or in which are infinite."""
+    found, expected = found.detach(), expected.detach()
+    possible = expected.isfinite()
+    if torch.equal(found.isfinite(), possible):
+        difference = float((found[possible] - expected[possible]).abs().max())
+        largest = float(expected[possible].abs().max())
+        if difference <= TOLERANCES[expected.dtype] * max(largest, 1e-3):
+            return
+        numbers = f"logits differ by {difference:.2g}, of at most {largest:.2g}"
+    else:
+        numbers = "other logits are infinite or not numbers"
+    raise SelfCheckError(f"{what}: {numbers}, from its own full forward: {reason}")
+
+
+@contextlib.contextmanager
+def _failures_named(base: PreTrainedModel) -> Iterator[None]:
+    """Any failure as a `SelfCheckError` that names the base."""
+    name = f"{type(base).__name__} fails the self-check"
+    try:
+        yield
+    except SelfCheckError as error:
+        if str(error).startswith(name):
+            raise
+        raise SelfCheckError(f"{name}: {error}; {CHOOSE}") from None
+    except Exception as error:
+        raise SelfCheckError(
+            f"{name}, which ended with {type(error).__name__}: {first_line(error)}; {CHOOSE}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _undisturbed(model: LatentReasoner) -> Iterator[None]:
+    """Eval mode without gradients, and a random state of its own."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(0)
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
