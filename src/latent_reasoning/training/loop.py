@@ -123,7 +123,7 @@ class Trainer:
         self.task.plan.reorder(len(progress.guard.rollbacks))
         rate = self.rate(progress.step) * self.guard.rate_factor(progress.guard)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         self.model.train()
         values = self._gradients_within_memory()
         values["gradient_norm"] = _clip(self.model, self.training.max_grad_norm)
