@@ -55,6 +55,28 @@ def test_matrices_and_embeddings_are_decayed_but_norms_biases_and_special_rows_a
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
 
 
+def test_a_filter_with_a_rate_of_its_own_follows_the_schedule_without_weight_decay(
+    tmp_path, monkeypatch
+):
+    model = tiny_model()
+    model.add_module("recurrent_filter", nn.Linear(3, 3))
+    training = settings(learning_rate=5e-4, filter_learning_rate=5e-3, weight_decay=0.3)
+    rates, original = [], torch.optim.AdamW.step
+
+    def step(self):
+        rates.append([group["lr"] for group in self.param_groups])
+        assert [len(group["params"]) for group in self.param_groups] == [2, 3, 2]
+        assert [group["weight_decay"] for group in self.param_groups] == [0.3, 0.0, 0.0]
+        return original(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(tmp_path / "c", TinyTask(model), training)
+    expected = learning_rate(training)
+    assert rates == [
+        pytest.approx([expected(n), expected(n), 10 * expected(n)]) for n in range(len(rates))
+    ]
+
+
 def test_schedule_equals_transformers_cosine_with_warmup():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=8e-4)
     reference = get_cosine_schedule_with_warmup(optimizer, 5, 40)

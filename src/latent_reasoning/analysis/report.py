@@ -125,9 +125,14 @@ def describe_data(data: Data) -> str:
     if data.source == "local":
         return "Rows of a local folder, in the form of GSM8K-Aug: question, steps, answer."
     generated = data.generated
+    references = (
+        f", of which from the third on {generated.references:.0%} take an earlier result"
+        if generated.references
+        else ""
+    )
     return (
         f"Word problems made by the project, in the form of GSM8K-Aug: chains of 1 to "
-        f"{generated.max_steps} operations on a dial of {generated.modulus} positions "
+        f"{generated.max_steps} operations on a dial of {generated.modulus} positions{references} "
         f"({generated.train:,} rows for training, {generated.validation:,} for validation, "
         f"{generated.test:,} for testing)."
     )

@@ -9,20 +9,23 @@ them costs accuracy in every later stage.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from latent_reasoning.config import Architecture, Experiment, ReasoningMix
-from latent_reasoning.data.dial.styles import styled_reasonings
+from latent_reasoning.data.dial.styles import RESULTS_PREFIX, styled_reasonings
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.data.examples import within_limit
+from latent_reasoning.data.examples import PlainExample, within_limit
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.self_check import check_model
+from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
@@ -56,6 +59,10 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
         prefix=experiment.data.prompt.training,
         reasonings=styled_reasonings(rows, experiment.base.texts, seed=run.seed),
     )
+    if experiment.base.any_opening:
+        examples = with_any_opening(
+            examples, rows, tokenizer, share=experiment.base.any_opening, seed=run.seed
+        )
     examples = [e for e in examples if within_limit(e, experiment.data.max_tokens)]
     longest = max(len(example) - example.question_length for example in examples)
     validation_rows = run.rows("validation", tokenizer)[: training.validation_rows]
@@ -71,6 +78,34 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
         processes=run.processes,
     )
     return model, tokenizer, task
+
+
+def with_any_opening(
+    examples: Sequence[PlainExample],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    share: float,
+    seed: int,
+) -> list[PlainExample]:
+    """Examples in which a share of the terse texts open with another token than ` Results:`.
+
+    The token is drawn from the vocabulary without the special tokens, by the seed and the row's id.
+    A model that has read such texts takes any unknown token after a question, a latent model's
+    START among them, as the opening of terse working.
+    """
+    (opening,) = tokenizer(RESULTS_PREFIX, add_special_tokens=False)["input_ids"]
+    choices = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    opened = []
+    for example, row in zip(examples, rows, strict=True):
+        generator = random.Random(seeds.seed_for(seed, seeds.ANY_OPENING.format(row=row.id)))
+        first = example.question_length
+        if example.input_ids[first] == opening and generator.random() < share:
+            ids = example.input_ids.copy()
+            ids[first] = generator.choice(choices)
+            example = replace(example, input_ids=ids)
+        opened.append(example)
+    return opened
 
 
 def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

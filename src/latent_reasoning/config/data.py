@@ -42,6 +42,9 @@ class GeneratedData(Section):
     """Relative frequency of 1, 2, .. `max_steps` operations."""
     modulus: Annotated[int, Field(ge=3, le=12)] = 7
     """Positions of the dial: values are 0 .. modulus - 1."""
+    references: Share = 0.0
+    """Probability that an operation, from the third on, takes an earlier day's result instead of a
+    number, which makes the problem harder."""
     seed: Count = 0
     """Seed of the generator."""
 

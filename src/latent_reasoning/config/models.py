@@ -36,6 +36,9 @@ class Training(Section):
     """Examples (RL: prompts) per optimiser step, over all micro-batches."""
     learning_rate: Annotated[Positive, IMPORTANT] = 1e-3
     """Peak learning rate."""
+    filter_learning_rate: Positive | None = None
+    """Peak learning rate of the recurrent filter, which then has no weight decay; null: that of all
+    other weights. A filter without weights (`none`, `SRE`) has none to train."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay after warm-up: cosine or linear to 0, or none."""
     learning_rate_floor: Share = 0.0
@@ -170,6 +173,9 @@ class Base(Section):
         default_factory=lambda: ReasoningMix(**SCRATCH_TEXTS)
     )
     """Styles of the text, for `scratch`."""
+    any_opening: Annotated[Share, FROM_SCRATCH] = 0.0
+    """Share of the terse texts that open with any word of the vocabulary instead of ` Results:`: a
+    pretrained model has seen many openings. For `scratch`."""
     training: Annotated[Training, FROM_SCRATCH] = Field(
         default_factory=lambda: Training(steps=2000, learning_rate=3e-3, betas=(0.9, 0.98))
     )

@@ -21,6 +21,7 @@ STEP = "{model} step {step}"
 ROLLOUTS = "{model} rollouts {round}"
 STOP_LENGTHS = "{model} stop lengths {round}"
 TEXT_STYLE = "text style of {row}"
+ANY_OPENING = "opening of {row}"
 RANDOM_READOUT = "readout of {row}"
 
 

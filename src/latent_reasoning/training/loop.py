@@ -127,7 +127,7 @@ class Trainer:
         self.task.plan.reorder(rollbacks)
         rate = self.rate(progress.step) * self.guard.rate_factor(rollbacks)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         self.model.train()
         values = self._gradients_within_memory()
         trained = list(parameter_names(self.model))

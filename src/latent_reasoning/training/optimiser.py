@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,17 +12,34 @@ from transformers import get_scheduler
 from latent_reasoning.config import Training
 from latent_reasoning.training.checkpoints import parameter_names
 
+FILTER = "recurrent_filter."
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, with weight decay as `decay_groups` says."""
+    """AdamW over the trained parameters, with weight decay as `decay_groups` says.
+
+    A recurrent filter with a learning rate of its own is a group of its own without weight decay.
+    The key `rate_factor` of a group times `learning_rate` is its rate.
+    """
     names = {name: parameter for parameter, name in parameter_names(model).items()}
     decayed, undecayed = decay_groups(model)
-    groups = [
-        {"params": [names[name] for name in decayed], "weight_decay": training.weight_decay},
-        {"params": [names[name] for name in undecayed], "weight_decay": 0.0},
+    own_rate = training.filter_learning_rate
+    filters = [] if own_rate is None else [n for n in names if n.startswith(FILTER)]
+    groups: list[dict[str, Any]] = [
+        {"params": [names[n] for n in group if n not in filters], "weight_decay": decay}
+        for group, decay in ((decayed, training.weight_decay), (undecayed, 0.0))
     ]
+    for group in groups:
+        group["rate_factor"] = 1.0
+    if own_rate is not None:
+        groups.append(
+            {
+                "params": [names[n] for n in filters],
+                "weight_decay": 0.0,
+                "rate_factor": own_rate / training.learning_rate,
+            }
+        )
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=training.learning_rate,

@@ -22,9 +22,16 @@ WEIGHTS = (2, 3, 3, 2, 1)
 MODULUS = 7
 
 
-def generate(train=600, validation=100, test=300, *, seed=0, modulus=MODULUS):
+def generate(train=600, validation=100, test=300, *, seed=0, modulus=MODULUS, references=0.0):
     return generate_splits(
-        train, validation, test, max_steps=5, step_weights=WEIGHTS, modulus=modulus, seed=seed
+        train,
+        validation,
+        test,
+        max_steps=5,
+        step_weights=WEIGHTS,
+        modulus=modulus,
+        seed=seed,
+        references=references,
     )
 
 
@@ -69,9 +76,9 @@ def test_questions_and_long_problems_are_in_one_split_only():
         assert not one & other
 
 
-@pytest.mark.parametrize("modulus", [3, 7, 11])
-def test_equations_are_true_and_lead_to_the_answer(modulus):
-    for row in generate(200, 0, 0, modulus=modulus)["train"]:
+@pytest.mark.parametrize(("modulus", "references"), [(3, 0.0), (7, 0.0), (11, 0.0), (7, 0.5)])
+def test_equations_are_true_and_lead_to_the_answer(modulus, references):
+    for row in generate(200, 0, 0, modulus=modulus, references=references)["train"]:
         value = None
         for step in row["steps"]:
             expression, result = step[2:-2].split("=")
@@ -93,6 +100,25 @@ def test_question_tells_the_steps_in_order_and_the_start_value_last(rows):
         assert sentences == expected
         assert start.split()[2:4] == ["of", str(MODULUS)]
         assert start.split()[-1] == row["steps"][0][3]
+
+
+def test_a_reference_takes_the_result_of_an_earlier_day_but_never_of_the_day_before(tokenizer):
+    references = possible = 0
+    for row in generate(1000, 0, 0, references=0.5)["train"]:
+        results = [step[2:-2].split("=")[1] for step in row["steps"]]
+        for position, (sentence, step) in enumerate(
+            zip(row["question"].split(". "), row["steps"], strict=False)
+        ):
+            possible += position >= 2
+            operand = sentence.split()[2]
+            if operand.endswith("'s"):
+                references += 1
+                earlier = DAYS.index(operand.removesuffix("'s"))
+                assert earlier < position - 1
+                operand = results[earlier]
+            assert operand == step[5]
+        assert tokenizer.unk_token_id not in tokenizer(row["question"])["input_ids"]
+    assert references / possible == pytest.approx(0.5, abs=0.05)
 
 
 def test_step_counts_follow_the_weights_and_answers_are_nearly_uniform():

@@ -10,6 +10,12 @@ that nothing can be computed while the operations are being read::
 Wrapping around is what makes the problem need ``k`` sequential steps: without a modulus the sum can
 be read off in parallel, and a model learns the answer with no reasoning at all.
 
+With ``references``, an operation may name an earlier day instead of a number, and then takes that
+day's result: what is looked up makes a problem harder than a longer chain does::
+
+    Monday plus 4. Tuesday plus 1. Wednesday times Monday's. Kim's dial of 7 starts at 2. ..
+    <<(2+4)%7=6>><<(6+1)%7=0>><<(0*6)%7=0>>                                   -> 0
+
 Everything here is a pure function of its arguments: the same seed gives the same rows.
 """
 
@@ -40,7 +46,9 @@ APPLY: dict[str, Callable[[int, int], int]] = {
 # for modulus 7): those differ only in their questions, longer ones also in their problems.
 FIRST_HELD_OUT_STEP_COUNT = 3
 
-Operation = tuple[str, int]
+Operand = int | str
+"""A number, or the name of the earlier day whose result it is."""
+Operation = tuple[str, Operand]
 Problem = tuple[int, tuple[Operation, ...]]
 
 
@@ -61,6 +69,7 @@ def generate_splits(
     step_weights: Sequence[float],
     modulus: int,
     seed: int,
+    references: float = 0.0,
 ) -> dict[str, list[GeneratedRow]]:
     """Generate ``train``, ``validation`` and ``test`` rows whose questions are all different.
 
@@ -77,6 +86,7 @@ def generate_splits(
         step_weights: relative frequency of chains of 1, 2, .. ``max_steps`` operations.
         modulus: the dial's number of marks, at least 3; values are ``0 .. modulus - 1``.
         seed: seed of the generator.
+        references: probability that an operation, from the third on, names an earlier day.
 
     Raises:
         ValueError: for a size, ``max_steps``, ``step_weights`` or ``modulus`` out of range, or if
@@ -89,7 +99,14 @@ def generate_splits(
     splits: dict[str, list[GeneratedRow]] = {}
     for name, size in (("test", test), ("validation", validation), ("train", train)):
         rows, problems = _generate_rows(
-            size, max_steps, step_weights, modulus, generator, questions, problems_of_other_splits
+            size,
+            max_steps,
+            step_weights,
+            modulus,
+            references,
+            generator,
+            questions,
+            problems_of_other_splits,
         )
         splits[name] = rows
         problems_of_other_splits |= problems
@@ -121,6 +138,7 @@ def _generate_rows(
     max_steps: int,
     step_weights: Sequence[float],
     modulus: int,
+    references: float,
     generator: random.Random,
     questions: set[str],
     problems_of_other_splits: set[Problem],
@@ -134,7 +152,7 @@ def _generate_rows(
     step_counts = generator.choices(range(1, max_steps + 1), weights=step_weights, k=size)
     for step_count in step_counts:
         for _ in range(1000):
-            problem = _draw_problem(step_count, modulus, generator)
+            problem = _draw_problem(step_count, modulus, references, generator)
             question = _tell(problem, modulus, generator)
             if question not in questions and problem not in problems_of_other_splits:
                 break
@@ -149,15 +167,30 @@ def _generate_rows(
     return rows, problems
 
 
-def _draw_problem(step_count: int, modulus: int, generator: random.Random) -> Problem:
-    """A start value and ``step_count`` operations. No operation leaves every value as it is."""
+def _draw_problem(
+    step_count: int, modulus: int, references: float, generator: random.Random
+) -> Problem:
+    """A start value and ``step_count`` operations.
+
+    No operation with a number leaves every value as it is.
+    """
     signs = generator.choices(
         tuple(OPERATION_WEIGHTS), weights=tuple(OPERATION_WEIGHTS.values()), k=step_count
     )
     operations = tuple(
-        (sign, generator.randrange(2 if sign == "*" else 1, modulus)) for sign in signs
+        (sign, _draw_operand(sign, position, modulus, references, generator))
+        for position, sign in enumerate(signs)
     )
     return generator.randrange(modulus), operations
+
+
+def _draw_operand(
+    sign: str, position: int, modulus: int, references: float, generator: random.Random
+) -> Operand:
+    """A number; or an earlier day, but never the one before, whose result is the value itself."""
+    if references and position >= 2 and generator.random() < references:
+        return generator.choice(DAYS[: position - 1])
+    return generator.randrange(2 if sign == "*" else 1, modulus)
 
 
 def _tell(problem: Problem, modulus: int, generator: random.Random) -> str:
@@ -165,18 +198,24 @@ def _tell(problem: Problem, modulus: int, generator: random.Random) -> str:
     name, thing = generator.choice(NAMES), generator.choice(OBJECTS)
     begins, end = generator.choice(BEGIN_VERBS), generator.choice(END_VERBS)
     sentences = [
-        f"{day} {OPERATION_WORDS[sign]} {operand}."
+        f"{day} {OPERATION_WORDS[sign]} {_name(operand)}."
         for day, (sign, operand) in zip(DAYS, operations, strict=False)
     ]
     sentences += [f"{name}'s {thing} of {modulus} {begins} at {start}.", f"Where does it {end}?"]
     return " ".join(sentences)
 
 
+def _name(operand: Operand) -> str:
+    return str(operand) if isinstance(operand, int) else f"{operand}'s"
+
+
 def _solve(problem: Problem, question: str, modulus: int) -> GeneratedRow:
     value, operations = problem
     steps = []
-    for sign, operand in operations:
-        result = APPLY[sign](value, operand) % modulus
-        steps.append(f"<<({value}{sign}{operand})%{modulus}={result}>>")
-        value = result
+    results: dict[str, int] = {}
+    for day, (sign, operand) in zip(DAYS, operations, strict=False):
+        number = operand if isinstance(operand, int) else results[operand]
+        results[day] = APPLY[sign](value, number) % modulus
+        steps.append(f"<<({value}{sign}{number})%{modulus}={results[day]}>>")
+        value = results[day]
     return GeneratedRow(question=question, steps=steps, answer=str(value))
