@@ -15,18 +15,19 @@ both patterns. Whatever no reader has read fails.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.conformance import data, forward, generation, grpo, losses, rewards
-from tests.conformance.checks import compare
+from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
 
 AREAS = (data, forward, generation, grpo, losses, rewards)
@@ -65,12 +66,12 @@ def _outcomes(vectors: Vectors) -> Outcomes:
     """Those of every area, and last what no reader has read: files, keys and arrays."""
     skipped = set()
     tables = [item for area in AREAS for item in area.READERS.items()]
-    for pattern, readers in tables:
-        for file in vectors.paths:
-            if match := re.fullmatch(pattern, file):
-                for name, why in _guarded(file, _of_file(vectors, file, readers, match.groups())):
-                    if isinstance(why, Skip):
-                        skipped.add(name.partition("/")[0])
+    for (pattern, readers), file in itertools.product(tables, vectors.paths):
+        if match := re.fullmatch(pattern, file):
+            for path, reader in readers.items():
+                found = _guarded(file, _read(vectors, file, path, reader, match.groups()))
+                for name, why in found:
+                    skipped |= {name.partition("/")[0]} if isinstance(why, Skip) else set()
                     yield name, why
     for name in vectors.unread(INFORMATION):
         if name.partition("/")[0] in skipped:
@@ -87,18 +88,14 @@ def _guarded(name: str, outcomes: Outcomes) -> Outcomes:
         yield name, error
 
 
-def _of_file(vectors: Vectors, file: str, readers: Mapping[str, Any], groups: tuple) -> Outcomes:
-    for path, reader in readers.items():
-        found: Iterator[tuple] = iter([(file, file, groups)])
-        if path:
-            found = _find(file, vectors.file(file), path.split("/"), groups)
-        for name, content, all_groups in found:
-            yield from _guarded(name, _of_case(name, reader(vectors, content, *all_groups)))
-
-
-def _of_case(name: str, checks: Any) -> Outcomes:
-    for actual, expected, tolerance, part in checks:
-        yield f"{name}/{part}".removesuffix("/"), compare(actual, expected, tolerance)
+def _read(vectors: Vectors, file: str, path: str, reader: Reader, groups: tuple) -> Outcomes:
+    found: Iterable[tuple] = [(file, file, groups)]
+    if path:
+        found = _find(file, vectors.file(file), path.split("/"), groups)
+    for name, content, all_groups in found:
+        checks = reader(vectors, content, *all_groups)
+        parts = ((f"{name}/{c.part}".removesuffix("/"), compare(*c[:3])) for c in checks)
+        yield from _guarded(name, parts)
 
 
 def _find(name: str, content: Any, keys: list[str], groups: tuple) -> Iterator[tuple]:

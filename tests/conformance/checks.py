@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ class Check(NamedTuple):
 
 
 Checks = Iterator[Check]
+Reader = Callable[..., Checks]
 
 
 def recorded(

@@ -29,6 +29,11 @@ INFORMATION = {
 """Lengths among them: they are compared only where the public ones are right (note 16)."""
 PROBABILITY = Tolerance(absolute=5e-4)
 METRIC = Tolerance(absolute=1e-9)
+METRICS = {"score": "accuracy", "correct_p": "accuracy", "n_correct": "correct", "n_total": "n"}
+METRICS |= {"n_bad_format": "badly_formatted"}
+LENGTHS = {"n_avg_reasoning_tokens": "mean", "n_reasoning_tokens_std": "std"}
+LENGTHS |= {"min_reasoning_tokens": "min", "max_reasoning_tokens": "max"}
+"""Recorded names of our metrics, and of our `reasoning_tokens_*`."""
 CODI_WEIGHT = 1.0
 """Weight of the recorded codi loss of the overfitted batch."""
 
@@ -86,24 +91,14 @@ def _metrics(
     """
     summary = summarise(Evaluation(predictions, [], 0.0).frame(), 0.0)
     formatted = [prediction for prediction in predictions if prediction.well_formatted]
-    own = {
-        "score": summary["accuracy"],
-        "correct_p": summary["accuracy"],
-        "n_correct": summary["correct"],
-        "n_total": summary["n"],
+    own = {name: summary[ours] for name, ours in METRICS.items()} | {
         "bad_format_p": summary["badly_formatted"] / summary["n"],
-        "n_bad_format": summary["badly_formatted"],
         "n_length_cutoffs": cut_off,
         "correct_list": [prediction.correct for prediction in formatted],
     }
     if lengths:
-        own |= {
-            "n_avg_reasoning_tokens": summary["reasoning_tokens_mean"],
-            "n_reasoning_tokens_std": summary["reasoning_tokens_std"],
-            "min_reasoning_tokens": summary["reasoning_tokens_min"],
-            "max_reasoning_tokens": summary["reasoning_tokens_max"],
-            "reasoning_lengths": [prediction.reasoning_tokens for prediction in formatted],
-        }
+        own |= {name: summary[f"reasoning_tokens_{ours}"] for name, ours in LENGTHS.items()}
+        own |= {"reasoning_lengths": [prediction.reasoning_tokens for prediction in formatted]}
     return Check(own, {key: expected[key] for key in own}, METRIC, part)
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from latent_reasoning.config import Distillation, Runtime, Training
+from latent_reasoning.config import Distillation, Training
 from latent_reasoning.model.lora import PEFT_PREFIX, load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
 from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses
-from latent_reasoning.training.checkpoints import CheckpointStore, parameter_names
-from latent_reasoning.training.loop import Trainer
-from latent_reasoning.training.metrics import read_metrics
-from latent_reasoning.training.optimiser import decay_groups, learning_rate
+from latent_reasoning.training.checkpoints import parameter_names
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance, recorded
@@ -143,24 +141,30 @@ def _backward(
 def _trajectory(vectors: Vectors, entry: Record, size: str) -> Checks:
     """Some steps of AdamW on one batch, in micro-batches of `size`."""
     run = vectors.file("losses/expected.json")["optimizer_trajectory"]
-    batch, steps = _batch(vectors, run), entry["loss_components_steps_1_to_3"]
-    norms, file = (
-        entry["param_norms_after_3_steps"],
-        f"losses/params_after_{len(steps)}_adamw_steps.npz",
-    )
+    steps = entry["loss_components_steps_1_to_3"]
+    file, stored = f"losses/params_after_{len(steps)}_adamw_steps.npz", {}
     # Recorded for the whole batch at once only.
-    is_whole = int(size) == len(batch["input_ids"]) and file in vectors.paths
-    stored = dict(vectors.file(file)) if is_whole else {}
+    if int(size) == len(_batch(vectors, run)["input_ids"]) and file in vectors.paths:
+        stored = dict(vectors.file(file))
+    # Every recorded number by name, and how far ours may be off.
+    expected: dict[tuple[str, ...], tuple[float, float]] = {}
+    for step, components in enumerate(steps, start=1):
+        allowed = COMPONENT.absolute if step == 1 else STEP_LOSS_RELATIVE * components[TOTAL]
+        expected |= {(f"step {step}", key): (loss, allowed) for key, loss in components.items()}
+    for key, norm in entry["param_norms_after_3_steps"].items():
+        expected["norm", key] = norm, PARAMETER_RELATIVE * norm
+    for key, tensor in stored.items():
+        expected["distance", key] = 0.0, PARAMETER_RELATIVE * tensor.norm().item()
 
-    def values(perturbation: int | None = None) -> dict[str, float]:
+    def values(perturbation: int | None = None) -> dict[tuple[str, ...], float]:
         losses, parameters = _train(vectors, run, int(size), len(steps), perturbation)
-        for key in norms:
-            losses[f"norm of {key}"] = parameters[our_name(key)].norm().item()
-        for key, tensor in stored.items():
-            losses[f"distance of {key}"] = (parameters[our_name(key)] - tensor).norm().item()
+        for what, key in expected.keys() - losses.keys():
+            parameter = parameters[our_name(key)]
+            distance = parameter - stored[key] if what == "distance" else parameter
+            losses[what, key] = distance.norm().item()
         return losses
 
-    own, expected = values(), _expected(steps, norms, stored)
+    own = values()
     yield Check({*own}, {*expected})
     is_far = any(not abs(own[key] - value) <= far for key, (value, far) in expected.items())
     # A value beyond its tolerance is compared with what rounding alone does to it here.
@@ -170,25 +174,10 @@ def _trajectory(vectors: Vectors, entry: Record, size: str) -> Checks:
         yield Check({key: own[key]}, {key: value}, Tolerance(allowed + rounding))
 
 
-def _expected(
-    steps: list[Record], norms: Record, stored: Mapping[str, Tensor]
-) -> dict[str, tuple[float, float]]:
-    """Every recorded number of a trajectory by name, and how far ours may be off."""
-    values = {}
-    for step, components in enumerate(steps, start=1):
-        allowed = COMPONENT.absolute if step == 1 else STEP_LOSS_RELATIVE * components[TOTAL]
-        values |= {f"step {step}, {key}": (loss, allowed) for key, loss in components.items()}
-    for key, norm in norms.items():
-        values[f"norm of {key}"] = norm, PARAMETER_RELATIVE * norm
-    for key, tensor in stored.items():
-        values[f"distance of {key}"] = 0.0, PARAMETER_RELATIVE * tensor.norm().item()
-    return values
-
-
 def _train(
     vectors: Vectors, run: Record, size: int, steps: int, perturbation: int | None
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The project's training loop on the same batches at each step: losses and last parameters."""
+) -> tuple[dict[tuple[str, ...], float], dict[str, Tensor]]:
+    """Our gradients and optimiser on the same batches at each step: losses and parameters."""
     model, batch = vectors.model(run["checkpoint"]), _batch(vectors, run)
     distillation = _configure(model, run.get("settings") or DEFAULT_SETTINGS)
     if perturbation is not None:
@@ -197,13 +186,8 @@ def _train(
             for parameter in model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.mul_(1 + PERTURBATION * noise)
-    training = Training(
-        steps=steps,
-        batch_size=len(batch["input_ids"]),
-        learning_rate=run["lr"],
-        schedule="constant",
-        **{key: run[key] for key in ("weight_decay", "max_grad_norm", "betas", "eps")},
-    )
+    settings = {key: run[key] for key in ("weight_decay", "betas", "eps")}
+    training = Training(steps=steps, learning_rate=run["lr"], **settings)
     pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
     batches = [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
@@ -211,23 +195,15 @@ def _train(
         losses = compute_losses(model, batch, distillation)
         return LossOutput(losses[TOTAL], len(batch["input_ids"]), losses)
 
-    task = SimpleNamespace(
-        name="recorded",
-        iterations=1,
-        model=model,
-        processes=ALONE,
-        plan=SimpleNamespace(micro_batch_size=size, reorder=lambda rollbacks: None),
-        micro_batches=lambda step: batches,
-        loss=loss,
-        validate=dict,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder) / "checkpoints", "recorded", lambda line: None)
-        runtime = Runtime(device="cpu", precision="float32")
-        result = Trainer(task, training, runtime, store, seed=0, log_every=1).run()
-        rows = [row for row in read_metrics(result.metrics) if TOTAL in row]
-    names = {TOTAL, *COMPONENTS.values()}
-    losses = {f"step {row['step']}, {key}": row[key] for row in rows for key in names & {*row}}
+    task = SimpleNamespace(processes=ALONE, micro_batches=lambda step: batches, loss=loss)
+    optimizer, losses = build_optimizer(model, training), {}
+    for step in range(steps):
+        model.zero_grad()
+        values = accumulate_gradients(model.train(), task, step)
+        clip_grad_norm_(model.parameters(), run["max_grad_norm"])
+        optimizer.step()
+        names = values.keys() & {TOTAL, *COMPONENTS.values()}
+        losses |= {(f"step {step + 1}", key): values[key] for key in names}
     return losses, {name: value.detach() for value, name in parameter_names(model).items()}
 
 
