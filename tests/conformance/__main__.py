@@ -18,7 +18,6 @@ import argparse
 import itertools
 import re
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,16 +41,13 @@ Outcomes = Iterator[tuple[str, str | Exception]]
 """Name of a case, and why it fails; empty where it does not. An error may stand for the reason."""
 
 
-def replay(folder: Path, verbose: bool = False) -> dict[str, tuple[str, str]]:
+def replay(folder: Path) -> dict[str, tuple[str, str]]:
     """Verdict (PASS, FAIL or SKIP) and reason of each case of a folder, by its name.
 
-    The first failure of a case decides, else the first reason to skip it. `verbose` prints the
-    traceback of each error.
+    The first failure of a case decides, else the first reason to skip it.
     """
     verdicts: dict[str, tuple[str, str]] = {}
     for name, why in _outcomes(Vectors(folder)):
-        if verbose and isinstance(why, Exception) and not isinstance(why, Skip):
-            traceback.print_exception(why)
         is_plain = isinstance(why, str | Skip | ValueError)
         reason = " ".join((str(why) if is_plain else repr(why)).split())
         verdict = "SKIP" if isinstance(why, Skip) else "FAIL" if reason else "PASS"
@@ -112,12 +108,11 @@ def main() -> None:
     """Print the verdicts."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("directory", type=Path, help="folder of vectors")
-    arguments.add_argument("--verbose", action="store_true", help="traceback of each error")
     options = arguments.parse_args()
     if not options.directory.is_dir():
         sys.exit(f"error: {options.directory}: no such folder of vectors")
     torch.set_num_threads(1)
-    verdicts = replay(options.directory, options.verbose)
+    verdicts = replay(options.directory)
     for name, (verdict, reason) in verdicts.items():
         print(f"{verdict} {name}" + (f": {reason}" if reason else ""))
     counts = Counter(verdict for verdict, _ in verdicts.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,17 +87,12 @@ def _synthetic(vectors: Vectors, entry: Record, kind: str) -> Checks:
 
 def _step(vectors: Vectors, entry: Record, key: str) -> Checks:
     """One optimiser step of the public code, N samples in blocks of G a prompt: its rewards."""
-    arrays, size, by_function = (
-        vectors.file(f"grpo/{key}.npz"),
-        entry["num_generations"],
-        entry["rewards_per_func"],
-    )
+    arrays, size = vectors.file(f"grpo/{key}.npz"), entry["num_generations"]
+    by_function = entry["rewards_per_func"]
     yield Check(entry["old_per_token_logps_is_None"], True, part="settings")
     texts = entry["decoded_completions"]
-    samples = [
-        (entry["prompts"][i // size], text, entry["labels"][i // size])
-        for i, text in enumerate(texts)
-    ]
+    prompts, labels = (np.repeat(entry[key], size).tolist() for key in ("prompts", "labels"))
+    samples = zip(prompts, texts, labels, strict=True)
     verdicts = Outcomes.of([judge_sample(*sample) for sample in samples])
     groups = verdicts.correct.view(-1, size)
     all_right, some_right = (hits.double().mean().item() for hits in (groups.all(1), groups.any(1)))

@@ -174,7 +174,7 @@ def test_the_means_of_both_gradients_are_the_exact_one(enumeration):
     """Against the sum over all groups of three; the exact estimator varies much less."""
     model, settings = enumeration.model, enumeration.settings
     assert enumeration.probabilities.sum().item() == pytest.approx(1, abs=1e-12)
-    repeats = 6000
+    repeats = 2500
     prompts, uniforms = PROMPTS[:1] * repeats, draw_uniforms(repeats, GROUP, 3, seed=11)
     draws = draw_stratified(repeats, GROUP, seed=12, groups=8)
     with torch.no_grad():

@@ -79,9 +79,9 @@ def test_a_signal_ends_a_training_with_a_checkpoint_from_which_it_goes_on(tmp_pa
     )
     torch.set_num_threads(1)
     resumed, whole, log = tiny_model(), tiny_model(), []
-    run(tmp_path / "c", TinyTask(resumed), settings(**TRAINING), log=log)
+    run(tmp_path / "c", TinyTask(resumed), settings(**TRAINING), checkpoint_every=STEPS, log=log)
     assert f"tiny: resumes after step {step}" in log
-    run(tmp_path / "whole", TinyTask(whole), settings(**TRAINING), log=log)
+    run(tmp_path / "whole", TinyTask(whole), settings(**TRAINING), checkpoint_every=STEPS)
     assert_bitwise_equal(weights(resumed), weights(whole))
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("c", "whole")]
     assert metrics[0] == metrics[1]

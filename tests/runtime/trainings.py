@@ -31,7 +31,6 @@ from latent_reasoning.config import (
     SftModel,
     Training,
 )
-from latent_reasoning.data.dial.problems import generate_splits
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
@@ -50,6 +49,7 @@ from latent_reasoning.training.checkpoints import CheckpointStore, trained_tenso
 from latent_reasoning.training.loop import Trainer
 from latent_reasoning.training.metrics import read_metrics
 from latent_reasoning.training.text import TextTask
+from tests.data.generated import generated_rows
 from tests.model.models import build_base
 from tests.sft.conftest import encode
 from tests.training.tiny_training import (
@@ -68,11 +68,7 @@ CODI = Distillation(codi_weight=2.0, meaned_weight=1.0)
 
 def rows() -> list[Row]:
     """Questions of 1 to 3 steps; the first is asked three times, and pools its samples in RL."""
-    made = generate_splits(12, 0, 0, max_steps=3, step_weights=[1, 1, 1], modulus=7, seed=0)
-    rows = [
-        Row(f"train-{i}", row["question"], tuple(row["steps"]), row["answer"])
-        for i, row in enumerate(made["train"])
-    ]
+    rows = generated_rows(12)
     return [rows[0], rows[0], *rows]
 
 
@@ -185,9 +181,7 @@ def half_are_right(prompt: str, completion: str, label: str) -> Outcome:
 
 
 TRAININGS = {
-    "token-sft": partial(token_sft, micro_batch_size=None),
     "token-sft-in-3s": partial(token_sft, micro_batch_size=3),
-    "latent-sft-in-2s": partial(latent_sft, micro_batch_size=2),
     "latent-sft-lora-in-3s": partial(latent_sft, micro_batch_size=3, lora=True),
     "latent-sft-undivided": partial(
         latent_sft, micro_batch_size=None, distillation=Distillation(codi_weight=0.0)

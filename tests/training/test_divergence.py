@@ -72,8 +72,9 @@ def test_a_nan_goes_back_to_the_last_good_checkpoint_and_resumes_with_other_data
 
 def test_the_guard_changes_nothing_in_a_healthy_training(tmp_path, log):
     guarded, unguarded = tiny_model(), tiny_model()
-    run(tmp_path / "a", TinyTask(guarded), settings(steps=100), guard=GUARD, log=log)
-    run(tmp_path / "b", TinyTask(unguarded), settings(steps=100), log=log)
+    options = {"training": settings(steps=100), "checkpoint_every": 50, "log": log}
+    run(tmp_path / "a", TinyTask(guarded), guard=GUARD, **options)
+    run(tmp_path / "b", TinyTask(unguarded), **options)
     assert_bitwise_equal(weights(guarded), weights(unguarded))
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in "ab"]
     assert metrics[0] == metrics[1]

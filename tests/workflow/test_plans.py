@@ -219,14 +219,6 @@ def test_on_the_cpu_no_job_asks_for_a_gpu(folder):
     assert {job.resources["gpu"] for job in jobs} == {0}
 
 
-def test_a_job_asks_for_the_configured_threads_memory_and_time(folder):
-    jobs = planned_jobs(folder, CONFIG / "smollm2.yaml")
-    job = next(job for job in jobs if job.rule.name == "rl")
-    assert job.resources["mem_mb"] == 16000
-    assert job.resources["runtime"] == 600
-    assert job.rule.resources["_cores"] == 4
-
-
 @pytest.mark.parametrize(("overlay", "card"), [(None, "A100-80"), ("h100.yaml", "H100")])
 def test_the_papers_jobs_ask_for_what_is_planned_for_the_card(folder, overlay, card):
     configs = [CONFIG / "paper.yaml", *([CONFIG / overlay] if overlay else [])]
@@ -260,7 +252,7 @@ def test_a_training_of_several_processes_asks_for_a_gpu_each_and_is_no_other_tra
     assert params[0] == params[1]  # nothing is trained anew
 
 
-def test_every_rule_has_a_log_a_message_a_benchmark_and_resources(folder):
+def test_every_rule_has_a_log_a_message_a_benchmark_and_what_is_configured(folder):
     jobs = planned_jobs(folder, CONFIG / "smollm2.yaml", targets=("all",))
     names = {job.rule.name for job in jobs}
     assert len(names) == 12
@@ -270,3 +262,6 @@ def test_every_rule_has_a_log_a_message_a_benchmark_and_resources(folder):
         assert rule.message, rule.name
         assert rule.benchmark, rule.name
         assert {"gpu", "mem_mb", "runtime"} <= set(rule.resources), rule.name
+    rl = next(job for job in jobs if job.rule.name == "rl")
+    assert (rl.resources["mem_mb"], rl.resources["runtime"]) == (16000, 600)
+    assert rl.rule.resources["_cores"] == 4
