@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data import sequences
@@ -15,7 +16,7 @@ from latent_reasoning.data.collation import collate_latent, collate_plain
 from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
 from latent_reasoning.data.prepare import split_positions
 from latent_reasoning.data.rows import Row
-from tests.conformance.checks import Check, Checks, recorded
+from tests.conformance.checks import Check, Checks, Reader, recorded
 from tests.conformance.recording import Record, Vectors
 
 INFORMATION = {"notes", "checks", "len_tokenizer", "rows", "eval_rows", "crafted"}
@@ -32,9 +33,13 @@ class _Folder:
     """What belongs to a tokenizer's folder: its rows, and their examples in a recorded variant."""
 
     def __init__(self, vectors: Vectors, name: str) -> None:
+        self.vectors, self.name = vectors, name
         self.expected = vectors.file(f"data/{name}/expected.json")
-        path = vectors.folder(f"data/{name}/tokenizer")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(path))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        path = self.vectors.folder(f"data/{self.name}/tokenizer")
+        return AutoTokenizer.from_pretrained(str(path))
 
     def rows(self, key: str = "rows") -> list[Row]:
         """Recorded rows, empty answers too: the filter is tested here, not the reading."""
@@ -94,18 +99,16 @@ def _collate(examples: list[Any], pad_id: int) -> dict[str, Tensor]:
     return collate(examples, pad_id=pad_id)
 
 
-def _special_tokens(vectors: Vectors, ids: Record, name: str) -> Checks:
-    tokenizer = _Folder(vectors, name).tokenizer
-    own = {token: tokenizer.convert_tokens_to_ids(token) for token in sequences.SPECIAL_TOKENS}
-    yield recorded(own, ids)
+def _special_tokens(folder: _Folder, ids: Record) -> Checks:
+    id_of = folder.tokenizer.convert_tokens_to_ids
+    yield recorded({token: id_of(token) for token in sequences.SPECIAL_TOKENS}, ids)
 
 
-def _token_id(vectors: Vectors, expected: int | None, name: str, which: str) -> Checks:
-    yield Check(getattr(_Folder(vectors, name).tokenizer, which), expected)
+def _token_id(folder: _Folder, expected: int | None, which: str) -> Checks:
+    yield Check(getattr(folder.tokenizer, which), expected)
 
 
-def _variant(vectors: Vectors, entry: Record, name: str, variant: str) -> Checks:
-    folder = _Folder(vectors, name)
+def _variant(folder: _Folder, entry: Record, variant: str) -> Checks:
     encoded, decode = folder.encode(variant), folder.tokenizer.decode
     dropped = [index for index in range(len(folder.rows())) if index not in encoded]
     kept = {"kept_row_indices": [*encoded], "dropped_row_indices": dropped}
@@ -127,28 +130,24 @@ def _variant(vectors: Vectors, entry: Record, name: str, variant: str) -> Checks
         yield recorded({key: array[0] for key, array in own.items()}, arrays, part="examples")
 
 
-def _filter(_: Vectors, entry: Record, name: str) -> Checks:
+def _filter(_: _Folder, entry: Record) -> Checks:
     keep = is_plain_number(entry["answer"])
     positive = keep and not is_negative(entry["answer"])
     yield recorded({"keep": keep, "keep_with_remove_negative": positive}, entry)
 
 
-def _lengths(
-    vectors: Vectors, expected: list[int], name: str, student: str | None, variant: str
-) -> Checks:
-    examples = _Folder(vectors, name).encode(variant).values()
+def _lengths(folder: _Folder, expected: list[int], student: str | None, variant: str) -> Checks:
+    examples = folder.encode(variant).values()
     yield Check([len(e.student if student else _teacher(e)) for e in examples], expected)
 
 
-def _limit(vectors: Vectors, expected: list[int], name: str, limit: str) -> Checks:
-    folder = _Folder(vectors, name)
+def _limit(folder: _Folder, expected: list[int], limit: str) -> Checks:
     keys = folder.expected["max_tokens_boundary"]
     (variant,) = {key.partition("lengths_")[2] for key in keys if "lengths_" in key}
     yield Check([*folder.encode(variant, limit=int(limit))], expected)
 
 
-def _sft_slice(vectors: Vectors, expected: list[int], name: str, percent: str) -> Checks:
-    folder = _Folder(vectors, name)
+def _sft_slice(folder: _Folder, expected: list[int], percent: str) -> Checks:
     rows, _ = folder.slices(int(percent) / 100)
     # The slice is recorded for latent SFT, whose variants keep and drop the same rows.
     latent = next(
@@ -160,9 +159,8 @@ def _sft_slice(vectors: Vectors, expected: list[int], name: str, percent: str) -
 
 
 def _evaluation_prompts(
-    vectors: Vectors, expected: list[Record], name: str, kind: str, forced: str | None
+    folder: _Folder, expected: list[Record], kind: str, forced: str | None
 ) -> Checks:
-    folder = _Folder(vectors, name)
     rows, steps = folder.rows("eval_rows"), None if forced is None else int(forced)
     style = {"prefix": PROMPT_PREFIX, "latent": kind != "plain", "forced_steps": steps}
     prompts = sequences.encode_prompts(rows, folder.tokenizer, **style)
@@ -174,10 +172,9 @@ def _evaluation_prompts(
 
 
 def _rl_prompts(
-    vectors: Vectors, expected: list[Record], name: str, limit: str | None, percent: str | None
+    folder: _Folder, expected: list[Record], limit: str | None, percent: str | None
 ) -> Checks:
     """`prompt_id` counts the rows that pass the answer filter, long prompts included."""
-    folder = _Folder(vectors, name)
     rows = folder.rows() if percent is None else folder.slices(1 - int(percent) / 100)[1]
     kept = _numeric(rows)
     prompts = sequences.encode_prompts(kept, folder.tokenizer, prefix=PROMPT_PREFIX, latent=True)
@@ -189,7 +186,7 @@ def _rl_prompts(
     yield Check(own, expected)
 
 
-def _split(_: Vectors, entry: Record, name: str, seed: str, count: str) -> Checks:
+def _split(_: _Folder, entry: Record, seed: str, count: str) -> Checks:
     sft, rl = (part.tolist() for part in split_positions(int(count), SFT_SHARE, int(seed)))
     own: dict[str, Any] = {
         "n_sft": len(sft),
@@ -205,8 +202,8 @@ def _split(_: Vectors, entry: Record, name: str, seed: str, count: str) -> Check
     yield recorded(own, entry)
 
 
-def _collated(vectors: Vectors, file: str, name: str, variant: str, count: str) -> Checks:
-    expected, folder = dict(vectors.file(file)), _Folder(vectors, name)
+def _collated(folder: _Folder, file: str, variant: str, count: str) -> Checks:
+    expected = dict(folder.vectors.file(file))
     examples = [*folder.encode(variant).values()][: int(count)]
     # The public code has no padding token of its own: it pads with EOS.
     batch = _collate(examples, folder.expected["eos_token_id"])
@@ -215,18 +212,23 @@ def _collated(vectors: Vectors, file: str, name: str, variant: str, count: str) 
     yield Check(batch, expected)
 
 
+def _in_folder(reader: Reader) -> Reader:
+    """The reader with the tokenizer's folder in place of its name."""
+    return lambda vectors, content, name, *groups: reader(_Folder(vectors, name), content, *groups)
+
+
 READERS = {
     r"data/([^/]+)/expected\.json": {
-        "special_token_ids": _special_tokens,
-        "(bos_token_id|eos_token_id)": _token_id,
-        "variants/(.+)": _variant,
-        "filter_table/.+": _filter,
-        r"max_tokens_boundary/final_(latent_)?lengths_(.+)": _lengths,
-        r"max_tokens_boundary/kept_row_indices_by_max_tokens/(\d+)": _limit,
-        r"eval_tokenised/(plain|append_start|override(\d+))": _evaluation_prompts,
-        r"rl_train/(?:max_prompt_tokens_(\d+)|(?:rl_)?slice_(\d+)p)": _rl_prompts,
-        r"(?:sft_)?slice_(\d+)p(?:_kept_row_indices_in_order)?": _sft_slice,
-        r"shuffle_and_slice_seed(\d+)/(\d+)": _split,
+        "special_token_ids": _in_folder(_special_tokens),
+        "(bos_token_id|eos_token_id)": _in_folder(_token_id),
+        "variants/(.+)": _in_folder(_variant),
+        "filter_table/.+": _in_folder(_filter),
+        r"max_tokens_boundary/final_(latent_)?lengths_(.+)": _in_folder(_lengths),
+        r"max_tokens_boundary/kept_row_indices_by_max_tokens/(\d+)": _in_folder(_limit),
+        r"eval_tokenised/(plain|append_start|override(\d+))": _in_folder(_evaluation_prompts),
+        r"rl_train/(?:max_prompt_tokens_(\d+)|(?:rl_)?slice_(\d+)p)": _in_folder(_rl_prompts),
+        r"(?:sft_)?slice_(\d+)p(?:_kept_row_indices_in_order)?": _in_folder(_sft_slice),
+        r"shuffle_and_slice_seed(\d+)/(\d+)": _in_folder(_split),
     },
-    r"data/([^/]+)/collated_(.+)_first(\d+)\.npz": {"": _collated},
+    r"data/([^/]+)/collated_(.+)_first(\d+)\.npz": {"": _in_folder(_collated)},
 }

@@ -1,4 +1,4 @@
-"""Advantages, the clipped loss in its three forms, KL, and weights for equal samples."""
+"""The policy loss: equal samples, micro-batches, KL; tests/conformance has its recorded numbers."""
 
 import math
 

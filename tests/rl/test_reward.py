@@ -1,4 +1,4 @@
-"""The relative-length reward: outcomes, the accuracy requirement, groups, a step's numbers."""
+"""The relative-length reward: outcomes, the requirement, groups; recorded in tests/conformance."""
 
 import pytest
 import torch

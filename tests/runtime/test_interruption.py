@@ -27,7 +27,7 @@ from tests.training.tiny_training import (
     weights,
 )
 
-STEPS = 400
+STEPS = 100
 TRAINING = {"steps": STEPS, "validate_every": STEPS, "select": "last"}
 CHILD = """
 import sys
@@ -43,8 +43,8 @@ class Log:
 
 def main(_):
     torch.set_num_threads(1)
-    task = TinyTask(tiny_model(), seconds_a_step=0.05)
-    training = settings(steps=400, validate_every=400, select="last")
+    task = TinyTask(tiny_model(), seconds_a_step=0.2)
+    training = settings(steps=100, validate_every=100, select="last")
     with stop_request(None) as stop:
         run(Path(sys.argv[1]), task, training, checkpoint_every=1000, log=Log, stop=stop)
 
@@ -53,7 +53,7 @@ run_stage(main)
 
 
 def child(folder: Path) -> subprocess.Popen[str]:
-    """A training of 400 steps in a process of its own, after its first steps."""
+    """A training of 100 steps in a process of its own, after its first steps."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -61,7 +61,7 @@ def child(folder: Path) -> subprocess.Popen[str]:
         text=True,
     )
     line = process.stderr.readline()
-    assert line.startswith("tiny  step 2/400"), line
+    assert line.startswith("tiny  step 2/100"), line
     return process
 
 
@@ -75,7 +75,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint_from_which_it_goes_on(tmp_pa
     assert noted == "SIGUSR1: ends after this step, with a checkpoint"
     assert last == (
         "tiny: SIGUSR1 received: ended with a checkpoint; "
-        f"resumes from step {step} of 400 when run again"
+        f"resumes from step {step} of {STEPS} when run again"
     )
     torch.set_num_threads(1)
     resumed, whole, log = tiny_model(), tiny_model(), []

@@ -61,7 +61,7 @@ from tests.training.tiny_training import (
     weights,
 )
 
-STEPS = 6
+STEPS = 4
 LORA = Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "up_proj"])
 CODI = Distillation(codi_weight=2.0, meaned_weight=1.0)
 
@@ -98,7 +98,7 @@ class Parts:
 
 def training(**changes) -> Training:
     return Training(
-        **({"steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 3} | changes)
+        **({"steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2} | changes)
     )
 
 
