@@ -90,7 +90,7 @@ def _compare_numbers(own: Tensor, expected: Tensor, tolerance: Tolerance, what: 
     if bool((error <= tolerance.absolute + tolerance.relative * size).all()):
         return ""
     if own.numel() == 1:
-        return f"{what} {_differ(own.item(), expected.item())}"
+        return f"{what} is {own.item():.9g}, expected {expected.item():.9g}"
     return f"{what} is off by {error.max().item():.3g}, with values up to {size.max().item():.3g}"
 
 

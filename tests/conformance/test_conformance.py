@@ -108,7 +108,7 @@ def test_the_command_prints_its_verdicts_and_fails_where_one_does(vectors, monke
     with pytest.raises(SystemExit, match="1"):
         main()
     out = capsys.readouterr().out
-    assert "FAIL rewards/expected.json/format_table/0: value formatted is 1.0, expected 0.0" in out
+    assert "FAIL rewards/expected.json/format_table/0: value formatted is 1, expected 0" in out
     assert out.endswith("\n116 passed, 1 failed, 0 skipped\n")
 
 
