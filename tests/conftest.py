@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 import torch
 
 # The tests' models are so small that a second thread only costs.
@@ -10,3 +11,9 @@ torch.set_num_threads(1)
 # A shell starts what runs in its background with SIGINT ignored, which all children would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def log() -> list[str]:
+    """The lines that a training says."""
+    return []

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import latent_reasoning
-from latent_reasoning.config import PROJECT_ROOT
 
 PACKAGE = Path(latent_reasoning.__file__).parent
 # From bottom to top, as in docs/architecture.md.
@@ -32,22 +31,19 @@ def name_of(file: Path) -> str:
 
 def module_of(file: Path) -> str:
     """The dotted name of a file's module."""
-    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts)
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
-def imported(file: Path) -> Iterator[tuple[str, bool]]:
-    """Modules that a file imports, and whether at its top level."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    top = {id(node) for node in tree.body}
-    for node in ast.walk(tree):
+def imported(file: Path) -> Iterator[str]:
+    """Modules that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in top) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative imports are not used here"
-            yield node.module or "", id(node) in top
+            yield node.module or ""
             # What is imported may be a module itself.
-            yield from ((f"{node.module}.{a.name}", id(node) in top) for a in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -56,7 +52,7 @@ def test_no_stage_imports_a_later_one(file):
         return
     own = name_of(file)
     assert own in LEVEL, f"{own} has no place in the order of imports: add it to LAYERS"
-    for module, _ in imported(file):
+    for module in imported(file):
         parts = module.split(".")
         if parts[0] == "latent_reasoning" and len(parts) > 1 and parts[1] in LEVEL:
             assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {module}"
@@ -64,34 +60,16 @@ def test_no_stage_imports_a_later_one(file):
 
 def test_no_modules_import_each_other_in_a_circle():
     files = [file for file in FILES if file.name != "__init__.py"]
-    graph = {module_of(file): {name for name, _ in imported(file)} for file in files}
+    graph = {module_of(file): {*imported(file)} for file in files}
     TopologicalSorter({m: names & graph.keys() for m, names in graph.items()}).prepare()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_packages_that_a_stage_can_do_without_are_imported_late(file):
-    early = [module for module, at_top in imported(file) if at_top]
-    assert not [module for module in early if module.split(".")[0] in OPTIONAL]
-
-
 def test_every_stage_imports_without_snakemake_mlflow_gguf_and_datasets():
-    stages = sorted(
-        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
-        for file in PACKAGE.rglob("__main__.py")
+    stages = sorted(map(module_of, PACKAGE.rglob("__main__.py")))
+    program = (
+        f"import sys, importlib; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
+        f"for name in {stages}: importlib.import_module(name)\nprint('imported')"
     )
-    program = "\n".join(
-        [
-            "import sys, importlib",
-            f"for name in {OPTIONAL!r}: sys.modules[name] = None",
-            f"for name in {stages!r}: importlib.import_module(name)",
-            "print('imported')",
-        ]
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT_ROOT,
-    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "imported", result.stderr

@@ -41,13 +41,6 @@ def test_every_dependency_is_locked_within_its_range(requirement):
     assert requirement.specifier.contains(locked()[_normalised(requirement.name)])
 
 
-def test_the_lock_holds_torch_and_snakemake_as_promised():
-    pins = locked()
-    assert pins["torch"] == "2.13.0"
-    assert Version("9") <= Version(pins["snakemake"]) < Version("10")
-    assert Version(pins["transformers"]).major == 5
-
-
 def test_the_lock_is_closed():
     """Every locked package's own requirements are locked too, so nothing floats."""
     pins = locked()
@@ -79,10 +72,6 @@ def test_conda_installs_the_locked_versions():
     (pip,) = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
     assert conda == ["python=3.11", "pip"]
     assert dict(_pin(line) for line in pip) == locked()
-
-
-def test_the_python_of_environment_and_project_agree():
-    assert PROJECT["requires-python"] == ">=3.11"
 
 
 def test_no_pin_names_a_host_or_a_local_build():

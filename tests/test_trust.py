@@ -7,13 +7,9 @@ import contextlib
 import json
 import pickle
 import shlex
-import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -200,55 +196,11 @@ def test_paths_never_reach_a_shell_unquoted(tmp_path):
     assert not [path for path in tmp_path.rglob("?") if path.is_file()]
 
 
-def test_a_results_folder_with_braces_is_refused_in_words(tmp_path):
-    hostile = environment(tmp_path) | {"LATENT_REASONING_RESULTS": str(tmp_path / "re{sults}")}
-    command = ["-m", "snakemake", "-n", "--snakefile", PROJECT_ROOT / "Snakefile"]
-    command += ["--workflow-profile", PROFILE]
-    result = run(command, tmp_path, hostile)
-    assert result.returncode == 1
-    said = result.stdout + result.stderr
-    assert "LATENT_REASONING_RESULTS" in said
-    assert "choose another folder" in said
-
-
 # --------------------------------------------------------------------------------------- servers
 
 
-def test_mlflows_page_listens_on_this_machine_alone(tmp_path):
-    made = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "ui"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=PROJECT_ROOT,
-    ).stdout
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    line = made.replace("\\\n", " ").replace("5000", port).splitlines()[-1]
-    arguments = shlex.split(line)[1:-1]
-    command = [sys.executable, "-m", "mlflow", *arguments, f"sqlite:///{tmp_path}/mlflow.db"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            assert listening(server) == {"127.0.0.1"}
-        finally:
-            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-
-def listening(server: subprocess.Popen) -> set[str]:
-    """The addresses that a server and its children listen on, once there is one."""
-    deadline = time.monotonic() + 300
-    addresses: set[str] = set()
-    while not addresses and time.monotonic() < deadline:
-        assert server.poll() is None, f"the server has ended with {server.returncode}"
-        time.sleep(0.2)
-        parent = psutil.Process(server.pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):  # a worker that has just ended
-                connections = process.net_connections("inet")
-                addresses |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
-    return addresses
+def test_mlflows_page_listens_on_this_machine_alone():
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "ui"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
+    words = shlex.split(made.stdout.replace("\\\n", " ").splitlines()[-1])
+    assert words[1:4] == ["ui", "--host", "127.0.0.1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -17,57 +18,55 @@ from tests.conformance.recording import Record, Vectors
 INFORMATION = {"notes", "checks", "error"}
 STATE = Tolerance(absolute=3e-4)
 LOSS = Tolerance(absolute=1e-5)
+CHECKPOINT = r"forward/ckpt/([^/]+)"
 
 
-def _saving(vectors: Vectors, name: str) -> Checks:
+def _saving(vectors: Vectors, name: str, _: str) -> Checks:
     """Our own folder holds the same model, to the last bit, and a tokenizer that fits it."""
-    model = vectors.model(name)
+    model, part = vectors.model(name), "saved_and_loaded"
     with tempfile.TemporaryDirectory() as folder:
         write_model(model, load_tokenizer(vectors.folder(name)), Path(folder))
         again = load(folder, device="cpu")
         load_tokenizer(folder)
-    yield Check(f"{name}/saved_and_loaded", again.settings, model.settings)
-    yield Check(f"{name}/saved_and_loaded", again.state_dict(), model.state_dict())
+    yield Check(again.settings, model.settings, part=part)
+    yield Check(again.state_dict(), model.state_dict(), part=part)
 
 
-def _names(vectors: Vectors, name: str, shapes: Record, variant: str) -> Checks:
-    """Our parameters, under their published names, and back."""
-    # A tied matrix once.
+def _names(vectors: Vectors, shapes: Record, variant: str) -> Checks:
+    """Our parameters, a tied matrix once, under their published names, and back."""
     parameters = dict(vectors.model(f"forward/ckpt/{variant}").named_parameters())
-    own = {published_name(key): list(value.shape) for key, value in parameters.items()}
-    yield Check(name, own, shapes)
-    yield Check(name, {*parameters}, {our_name(key) for key in shapes})
+    yield Check({published_name(key): list(p.shape) for key, p in parameters.items()}, shapes)
+    yield Check({*parameters}, {our_name(key) for key in shapes})
 
 
 @torch.no_grad()
-def _batches(vectors: Vectors, name: str) -> Checks:
-    """Logits, hidden states and loss of each batch of a variant's file; not those at padding."""
-    arrays, model = vectors.file(name), vectors.model(f"forward/ckpt/{Path(name).stem}")
-    for batch in sorted({key.partition("_")[0] for key in arrays}):
-        ids, mask = arrays[f"{batch}_input_ids"], arrays[f"{batch}_attention_mask"]
-        output, read = model(ids, mask, output_hidden_states=True), mask.bool()
-        if f"{batch}_logits" in arrays:
-            logits = model.full_logits(output)[read]
-            yield Check(f"{name}/{batch}/logits", logits, arrays[f"{batch}_logits"][read], STATE)
-        if f"{batch}_hidden_states" in arrays:
-            own = [layer[read] for layer in (*output.hidden_states, output.last_hidden)]
-            recorded = [layer[read] for layer in arrays[f"{batch}_hidden_states"]]
-            yield Check(f"{name}/{batch}/hidden_states", own, [*recorded, recorded[-1]], STATE)
-        if f"{batch}_loss" in arrays:
-            loss = cross_entropy(model, output, arrays[f"{batch}_labels"])
-            yield Check(f"{name}/{batch}/loss", loss, arrays[f"{batch}_loss"], LOSS)
+def _batch(vectors: Vectors, mask: torch.Tensor, variant: str, batch: str) -> Checks:
+    """Logits, hidden states and loss of a batch of a variant's file; not those at padding."""
+    arrays, model = vectors.file(f"forward/{variant}.npz"), vectors.model(f"forward/ckpt/{variant}")
+    output = model(arrays[f"{batch}_input_ids"], mask, output_hidden_states=True)
+    read = mask.bool()
+    if f"{batch}_logits" in arrays:
+        expected = arrays[f"{batch}_logits"][read]
+        yield Check(model.full_logits(output)[read], expected, STATE, "logits")
+    if f"{batch}_hidden_states" in arrays:
+        own = [layer[read] for layer in (*output.hidden_states, output.last_hidden)]
+        states = [layer[read] for layer in arrays[f"{batch}_hidden_states"]]
+        yield Check(own, [*states, states[-1]], STATE, "hidden_states")
+    if f"{batch}_loss" in arrays:
+        loss = cross_entropy(model, output, arrays[f"{batch}_labels"])
+        yield Check(loss, arrays[f"{batch}_loss"], LOSS, "loss")
 
 
-def _legality(vectors: Vectors, name: str, entries: list[Record]) -> Checks:
+def _legality(vectors: Vectors, entries: list[Record]) -> Checks:
     """What is legal does not depend on the weights: each checkpoint has to agree."""
-    for checkpoint in vectors.names("forward/ckpt/*"):
+    for checkpoint in filter(re.compile(CHECKPOINT).fullmatch, vectors.paths):
         model = vectors.model(checkpoint)
         for entry in entries:
-            case = f"{name}/{Path(checkpoint).name}/{entry['name']}"
             own = _finite_logits(model, entry["input_ids"])
             finite = entry.get("n_finite_logits_per_position")
-            yield Check(case, own is not None, entry["ok"], what="acceptance")
-            yield Check(case, own, finite if entry["ok"] else own, what="finite logits")
+            expected = [entry["ok"], finite if entry["ok"] else own]
+            part = f"{Path(checkpoint).name}/{entry['name']}"
+            yield Check([own is not None, own], expected, part=part)
 
 
 @torch.no_grad()
@@ -82,7 +81,7 @@ def _finite_logits(model: LatentReasoner, ids: list[int]) -> list[int] | None:
 
 
 READERS = {
-    "forward/ckpt/*": _saving,
-    "forward/*.npz": _batches,
-    "forward/expected.json": {"state_dict_keys/(.+)": _names, "legality": _legality},
+    CHECKPOINT: {"": _saving},
+    r"forward/([^/]+)\.npz": {"(.+)_attention_mask": _batch},
+    r"forward/expected\.json": {"state_dict_keys/(.+)": _names, "legality": _legality},
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +16,7 @@ from latent_reasoning.evaluation.metrics import summarise
 from latent_reasoning.evaluation.records import Evaluation, Prediction
 from latent_reasoning.model.folder import load_tokenizer
 from latent_reasoning.model.generation import Generation, generate
-from latent_reasoning.model.reasoner import LatentReasoner
-from tests.conformance.checks import Check, Checks, Tolerance
+from tests.conformance.checks import Check, Checks, Tolerance, recorded
 from tests.conformance.losses import COMPONENT, compute_losses
 from tests.conformance.recording import Record, Skip, Vectors
 
@@ -32,51 +29,51 @@ INFORMATION = {
 """Lengths among them: they are compared only where the public ones are right (note 16)."""
 PROBABILITY = Tolerance(absolute=5e-4)
 METRIC = Tolerance(absolute=1e-9)
+METRICS = {"score": "accuracy", "correct_p": "accuracy", "n_correct": "correct", "n_total": "n"}
+METRICS |= {"n_bad_format": "badly_formatted"}
+LENGTHS = {"n_avg_reasoning_tokens": "mean", "n_reasoning_tokens_std": "std"}
+LENGTHS |= {"min_reasoning_tokens": "min", "max_reasoning_tokens": "max"}
+"""Recorded names of our metrics, and of our `reasoning_tokens_*`."""
 CODI_WEIGHT = 1.0
 """Weight of the recorded codi loss of the overfitted batch."""
 
 
-def _run(vectors: Vectors, name: str, entry: Record) -> Checks:
+def _run(vectors: Vectors, entry: Record) -> Checks:
     """One recorded evaluation."""
-    config, forced, recorded = entry["eval_config"], entry["forced_steps"], entry["rows"]
+    config, forced, recorded_rows = entry["eval_config"], entry["forced_steps"], entry["rows"]
     latent, override = config["latent_thinking"], config["latent_thought_count_override"]
-    yield Check(f"{name}/prompts", forced, override, what="forced_steps")
-    model, tokenizer = _checkpoint(vectors, entry["checkpoint"])
-    rows = [_row(row["label"], row["question"]) for row in recorded]
+    yield Check(forced, override, part="prompts")
+    tokenizer = load_tokenizer(vectors.folder(entry["checkpoint"]))
+    rows = [_row(row["label"], row["question"]) for row in recorded_rows]
     # The public code's prompts have no prefix (note 1).
     prompts = encode_prompts(rows, tokenizer, prefix="", latent=latent, forced_steps=forced)
-    yield Check(f"{name}/prompts", prompts, [row["prompt_ids"] for row in recorded])
+    yield Check(prompts, [row["prompt_ids"] for row in recorded_rows], part="prompts")
     generations = generate(
-        model,
+        vectors.model(entry["checkpoint"]),
         prompts,
         max_new_tokens=config["max_new_tokens"],
         eos_id=tokenizer.eos_token_id,
         batch_size=config["batch_size"],
     )
-    own = [generation.ids for generation in generations]
-    yield Check(f"{name}/ids", own, [row["output_ids"] for row in recorded])
-    own = [_pairs(generation.stop_probabilities) for generation in generations]
-    expected = [_pairs(row["continue_stop_probs"]) for row in recorded]
-    yield Check(f"{name}/stop_probabilities", own, expected, PROBABILITY)
-    predictions = [
-        prediction_of(row, generation, tokenizer, latent=latent, forced_steps=forced, rule="public")
-        for row, generation in zip(rows, generations, strict=True)
-    ]
-    compared = [row["compare_length"] for row in recorded]
-    own = [p.reasoning_tokens for p, it_is in zip(predictions, compared, strict=True) if it_is]
-    expected = [row["reasoning_length"] for row in recorded if row["compare_length"]]
-    yield Check(f"{name}/lengths", own, expected)
-    own = [prediction.correct for prediction in predictions]
-    yield Check(f"{name}/verdicts", own, [row["correct"] for row in recorded])
-    own = [p.well_formatted for p in predictions]
-    expected = [row.get("well_formatted", p) for row, p in zip(recorded, own, strict=True)]
-    yield Check(f"{name}/verdicts", own, expected, what="format")
+    predictions = []
+    for row, generation, expected in zip(rows, generations, recorded_rows, strict=True):
+        own = prediction_of(
+            row, generation, tokenizer, latent=latent, forced_steps=forced, rule="public"
+        )
+        predictions.append(own)
+        yield Check(generation.ids, expected["output_ids"], part="ids")
+        probabilities = map(
+            _pairs, (generation.stop_probabilities, expected["continue_stop_probs"])
+        )
+        yield Check(*probabilities, PROBABILITY, "stop_probabilities")
+        length = (
+            expected["reasoning_length"] if expected["compare_length"] else own.reasoning_tokens
+        )
+        yield Check(own.reasoning_tokens, length, part="lengths")
+        verdict = {"correct": own.correct, "well_formatted": own.well_formatted}
+        yield recorded(verdict, expected, part="verdicts")
     cut_off, lengths = sum(g.cut_off for g in generations), entry["compare_length_aggregates"]
-    yield from _metrics(f"{name}/metrics", predictions, cut_off, entry["metrics"], lengths)
-
-
-def _checkpoint(vectors: Vectors, name: str) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    return vectors.model(name), load_tokenizer(vectors.folder(name))
+    yield _metrics(predictions, cut_off, entry["metrics"], lengths, part="metrics")
 
 
 def _pairs(probabilities: list[Any]) -> Tensor:
@@ -88,43 +85,31 @@ def _row(label: str, question: str = "") -> Row:
 
 
 def _metrics(
-    name: str, predictions: Sequence[Prediction], cut_off: int, recorded: Record, lengths: bool
-) -> Checks:
+    predictions: list[Prediction], cut_off: int, expected: Record, lengths: bool, part: str = ""
+) -> Check:
     """Aggregates of an evaluation; those of lengths only where the public ones are right.
 
     Badly formatted rows vanish from the public per-row lists (note 16).
     """
-    summary = summarise(Evaluation(list(predictions), [], 0.0).frame(), 0.0)
-    own = {
-        "score": summary["accuracy"],
-        "correct_p": summary["accuracy"],
-        "n_correct": summary["correct"],
-        "n_total": summary["n"],
+    summary = summarise(Evaluation(predictions, [], 0.0).frame(), 0.0)
+    formatted = [prediction for prediction in predictions if prediction.well_formatted]
+    own = {name: summary[ours] for name, ours in METRICS.items()} | {
         "bad_format_p": summary["badly_formatted"] / summary["n"],
-        "n_bad_format": summary["badly_formatted"],
         "n_length_cutoffs": cut_off,
-        "correct_list": [p.correct for p in predictions if p.well_formatted],
+        "correct_list": [prediction.correct for prediction in formatted],
     }
     if lengths:
-        own |= {
-            "n_avg_reasoning_tokens": summary["reasoning_tokens_mean"],
-            "n_reasoning_tokens_std": summary["reasoning_tokens_std"],
-            "min_reasoning_tokens": summary["reasoning_tokens_min"],
-            "max_reasoning_tokens": summary["reasoning_tokens_max"],
-            "reasoning_lengths": [p.reasoning_tokens for p in predictions if p.well_formatted],
-        }
-    yield Check(name, own, {key: recorded[key] for key in own}, METRIC)
+        own |= {name: summary[f"reasoning_tokens_{ours}"] for name, ours in LENGTHS.items()}
+        own |= {"reasoning_lengths": [prediction.reasoning_tokens for prediction in formatted]}
+    return Check(own, {key: expected[key] for key in own}, METRIC, part)
 
 
-def _losses(vectors: Vectors, name: str, entry: Record, rows: str) -> Checks:
+def _losses(vectors: Vectors, entry: Record, rows: str) -> Checks:
     """The losses of the overfitted checkpoint on its own batch."""
     batch = dict(vectors.file(f"generation/batch_overfit{rows}.npz"))
     model = vectors.model("generation/ckpt_overfit")
     own = compute_losses(model, batch, Distillation(codi_weight=CODI_WEIGHT))
-    yield Check(name, {key: own[key] for key in entry}, entry, COMPONENT)
-
-
-# ------------------------------------------------------------------------------------ the verdicts
+    yield Check({key: own[key] for key in entry}, entry, COMPONENT)
 
 
 def _predict(vectors: Vectors, kind: str, row: Record) -> Prediction:
@@ -143,71 +128,66 @@ def _predict(vectors: Vectors, kind: str, row: Record) -> Prediction:
 
 
 def _any_tokenizer(vectors: Vectors) -> PreTrainedTokenizerBase:
-    for pattern in ("forward/ckpt/*/tokenizer.json", "generation/*/tokenizer.json"):
-        for name in vectors.names(pattern):
-            return load_tokenizer(vectors.folder(Path(name).parent.as_posix()))
+    for name in vectors.paths:
+        if name.startswith(("forward/", "generation/")) and name.endswith("/tokenizer.json"):
+            return load_tokenizer(vectors.folder(name.removesuffix("/tokenizer.json")))
     raise Skip("no checkpoint with a tokenizer")
 
 
-def _completion(vectors: Vectors, name: str, row: Record, kind: str) -> Checks:
+def _completion(vectors: Vectors, row: Record, kind: str) -> Checks:
     own, correct = _predict(vectors, kind, row), row.get("correct")
     # A row without expectations has to get a verdict all the same. Empty where the format is bad:
     # the public lists leave such a row out (note 16).
-    yield Check(name, own.correct, own.correct if correct is None else any(correct))
-    bad = not own.well_formatted
-    yield Check(name, bad, row.get("n_bad_format", bad), what="badly formatted")
+    yield Check(own.correct, own.correct if correct is None else any(correct))
+    yield recorded({"n_bad_format": not own.well_formatted}, row)
     if row.get("compare_length"):
-        yield Check(name, [own.reasoning_tokens], row["reasoning_lengths"], what="length")
+        yield Check([own.reasoning_tokens], row["reasoning_lengths"])
 
 
-def _aggregate(vectors: Vectors, name: str, recorded: Record, kind: str, limit: str = "") -> Checks:
+def _aggregate(vectors: Vectors, expected: Record, kind: str, limit: str = "") -> Checks:
     rows = vectors.file("generation/eval_stub.json")[kind]["rows"]
     own = [_predict(vectors, kind, row) for row in rows]
     # A crafted completion without EOS is cut off only where it also has the full length.
     full = [limit != "" and len(row["output_ids"]) >= int(limit) for row in rows]
     cut_off = sum(p.cut_off and is_full for p, is_full in zip(own, full, strict=True))
-    yield from _metrics(name, own, cut_off, recorded, lengths=kind.startswith("override"))
+    yield _metrics(own, cut_off, expected, lengths=kind.startswith("override"))
 
 
-def _wrong(vectors: Vectors, name: str, row: Record, kind: str) -> Checks:
-    yield Check(name, _predict(vectors, kind, row).correct, False)
+def _wrong(vectors: Vectors, row: Record, kind: str) -> Checks:
+    yield Check(_predict(vectors, kind, row).correct, False)
 
 
-def _forced_length(vectors: Vectors, name: str, expected: int, kind: str) -> Checks:
+def _forced_length(vectors: Vectors, expected: int, kind: str) -> Checks:
     rows = vectors.file("generation/eval_stub.json")[kind]["rows"]
-    yield Check(name, {_predict(vectors, kind, row).reasoning_tokens for row in rows}, {expected})
+    yield Check({_predict(vectors, kind, row).reasoning_tokens for row in rows}, {expected})
 
 
-# ------------------------------------------------------------------------------------------- bench
-
-
-def _bench(vectors: Vectors, name: str) -> Checks:
+def _bench(vectors: Vectors, file: str, kind: str) -> Checks:
     """The generated ids recorded in `bench/`; its other files are for measuring speed."""
-    expected = vectors.file(name)["new_tokens"]
-    prompts = vectors.file(name.replace("expected", "prompts"))
+    expected = vectors.file(file)["new_tokens"]
+    prompts = vectors.file(f"bench/eval_prompts_{kind}.npz")
     ids, mask = prompts["input_ids"], prompts["attention_mask"].bool()
-    checkpoints = vectors.names("bench/ckpt_*") or ["bench/ckpt_*"]
-    model, tokenizer = _checkpoint(vectors, checkpoints[0])
+    name = next((p for p in vectors.paths if p.startswith("bench/ckpt_")), "bench/ckpt_*")
+    eos_id = load_tokenizer(vectors.folder(name)).eos_token_id
     generations = generate(
-        model,
+        vectors.model(name),
         [row[read].tolist() for row, read in zip(ids, mask, strict=True)],
         max_new_tokens=expected.shape[1],
-        eos_id=tokenizer.eos_token_id,
+        eos_id=eos_id,
         batch_size=len(ids),
     )
-    padding = [tokenizer.eos_token_id] * expected.shape[1]
-    own = [(generation.ids + padding)[: expected.shape[1]] for generation in generations]
-    yield Check(name, own, expected.tolist())
+    padding = [eos_id] * expected.shape[1]
+    yield Check([(g.ids + padding)[: expected.shape[1]] for g in generations], expected.tolist())
 
 
 KINDS = r"(adaptive|cot_mode|override\d+)"
 READERS = {
-    "bench/eval_expected_*.npz": _bench,
-    "generation/expected.json": {
+    r"bench/eval_expected_(.*)\.npz": {"": _bench},
+    r"generation/expected\.json": {
         r"overfit_loss_on_(\d+)": _losses,
         r"(?!notes$|checks$|overfit_rows$|overfit_loss_on_\d+$).+/.+": _run,
     },
-    "generation/eval_stub.json": {
+    r"generation/eval_stub\.json": {
         f"{KINDS}/rows/.+": _completion,
         rf"{KINDS}/aggregate.*max_new_tokens_(\d+)": _aggregate,
         f"{KINDS}/result": _aggregate,

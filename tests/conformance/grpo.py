@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,9 @@ from latent_reasoning.model.lora import adapter_disabled, load_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import PolicyLoss, advantages, policy_loss
 from latent_reasoning.rl.reward import Outcomes, answer_is_right, judge_sample, rewards
-from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, collect
+from latent_reasoning.rl.rollouts import SamplingSettings, collect
 from latent_reasoning.rl.scoring import loss_mask, score_completions
-from tests.conformance.checks import Check, Checks, Tolerance, guarded
+from tests.conformance.checks import Check, Checks, Tolerance, recorded
 from tests.conformance.losses import adapter_name
 from tests.conformance.recording import Record, Vectors
 
@@ -40,24 +41,20 @@ KL = Tolerance(relative=1e-3)
 # -------------------------------------------------------------------------------------- synthetic
 
 
-def _scaled(vectors: Vectors, name: str) -> Checks:
-    """The advantages of a file of synthetic rewards, with and without the division by the std."""
-    arrays, kind = vectors.file(name), name.removeprefix("grpo/").removesuffix(".npz")
+def _scaled(vectors: Vectors, expected: Tensor, kind: str, unscaled: str, source: str) -> Checks:
+    """Advantages of synthetic rewards, with and without the division by the std."""
     entries = vectors.file("grpo/expected.json")[kind].values()
     sizes = {entry["rewards"]: entry["num_generations"] for entry in entries}
-    for key in [key for key in arrays if key.startswith("advantages_")]:
-        source = key.removeprefix("advantages_").removeprefix("noscale_")
-        values, scale = arrays[f"rewards_{source}"], "_noscale_" not in key
-        own = advantages(values, sizes[source], scale=scale)
-        yield Check(f"{name}/{key}", own, arrays[key], CLOSE)
+    values = vectors.file(f"grpo/{kind}.npz")[f"rewards_{source}"]
+    yield Check(advantages(values, sizes[source], scale=not unscaled), expected, CLOSE)
 
 
-def _advantages(vectors: Vectors, name: str, entry: Record) -> Checks:
+def _advantages(_: Vectors, entry: Record) -> Checks:
     values = torch.tensor(entry["rewards"])
-    yield Check(name, advantages(values, len(values)), entry["advantages"], CLOSE)
+    yield Check(advantages(values, len(values)), entry["advantages"], CLOSE)
 
 
-def _synthetic(vectors: Vectors, name: str, entry: Record, kind: str) -> Checks:
+def _synthetic(vectors: Vectors, entry: Record, kind: str) -> Checks:
     arrays, old = vectors.file(f"grpo/{kind}.npz"), entry["old_logps"]
     reference = arrays["ref_logps"]
     log_probs = arrays["logps"].clone().requires_grad_()
@@ -73,64 +70,63 @@ def _synthetic(vectors: Vectors, name: str, entry: Record, kind: str) -> Checks:
         reference=reference if entry["beta"] else None,
     )
     result.loss.backward()
-    yield Check(name, result.loss, entry["loss"], CLOSE, "loss")
-    yield Check(name, log_probs.grad.norm(), entry["grad_norm_wrt_logps"], NORM, "gradient norm")
+    yield Check(result.loss, entry["loss"], CLOSE)
+    yield Check(log_probs.grad.norm(), entry["grad_norm_wrt_logps"], NORM)
     gradient = arrays.get(f"grad_{entry['loss_type']}_old_{old}")
     # Recorded for these rewards and this weight of the KL alone.
     if gradient is not None and (entry["rewards"], entry["beta"]) == ("mixed", 0.001):
-        yield Check(name, log_probs.grad, gradient, GRADIENT, "gradient")
+        yield Check(log_probs.grad, gradient, GRADIENT)
     low, high = result.clip_low, result.clip_high
-    for key, own in (
-        ("kl", result.kl),
-        ("clip_ratio/low_mean", low),
-        ("clip_ratio/low_min", low),
-        ("clip_ratio/high_mean", high),
-        ("clip_ratio/high_max", high),
-        ("clip_ratio/region_mean", low + high),
-    ):
-        yield Check(name, own, entry["metrics"].get(key, own), CLOSE, key)
+    own = {"region_mean": low + high, "low_mean": low, "low_min": low}
+    own = {f"clip_ratio/{k}": v for k, v in (own | {"high_mean": high, "high_max": high}).items()}
+    yield recorded({"kl": result.kl} | own, entry["metrics"], CLOSE)
 
 
 # --------------------------------------------------------------------------------- recorded steps
 
 
-def _step(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
-    """One optimiser step of the public code: N samples, in blocks of G a prompt."""
-    step = _RecordedStep(vectors, entry, key)
-    yield Check(f"{name}/settings", entry["old_per_token_logps_is_None"], True)
-    yield from guarded(f"{name}/verdicts", step.check_verdicts, name)
-    own, case = advantages(step.arrays["rewards"], step.size), f"{name}/advantages"
-    yield Check(case, own, step.arrays["advantages"], CLOSE)
-    yield Check(case, own, entry["advantages"], CLOSE)
-    yield from step.check_log_probs("ref_per_token_logps", "reference")
-    yield from step.check_log_probs("ref_per_token_logps", "adapter", "/adapter_off")
-    yield from step.check_log_probs("policy_per_token_logps", "adapter")
-    for kind, loss in entry["loss"].items():
-        yield from step.check_loss(f"{name}/loss/{kind}", "adapter", kind, loss)
-    yield from step.check_gradients("lora", "adapter")
-    yield from step.check_log_probs("policy_per_token_logps_merged", "merged")
-    for key in [key for key in entry if key.startswith("loss_merged_")]:
-        kind = key.removeprefix("loss_merged_")
-        yield from step.check_loss(f"{name}/{key}", "merged", kind, entry[key])
-    yield from step.check_gradients("merged_fullparam", "merged")
+def _step(vectors: Vectors, entry: Record, key: str) -> Checks:
+    """One optimiser step of the public code, N samples in blocks of G a prompt: its rewards."""
+    arrays, size = vectors.file(f"grpo/{key}.npz"), entry["num_generations"]
+    by_function = entry["rewards_per_func"]
+    yield Check(entry["old_per_token_logps_is_None"], True, part="settings")
+    texts = entry["decoded_completions"]
+    prompts, labels = (np.repeat(entry[key], size).tolist() for key in ("prompts", "labels"))
+    samples = zip(prompts, texts, labels, strict=True)
+    verdicts = Outcomes.of([judge_sample(*sample, "public") for sample in samples])
+    # Of these shares the last one alone counts a right number in a badly formatted answer.
+    right = torch.tensor(
+        [answer_is_right(*pair, "public") for pair in zip(texts, labels, strict=True)]
+    )
+    groups = verdicts.correct.view(-1, size)
+    all_right, some_right, some_number_right = (
+        hits.double().mean().item()
+        for hits in (groups.all(1), groups.any(1), right.view(-1, size).any(1))
+    )
+    own = {
+        "SimpleFormatRewarder": verdicts.well_formatted,
+        "SimpleAccuracyRewarder": verdicts.correct,
+        "SimpleLatentLengthRewarder": verdicts.length,
+        "AllGensCorrectProportion": [all_right] * len(texts),
+        "SomeGensCorrectProportion": [some_right - all_right] * len(texts),
+        "AllGensWrongProportion": [1 - some_number_right] * len(texts),
+    }
+    yield recorded(own, by_function, part="verdicts")
+    reward = rewards([i // size for i in range(len(texts))], verdicts, Reward())
+    yield Check(reward, by_function["RelativeLengthRewarder"], REWARD, "rewards")
+    weights = dict(zip(by_function, entry["reward_weights"], strict=True))
+    if not any(weight for key, weight in weights.items() if key != "RelativeLengthRewarder"):
+        yield Check(reward, arrays["rewards"], REWARD, "rewards")
+    for expected in (arrays["advantages"], entry["advantages"]):
+        yield Check(advantages(arrays["rewards"], size), expected, CLOSE, "advantages")
 
 
-class _RecordedStep:
-    """The samples of a step, and what its policies make of them."""
+class _Step:
+    """The samples of a recorded step, and what its policies make of them."""
 
-    def __init__(self, vectors: Vectors, entry: Record, key: str) -> None:
-        self.vectors, self.entry, self.file = vectors, entry, f"grpo/{key}"
-        self.arrays, self.size = vectors.file(f"{self.file}.npz"), entry["num_generations"]
-        self.rollout = self._rollout(self.size)
-        self.sampling = SamplingSettings(
-            temperature=entry["temperature"],
-            max_new_tokens=entry["max_completion_length"],
-            # Only sampling reads it; these samples are recorded.
-            eos_id=-1,
-        )
-
-    def _rollout(self, size: int) -> Rollout:
-        """The recorded samples, grouped as our own sampling groups them."""
+    def __init__(self, vectors: Vectors, key: str) -> None:
+        self.vectors, self.entry = vectors, vectors.file("grpo/expected.json")[key]
+        self.arrays, size = vectors.file(f"grpo/{key}.npz"), self.entry["num_generations"]
         ids, mask = self.arrays["prompt_ids"], self.arrays["prompt_mask"].bool()
         prompts = [row[read].tolist() for row, read in zip(ids, mask, strict=True)]
         groups = prompts[::size]
@@ -138,41 +134,7 @@ class _RecordedStep:
             raise ValueError("the prompts are not in blocks of num_generations")
         completions = self.arrays["completion_ids"].view(len(groups), size, -1)
         lengths = self.arrays["completion_mask"].sum(1).view(len(groups), size)
-        return collect(groups, completions, lengths)
-
-    def check_verdicts(self, name: str) -> Checks:
-        """The verdicts on the decoded completions, and their rewards."""
-        size, recorded = self.size, self.entry["rewards_per_func"]
-        prompts, labels = (
-            [value for value in self.entry[key] for _ in range(size)]
-            for key in ("prompts", "labels")
-        )
-        texts = self.entry["decoded_completions"]
-        samples = zip(prompts, texts, labels, strict=True)
-        verdicts = Outcomes.of([judge_sample(*sample, "public") for sample in samples])
-        # Of these shares the last one alone counts a right number in a badly formatted answer.
-        right = torch.tensor(
-            [answer_is_right(*pair, "public") for pair in zip(texts, labels, strict=True)]
-        )
-        groups = verdicts.correct.view(-1, size)
-        all_right, some_right, some_number_right = (
-            share.double().mean().item()
-            for share in (groups.all(1), groups.any(1), right.view(-1, size).any(1))
-        )
-        for key, own in (
-            ("SimpleFormatRewarder", verdicts.well_formatted),
-            ("SimpleAccuracyRewarder", verdicts.correct),
-            ("SimpleLatentLengthRewarder", verdicts.length),
-            ("AllGensCorrectProportion", [all_right] * len(prompts)),
-            ("SomeGensCorrectProportion", [some_right - all_right] * len(prompts)),
-            ("AllGensWrongProportion", [1 - some_number_right] * len(prompts)),
-        ):
-            yield Check(f"{name}/verdicts", own, recorded.get(key, own), what=key)
-        own = rewards([i // size for i in range(len(prompts))], verdicts, Reward())
-        yield Check(f"{name}/rewards", own, recorded["RelativeLengthRewarder"], REWARD)
-        weights = dict(zip(recorded, self.entry["reward_weights"], strict=True))
-        if not any(weight for key, weight in weights.items() if key != "RelativeLengthRewarder"):
-            yield Check(f"{name}/rewards", own, self.arrays["rewards"], REWARD)
+        self.rollout = collect(groups, completions, lengths)
 
     def policy(self, variant: str) -> LatentReasoner:
         """`merged`: all weights trained; `adapter`: the LoRA policy; `reference`: the start."""
@@ -189,9 +151,13 @@ class _RecordedStep:
 
     def scores(self, model: LatentReasoner) -> Tensor:
         """Log-probabilities of the distinct completions, (U, T)."""
-        return score_completions(
-            model, self.rollout.prompts, self.rollout.completions, self.sampling
+        sampling = SamplingSettings(
+            temperature=self.entry["temperature"],
+            max_new_tokens=self.entry["max_completion_length"],
+            # Only sampling reads it; these samples are recorded.
+            eos_id=-1,
         )
+        return score_completions(model, self.rollout.prompts, self.rollout.completions, sampling)
 
     def loss(self, model: LatentReasoner, kind: str) -> PolicyLoss:
         """The loss of `model` on these samples, with its graph."""
@@ -213,39 +179,46 @@ class _RecordedStep:
             reference=reference,
         )
 
-    def check_log_probs(self, array: str, variant: str, suffix: str = "") -> Checks:
-        """Those recorded in `array`, where it is; with a suffix the adapter is off."""
-        if array not in self.arrays:
-            return
-        model = self.policy(variant)
-        with torch.no_grad(), adapter_disabled(model) if suffix else nullcontext():
-            own = self.scores(model)[self.rollout.sample_completion.flatten()]
-        mask = self.arrays["completion_mask"].bool()
-        own, expected = own[mask[:, : own.shape[1]]], self.arrays[array][mask]
-        yield Check(f"{self.file}.npz/{array}{suffix}", own, expected, LOG_PROB)
 
-    def check_loss(self, name: str, variant: str, kind: str, expected: float) -> Checks:
-        result = self.loss(self.policy(variant), kind)
-        yield Check(name, result.loss, expected, LOG_PROB, "loss")
-        recorded = self.entry["kl_metric"] if self.entry["beta"] else result.kl
-        yield Check(name, result.kl, recorded, KL, "KL")
+def _log_probs(
+    vectors: Vectors, expected: Tensor, key: str, whose: str, merged: str | None
+) -> Checks:
+    """Those of a policy, and the reference's also by the policy with its adapter off."""
+    step = _Step(vectors, key)
+    variants = {"merged" if merged else "adapter": ""}
+    if whose == "ref":
+        variants = {"reference": "", "adapter": "adapter_off"}
+    for variant, part in variants.items():
+        model, mask = step.policy(variant), step.arrays["completion_mask"].bool()
+        with torch.no_grad(), adapter_disabled(model) if part else nullcontext():
+            own = step.scores(model)[step.rollout.sample_completion.flatten()]
+        yield Check(own[mask[:, : own.shape[1]]], expected[mask], LOG_PROB, part)
 
-    def check_gradients(self, infix: str, variant: str) -> Checks:
-        """Those of each kind of loss that a file holds."""
-        start = f"{self.file}_{infix}_grads_"
-        for name in self.vectors.names(f"{start}*.npz"):
-            model, recorded = self.policy(variant), self.vectors.file(name)
-            self.loss(model, name.removeprefix(start).removesuffix(".npz")).loss.backward()
-            own = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-            expected = {adapter_name(key): recorded[key] for key in recorded}
-            yield Check(name, own, expected, GRADIENT)
+
+def _loss(vectors: Vectors, expected: float, key: str, merged: str | None, kind: str) -> Checks:
+    step = _Step(vectors, key)
+    result = step.loss(step.policy("merged" if merged else "adapter"), kind)
+    yield Check(result.loss, expected, LOG_PROB)
+    yield Check(result.kl, step.entry["kl_metric"] if step.entry["beta"] else result.kl, KL)
+
+
+def _gradients(vectors: Vectors, file: str, key: str, variant: str, kind: str) -> Checks:
+    step, arrays = _Step(vectors, key), vectors.file(file)
+    model = step.policy("adapter" if variant == "lora" else "merged")
+    step.loss(model, kind).loss.backward()
+    own = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    yield Check(own, {adapter_name(name): arrays[name] for name in arrays}, GRADIENT)
 
 
 READERS = {
-    "grpo/synthetic*.npz": _scaled,
-    "grpo/expected.json": {
+    r"grpo/(synthetic.*)\.npz": {"advantages_(noscale_)?(.+)": _scaled},
+    r"grpo/expected\.json": {
         "(synthetic.*)/.+": _synthetic,
         "advantages.*": _advantages,
         "(e2e.*)": _step,
+        "(e2e.*)/loss(_merged)?_(.+)": _loss,
+        "(e2e.*)/(?:loss)()/(.+)": _loss,
     },
+    r"grpo/(e2e.*)\.npz": {"(ref|policy)_per_token_logps(_merged)?": _log_probs},
+    r"grpo/(e2e.*)_(lora|merged_fullparam)_grads_(.+)\.npz": {"": _gradients},
 }

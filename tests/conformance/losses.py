@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from latent_reasoning.config import Distillation, Runtime, Training
+from latent_reasoning.config import Distillation, Training
 from latent_reasoning.model.lora import PEFT_PREFIX, load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
 from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses
-from latent_reasoning.training.checkpoints import CheckpointStore, parameter_names
-from latent_reasoning.training.loop import Trainer
-from latent_reasoning.training.metrics import read_metrics
-from latent_reasoning.training.optimiser import decay_groups, learning_rate
+from latent_reasoning.training.checkpoints import parameter_names
+from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import cross_entropy
-from tests.conformance.checks import Check, Checks, Tolerance
+from tests.conformance.checks import Check, Checks, Tolerance, recorded
 from tests.conformance.recording import Record, Vectors
 
 INFORMATION = {"notes", "checks", "note", "modules_to_save"}
@@ -62,21 +60,21 @@ DEFAULT_SETTINGS = {"codi_weight": 20}
 # ------------------------------------------------------------------------------------ whole losses
 
 
-def _fixed_state(vectors: Vectors, name: str, entry: Record) -> Checks:
+def _fixed_state(vectors: Vectors, entry: Record) -> Checks:
     """Distillation losses of recorded hidden states, and norms of the student's gradient."""
     losses, states = _fixed_losses(vectors, _distillation(entry["settings"]))
     total = sum(losses.values())
-    own = {COMPONENTS[part]: loss for part, loss in losses.items()}
-    yield Check(name, own, entry["loss_components"], FIXED)
-    yield Check(name, total, entry["sum"], FIXED, "sum")
     total.backward()
-    norms = states.grad.flatten(1).norm(dim=1)
-    yield Check(name, norms, entry["grad_norm_per_hidden_state"], FIXED, "gradient norms")
+    own = {
+        "loss_components": {COMPONENTS[part]: loss for part, loss in losses.items()},
+        "sum": total,
+        "grad_norm_per_hidden_state": states.grad.flatten(1).norm(dim=1),
+    }
+    yield Check(own, {name: entry[name] for name in own}, FIXED)
 
 
 def _fixed_gradient(
     vectors: Vectors,
-    name: str,
     gradient: Tensor,
     compared: str,
     weight: str,
@@ -93,7 +91,7 @@ def _fixed_gradient(
     settings = {"block_range": blocks, "distance": distance, "normalise": normalise.lower()}
     losses, states = _fixed_losses(vectors, _distillation(settings | weights))
     sum(losses.values()).backward()
-    yield Check(name, states.grad, gradient, FIXED._replace(by_norm=True), "gradient")
+    yield Check(states.grad, gradient, FIXED._replace(by_norm=True))
 
 
 def _fixed_losses(vectors: Vectors, settings: Distillation) -> tuple[dict[str, Tensor], Tensor]:
@@ -114,12 +112,11 @@ def _summary(
     return summarise_states(chosen, selected, target_map, span_map, settings.block_range)
 
 
-def _total_loss(vectors: Vectors, name: str, entry: Record) -> Checks:
+def _total_loss(vectors: Vectors, entry: Record) -> Checks:
     """One batch: all parts of the loss and all parameters' gradients."""
     model = vectors.model(entry["checkpoint"])
     losses = compute_losses(model, _batch(vectors, entry), _configure(model, entry["settings"]))
-    arrays, zeros = vectors.file(f"losses/{entry['grads']}"), entry["params_with_no_grad"]
-    yield from _backward(name, model, losses, entry, arrays, zeros, our_name)
+    yield from _backward(vectors, model, losses, entry, entry["params_with_no_grad"], our_name)
 
 
 def _batch(vectors: Vectors, entry: Record) -> dict[str, Tensor]:
@@ -143,178 +140,144 @@ def compute_losses(
 
 
 def _backward(
-    name: str,
+    vectors: Vectors,
     model: LatentReasoner,
     losses: dict[str, Tensor],
     entry: Record,
-    arrays: Record,
     zeros: list[str],
     rename: Callable[[str], str],
+    file: str = "",
 ) -> Checks:
     """The losses, all their gradients and norms; `rename` gives our name of a parameter."""
-    yield Check(name, losses, entry["loss_components"], COMPONENT)
+    yield Check(losses, entry["loss_components"], COMPONENT)
     losses[TOTAL].backward()
     # Zero where the loss does not reach a parameter.
     own = {
         key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter, key in parameter_names(model).items()
     }
-    recorded = {rename(key): gradient for key, gradient in arrays.items()}
-    yield Check(name, own, recorded, GRADIENT, "gradient")
+    arrays = vectors.file(f"losses/{entry.get('grads', file)}")
+    yield Check(own, {rename(key): gradient for key, gradient in arrays.items()}, GRADIENT)
     norms = dict(entry["grad_norms"]) | dict.fromkeys(zeros, 0.0)
-    ours = {key: own[rename(key)].norm() for key in norms}
-    yield Check(name, ours, norms, GRADIENT_NORM, "gradient norm")
+    yield Check({key: own[rename(key)].norm() for key in norms}, norms, GRADIENT_NORM)
     total = torch.stack([gradient.norm() for gradient in own.values()]).norm()
-    yield Check(name, total, entry.get("total_grad_norm", total), GRADIENT_NORM, "gradient norm")
+    yield recorded({"total_grad_norm": total}, entry, GRADIENT_NORM)
 
 
 # -------------------------------------------------------------------------------------- optimiser
 
 
-def _trajectory(vectors: Vectors, name: str, recorded: Record, size: str) -> Checks:
+def _trajectory(vectors: Vectors, entry: Record, size: str) -> Checks:
     """Some steps of AdamW on one batch, in micro-batches of `size`."""
-    entry = vectors.file("losses/expected.json")["optimizer_trajectory"]
-    batch, steps = _batch(vectors, entry), recorded["loss_components_steps_1_to_3"]
-    norms, rows = recorded["param_norms_after_3_steps"], len(batch["input_ids"])
+    run = vectors.file("losses/expected.json")["optimizer_trajectory"]
+    steps = entry["loss_components_steps_1_to_3"]
     file, stored = f"losses/params_after_{len(steps)}_adamw_steps.npz", {}
     # Recorded for the whole batch at once only.
-    if int(size) == rows and vectors.names(file):
-        stored = vectors.file(file)
-    training = Training(
-        steps=len(steps),
-        batch_size=rows,
-        learning_rate=entry["lr"],
-        schedule="constant",
-        **{key: entry[key] for key in ("weight_decay", "max_grad_norm", "betas", "eps")},
-    )
-    pieces = zip(*(tensor.split(int(size)) for tensor in batch.values()), strict=True)
-    batches = [dict(zip(batch, piece, strict=True)) for piece in pieces]
-
-    def run(perturbation: int | None = None) -> dict[str, float]:
-        model = vectors.model(entry["checkpoint"])
-        distillation = _configure(model, entry.get("settings") or DEFAULT_SETTINGS)
-        if perturbation is not None:
-            _perturb(model, perturbation)
-        values = _train(model, batches, distillation, training)
-        own = {name: value.detach() for value, name in parameter_names(model).items()}
-        for key in norms:
-            values[f"norm of {key}"] = own[our_name(key)].norm().item()
-        for key, tensor in stored.items():
-            values[f"distance of {key}"] = (own[our_name(key)] - tensor).norm().item()
-        return values
-
-    own, expected = run(), _expected(steps, norms, stored)
-    yield Check(name, {*own}, {*expected})
-    is_far = any(not abs(own[key] - value) <= far for key, (value, far) in expected.items())
-    # A value beyond its tolerance is compared with what rounding alone does to it here.
-    others = [run(perturbation=seed) for seed in range(PERTURBED_RUNS)] if is_far else []
-    for key, (value, allowed) in expected.items():
-        rounding = 2 * max((abs(other[key] - own[key]) for other in others), default=0.0)
-        yield Check(name, own[key], value, Tolerance(allowed + rounding), key)
-
-
-def _expected(
-    steps: list[Record], norms: Record, stored: Mapping[str, Tensor]
-) -> dict[str, tuple[float, float]]:
-    """Every recorded number of a trajectory by name, and how far ours may be off."""
-    values = {}
+    if int(size) == len(_batch(vectors, run)["input_ids"]) and file in vectors.paths:
+        stored = dict(vectors.file(file))
+    # Every recorded number by name, and how far ours may be off.
+    expected: dict[tuple[str, ...], tuple[float, float]] = {}
     for step, components in enumerate(steps, start=1):
         allowed = COMPONENT.absolute if step == 1 else STEP_LOSS_RELATIVE * components[TOTAL]
-        values |= {f"step {step}, {key}": (loss, allowed) for key, loss in components.items()}
-    for key, norm in norms.items():
-        values[f"norm of {key}"] = norm, PARAMETER_RELATIVE * norm
+        expected |= {(f"step {step}", key): (loss, allowed) for key, loss in components.items()}
+    for key, norm in entry["param_norms_after_3_steps"].items():
+        expected["norm", key] = norm, PARAMETER_RELATIVE * norm
     for key, tensor in stored.items():
-        values[f"distance of {key}"] = 0.0, PARAMETER_RELATIVE * tensor.norm().item()
-    return values
+        expected["distance", key] = 0.0, PARAMETER_RELATIVE * tensor.norm().item()
 
+    def values(perturbation: int | None = None) -> dict[tuple[str, ...], float]:
+        losses, parameters = _train(vectors, run, int(size), len(steps), perturbation)
+        for what, key in expected.keys() - losses.keys():
+            parameter = parameters[our_name(key)]
+            distance = parameter - stored[key] if what == "distance" else parameter
+            losses[what, key] = distance.norm().item()
+        return losses
 
-def _perturb(model: LatentReasoner, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1 + PERTURBATION * torch.randn(parameter.shape, generator=generator))
+    own = values()
+    yield Check({*own}, {*expected})
+    is_far = any(not abs(own[key] - value) <= far for key, (value, far) in expected.items())
+    # A value beyond its tolerance is compared with what rounding alone does to it here.
+    others = [values(perturbation=seed) for seed in range(PERTURBED_RUNS)] if is_far else []
+    for key, (value, allowed) in expected.items():
+        rounding = 2 * max((abs(other[key] - own[key]) for other in others), default=0.0)
+        yield Check({key: own[key]}, {key: value}, Tolerance(allowed + rounding))
 
 
 def _train(
-    model: LatentReasoner,
-    batches: list[dict[str, Tensor]],
-    distillation: Distillation,
-    training: Training,
-) -> dict[str, float]:
-    """The project's training loop on the same batches at each step: each step's losses by name."""
+    vectors: Vectors, run: Record, size: int, steps: int, perturbation: int | None
+) -> tuple[dict[tuple[str, ...], float], dict[str, Tensor]]:
+    """Our gradients and optimiser on the same batches at each step: losses and parameters."""
+    model, batch = vectors.model(run["checkpoint"]), _batch(vectors, run)
+    distillation = _configure(model, run.get("settings") or DEFAULT_SETTINGS)
+    if perturbation is not None:
+        generator = torch.Generator().manual_seed(perturbation)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.mul_(1 + PERTURBATION * noise)
+    settings = {key: run[key] for key in ("weight_decay", "betas", "eps")}
+    training = Training(steps=steps, learning_rate=run["lr"], **settings)
+    pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+    batches = [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
     def loss(batch: dict[str, Tensor]) -> LossOutput:
         losses = compute_losses(model, batch, distillation)
         return LossOutput(losses[TOTAL], len(batch["input_ids"]), losses)
 
-    task = SimpleNamespace(
-        name="recorded",
-        iterations=1,
-        model=model,
-        processes=ALONE,
-        plan=SimpleNamespace(micro_batch_size=training.batch_size, reorder=lambda rollbacks: None),
-        micro_batches=lambda step: batches,
-        loss=loss,
-        validate=dict,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder) / "checkpoints", "recorded", lambda line: None)
-        runtime = Runtime(device="cpu", precision="float32")
-        result = Trainer(task, training, runtime, store, seed=0, log_every=1).run()
-        steps = [step for step in read_metrics(result.metrics) if TOTAL in step]
-    names = {TOTAL, *COMPONENTS.values()}
-    return {f"step {step['step']}, {key}": step[key] for step in steps for key in names & {*step}}
+    task = SimpleNamespace(processes=ALONE, micro_batches=lambda step: batches, loss=loss)
+    optimizer, losses = build_optimizer(model, training), {}
+    for step in range(steps):
+        model.zero_grad()
+        values = accumulate_gradients(model.train(), task, step)
+        clip_grad_norm_(model.parameters(), run["max_grad_norm"])
+        optimizer.step()
+        names = values.keys() & {TOTAL, *COMPONENTS.values()}
+        losses |= {(f"step {step + 1}", key): values[key] for key in names}
+    return losses, {name: value.detach() for value, name in parameter_names(model).items()}
 
 
-def _decay_groups(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
+def _decay_groups(vectors: Vectors, entry: Record, key: str) -> Checks:
     model = vectors.model(entry.get("checkpoint", f"forward/ckpt/{key}"))
-    yield from _compare_groups(name, entry, model, our_name)
+    yield _compare_groups(entry, model, our_name)
 
 
-def _compare_groups(
-    name: str, entry: Record, model: LatentReasoner, rename: Callable[[str], str]
-) -> Checks:
-    for key, own in zip(("decay", "no_decay"), decay_groups(model), strict=True):
-        yield Check(name, sorted(own), sorted(map(rename, entry.get(key, []))), what=key)
+def _compare_groups(entry: Record, model: LatentReasoner, rename: Callable[[str], str]) -> Check:
+    expected = [sorted(map(rename, entry.get(key, []))) for key in ("decay", "no_decay")]
+    return Check([sorted(own) for own in decay_groups(model)], expected)
 
 
-def _schedule(
-    vectors: Vectors, name: str, entry: Record, kind: str, warmup: str, steps: str, rate: str
-) -> Checks:
+def _schedule(_: Vectors, entry: Record, kind: str, warmup: str, steps: str, rate: str) -> Checks:
     numbers = {"warmup_steps": int(warmup), "steps": int(steps), "learning_rate": float(rate)}
     own = learning_rate(Training(schedule=kind, **numbers))
-    yield Check(name, {step: own(int(step)) for step in entry}, entry, RATE, "rate at")
+    yield Check({step: own(int(step)) for step in entry}, entry, RATE)
 
 
 # ------------------------------------------------------------------------------------------- LoRA
 
 
-def _lora(vectors: Vectors, name: str, entry: Record, key: str) -> Checks:
+def _lora(vectors: Vectors, entry: Record, key: str) -> Checks:
     """An adapter: what it trains, its loss and gradients, and the same merged."""
     model = vectors.model(entry["base_checkpoint"])
     distillation = _configure(model, entry.get("settings") or DEFAULT_SETTINGS)
     load_adapter(model, vectors.folder(f"losses/{entry['adapter']}"))
     model.eval()
-    yield Check(name, True, entry.get("eval_mode", True), what="eval_mode")
-    lora, recorded = model.adapter.lora, entry["lora_config"]
-    for what, own in (("r", lora.r), ("lora_alpha", lora.alpha), ("lora_dropout", lora.dropout)):
-        yield Check(name, own, recorded[what], what=what)
-    targets = {*recorded["target_modules"]}
-    yield Check(name, {*lora.target_modules}, targets, what="target_modules")
-    shapes = {key: list(parameter.shape) for parameter, key in parameter_names(model).items()}
-    yield Check(name, shapes, {adapter_name(key): n for key, n in entry["trainable"].items()})
-    yield from _compare_groups(name, entry, model, adapter_name)
-    batch = _batch(vectors, entry)
-    losses = compute_losses(model, batch, distillation)
-    arrays = vectors.file(f"losses/{entry.get('grads', f'lora_grads_{key}.npz')}")
-    zeros = entry["trainable_without_grad"]
-    yield from _backward(name, model, losses, entry, arrays, zeros, adapter_name)
+    yield Check(True, entry.get("eval_mode", True))
+    lora, config = model.adapter.lora, entry["lora_config"]
+    own = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    yield Check(own, {name: config[name] for name in own})
+    yield Check({*lora.target_modules}, {*config["target_modules"]})
+    shapes = {name: list(parameter.shape) for parameter, name in parameter_names(model).items()}
+    yield Check(shapes, {adapter_name(name): n for name, n in entry["trainable"].items()})
+    yield _compare_groups(entry, model, adapter_name)
+    losses = compute_losses(model, _batch(vectors, entry), distillation)
+    zeros, file = entry["trainable_without_grad"], f"lora_grads_{key}.npz"
+    yield from _backward(vectors, model, losses, entry, zeros, adapter_name, file)
     merge_lora(model)
     merged = vectors.model(f"losses/{entry['merged_checkpoint']}")
-    yield Check(name, dict(model.named_parameters()), dict(merged.named_parameters()), MERGED)
+    yield Check(dict(model.named_parameters()), dict(merged.named_parameters()), MERGED)
     for candidate in (model, merged):
-        own = compute_losses(candidate, batch, distillation)
-        yield Check(name, own, entry["merged_loss_components"], COMPONENT, "merged")
+        own = compute_losses(candidate, _batch(vectors, entry), distillation)
+        yield Check(own, entry["merged_loss_components"], COMPONENT)
 
 
 def adapter_name(name: str) -> str:
@@ -348,7 +311,7 @@ def _distillation(settings: Mapping[str, Any]) -> Distillation:
 
 
 READERS = {
-    "losses/expected.json": {
+    r"losses/expected\.json": {
         "fixed_states/.+": _fixed_state,
         "total_loss/.+": _total_loss,
         r"optimizer_trajectory/by_micro_batch_size/(\d+)": _trajectory,
@@ -356,7 +319,7 @@ READERS = {
         r"(cosine|linear|constant)_warmup(\d+)_(\d+)_lr_used_at_step_index.*/(.+)": _schedule,
         "lora/(.+)": _lora,
     },
-    "losses/fixed_states.npz": {
+    r"losses/fixed_states\.npz": {
         r"grad_s_hs_(codi|mean|both)(True|[\d.]+)(?:_block_(\d+_\d+))?"
         r"_(smooth_l1|l1|l2)_(layerwise_std|std|none|None)": _fixed_gradient,
     },

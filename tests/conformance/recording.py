@@ -35,13 +35,13 @@ class Record(Mapping[str, Any]):
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = content
-        self._read: dict[str, Any] = {}
+        self._content = {key: _noting(value) for key, value in content.items()}
+        self._read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self._read:
-            self._read[key] = _noting(self._content[key])
-        return self._read[key]
+        value = self._content[key]
+        self._read.add(key)
+        return value
 
     def __contains__(self, key: object) -> bool:
         return key in self._content
@@ -54,19 +54,17 @@ class Record(Mapping[str, Any]):
 
     def unread(self, information: set[str]) -> Iterator[str]:
         """Paths of the keys that nothing has read; `information` needs no reader."""
-        for key in self:
+        for key, value in self._content.items():
             if key in self._read:
-                yield from (f"{key}/{path}" for path in _unread(self._read[key], information))
+                yield from (f"{key}/{path}" for path in _unread(value, information))
             elif key not in information:
                 yield key
 
 
 def _noting(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Record(value)
-    if isinstance(value, list) and any(isinstance(element, Mapping) for element in value):
+    if isinstance(value, list):
         return [_noting(element) for element in value]
-    return value
+    return Record(value) if isinstance(value, Mapping) else value
 
 
 def _unread(value: Any, information: set[str]) -> Iterator[str]:
@@ -82,30 +80,27 @@ class Vectors:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+        """All files and folders."""
         self._records: dict[str, Record] = {}
         self._folders: set[str] = set()
 
-    def names(self, pattern: str) -> list[str]:
-        """The files and folders that a pattern finds, in order."""
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
-
     def file(self, name: str) -> Record:
         """A JSON object, or the arrays of an npz file as tensors. Raises `Skip` without it."""
-        path = self.root / name
-        if not path.exists():
+        if name not in self.paths:
             raise Skip(f"no file {name}")
         if name not in self._records:
-            if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
+            if name.endswith(".json"):
+                content = json.loads((self.root / name).read_text(encoding="utf-8"))
             else:
-                with np.load(path, allow_pickle=False) as file:
+                with np.load(self.root / name, allow_pickle=False) as file:
                     content = {key: torch.from_numpy(file[key].copy()) for key in file.files}
             self._records[name] = Record(content)
         return self._records[name]
 
     def folder(self, name: str) -> Path:
         """A model, an adapter or a tokenizer. Raises `Skip` without it."""
-        if not (self.root / name).is_dir():
+        if name not in self.paths:
             raise Skip(f"no folder {name}")
         self._folders.add(name)
         return self.root / name
@@ -114,19 +109,15 @@ class Vectors:
         """A checkpoint, loaded anew with every parameter trained. Raises `Skip` without it."""
         return load(self.folder(name), device="cpu").requires_grad_(True)
 
-    def unread(self, information: Mapping[str, set[str]], other_files: str) -> Iterator[str]:
-        """What nothing has read: files, JSON keys and arrays, by their paths.
+    def unread(self, information: Mapping[str, set[str]]) -> Iterator[str]:
+        """Files, JSON keys and arrays that nothing has read, by their paths.
 
-        The keys of `information`, by the folder's name, need no reader, nor do the files that the
-        pattern `other_files` fits.
+        The keys of `information`, by the first folder's name, need no reader.
         """
-        for path in sorted(self.root.rglob("*")):
-            name, folder = (p.relative_to(self.root).as_posix() for p in (path, path.parent))
-            if path.is_dir() or re.fullmatch(other_files, name):
-                continue
+        for name in (path for path in self.paths if not (self.root / path).is_dir()):
+            folder, _, file = name.rpartition("/")
             if name in self._records:
                 known = information.get(name.partition("/")[0], set())
-                unread = self._records[name].unread(known)
-                yield from (f"{name}/{key}" for key in unread)
-            elif not (folder in self._folders and MODEL_FILES.fullmatch(path.name)):
+                yield from (f"{name}/{key}" for key in self._records[name].unread(known))
+            elif not (folder in self._folders and MODEL_FILES.fullmatch(file)):
                 yield name

@@ -6,23 +6,22 @@ from latent_reasoning.config import Reward
 from latent_reasoning.data.answers import START, answers_match, parse_number
 from latent_reasoning.rl import reward
 from latent_reasoning.rl.prompts import label_number
-from tests.conformance.checks import Check, Checks, Tolerance
+from tests.conformance.checks import Check, Checks, Tolerance, recorded
 from tests.conformance.recording import Record, Vectors
 
 INFORMATION = {"notes", "checks", "error", "num_generations"}
 REWARD = Tolerance(absolute=1e-6)
 
 
-def _answers(vectors: Vectors, name: str, entry: Record) -> Checks:
-    label, output = entry["label"], entry["output"]
-    for what, text in (("label_number", label), ("output_number", output)):
-        number = None if entry[what] is None else float(entry[what])
-        yield Check(name, parse_number(text, "public"), number, what=what)
+def _answers(_: Vectors, entry: Record) -> Checks:
+    for which in ("label", "output"):
+        number = entry[f"{which}_number"]
+        yield Check(parse_number(entry[which], "public"), None if number is None else float(number))
     # An error of the public code stands for a verdict here: wrong, or a label that is refused.
-    verdict, refused = entry["verdict"] is True, entry["label_number"] is None
-    yield Check(name, _is_refused(label), refused, what="refusal")
-    right = not refused and answers_match(label, output, "public")
-    yield Check(name, right, verdict, what="verdict")
+    refused = entry["label_number"] is None
+    yield Check(_is_refused(entry["label"]), refused)
+    own = not refused and answers_match(entry["label"], entry["output"], "public")
+    yield Check(own, entry["verdict"] is True)
 
 
 def _is_refused(label: str) -> bool:
@@ -33,40 +32,31 @@ def _is_refused(label: str) -> bool:
     return False
 
 
-def _format(vectors: Vectors, name: str, entry: Record) -> Checks:
-    text = entry["completion_w_special"]
-    prefix, length = "answer_verifier_label", "latent_length_with_prompt_Q_START"
-    if "formatted" in entry:
-        yield Check(
-            name, reward.judge_sample("", text, "0", "public").well_formatted, entry["formatted"]
-        )
-    if length in entry:
-        yield Check(name, reward.latent_tokens(f"Q{START}{text}"), entry[length], what="length")
-    for key in [key for key in entry if key.startswith(prefix)]:
-        right = reward.answer_is_right(text, key.removeprefix(prefix), "public")
-        yield Check(name, right, entry[key] is True, what=key)
-        yield Check(name, right, entry.get("answer_verifier_bad_format_false", right), what=key)
+def _format(_: Vectors, entry: Record) -> Checks:
+    text, verifier = entry["completion_w_special"], "answer_verifier_label"
+    yield recorded(
+        {
+            "formatted": reward.judge_sample("", text, "0", "public").well_formatted,
+            "latent_length_with_prompt_Q_START": reward.latent_tokens(f"Q{START}{text}"),
+        },
+        entry,
+    )
+    for key in [key for key in entry if key.startswith(verifier)]:
+        right = reward.answer_is_right(text, key.removeprefix(verifier), "public")
+        yield Check(right, entry[key] is True)
+        yield recorded({"answer_verifier_bad_format_false": right}, entry)
 
 
-def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
-    texts = entry["completions"]
+def _length_rewards(_: Vectors, entry: Record) -> Checks:
+    texts, settings = entry["completions"], entry["settings"]
     prompts, labels = (
         value if isinstance(value, list) else [value] * len(texts)
         for value in (entry["prompt"], entry["label"])
     )
-    verdicts = reward.Outcomes.of(
-        [
-            reward.judge_sample(*sample, "public")
-            for sample in zip(prompts, texts, labels, strict=True)
-        ]
-    )
-    for key, own in (
-        ("is_formatted", verdicts.well_formatted),
-        ("is_correct", verdicts.correct),
-        ("latent_length", verdicts.length),
-    ):
-        yield Check(name, own, entry.get(key, own), what=key)
-    settings = entry["settings"]
+    samples = zip(prompts, texts, labels, strict=True)
+    own = reward.Outcomes.of([reward.judge_sample(*sample, "public") for sample in samples])
+    verdicts = {"is_formatted": own.well_formatted, "is_correct": own.correct}
+    yield recorded(verdicts | {"latent_length": own.length}, entry)
     penalty, bonus = settings["length_penalty"], settings["length_reward"]
     config = Reward(
         penalty=penalty,
@@ -74,11 +64,11 @@ def _length_rewards(vectors: Vectors, name: str, entry: Record) -> Checks:
         accuracy_requirement=settings["accuracy_requirement"],
     )
     groups = list(zip(entry.get("prompt_id", prompts), prompts, strict=True))
-    yield Check(name, reward.rewards(groups, verdicts, config), entry["rewards"], REWARD, "rewards")
+    yield Check(reward.rewards(groups, own, config), entry["rewards"], REWARD)
 
 
 READERS = {
-    "rewards/expected.json": {
+    r"rewards/expected\.json": {
         "compare_answers/.+": _answers,
         "format_table/.+": _format,
         "length_rewards/cases/.+": _length_rewards,

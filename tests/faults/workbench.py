@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,8 @@ import psutil
 import yaml
 
 from latent_reasoning.config import PROJECT_ROOT
+from tests.workflow.workflow_tools import PROFILE, environment
 
-PROFILE = PROJECT_ROOT / "workflow" / "profiles" / "default"
 MARK = "FAULT_CAMPAIGN"
 """Environment variable of every process that a workbench starts, and of those they start."""
 SECONDS_TO_END = 60.0
@@ -104,15 +103,8 @@ class Workbench:
 
     def environment(self) -> dict[str, str]:
         """The environment of the workflow, with whatever this bench's fault adds to it."""
-        return {
-            **os.environ,
-            "LATENT_REASONING_RESULTS": str(self.root),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.root}/mlflow.db",
-            "OMP_NUM_THREADS": "1",
-            "NO_COLOR": "1",
-            MARK: str(self.folder),
-            **self.surroundings,
-        }
+        own = {"OMP_NUM_THREADS": "1", MARK: str(self.folder)}
+        return environment(self.folder) | own | self.surroundings
 
     def start(self, *arguments: str | Path) -> Started:
         """Start Snakemake; its output goes to `snakemake-N.out`, N the number of the start."""

@@ -1,4 +1,4 @@
-"""The relative-length reward: outcomes, the accuracy requirement, groups, a step's numbers."""
+"""The relative-length reward: outcomes, the requirement, groups; recorded in tests/conformance."""
 
 import pytest
 import torch
@@ -70,12 +70,6 @@ class TestRewards:
     def test_bad_format_earns_minus_one(self):
         assert rewards("aa", [BADLY_FORMATTED, *correct(4)], PAPER) == [-1.0, 1.0]
 
-    def test_equal_lengths_have_no_length_term(self):
-        assert rewards("aaa", correct(8, 8, 8), PAPER) == [1.0, 1.0, 1.0]
-
-    def test_nothing_correct_gives_zeros(self):
-        assert rewards("aa", wrong(3, 4), PAPER) == [0.0, 0.0]
-
     @pytest.mark.parametrize(
         ("requirement", "solved"),
         [(None, True), (0.5, True), (0.75, False), (1, False), (2, True), (3, False)],
@@ -85,21 +79,6 @@ class TestRewards:
         outcomes = [*correct(4, 6), *wrong(5, 5)]
         shift = -0.1 if solved else 0.2
         assert rewards("aaaa", outcomes, settings) == pytest.approx([1 - shift, 1 + shift, 0, 0])
-
-    def test_a_null_bonus_gives_no_term_below_the_requirement(self):
-        settings = Reward(penalty=0.2, bonus=None, accuracy_requirement=1.0)
-        assert rewards("aaa", [*correct(4, 6), *wrong(5)], settings) == [1.0, 1.0, 0.0]
-
-    def test_interleaved_prompts_form_their_own_groups(self):
-        outcomes = [v for pair in zip(correct(3, 5), correct(4, 40), strict=True) for v in pair]
-        both = rewards("abab", outcomes, PAPER)
-        assert both[0::2] == rewards("aa", correct(3, 5), PAPER)
-        assert both[1::2] == rewards("aa", correct(4, 40), PAPER)
-
-    def test_a_prompt_that_occurs_twice_pools_its_samples(self):
-        assert rewards("aaaa", [*correct(4, 8), *wrong(5, 5)], PAPER)[:2] == pytest.approx(
-            [0.95, 1.05]
-        )
 
 
 def encoded(tokenizer, prompt: int, text: str, count: int = 1) -> Completion:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import naive
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score_completions
@@ -26,15 +27,6 @@ THINKS_AGAIN = [
     Completion(1, (STOP, START, STOP, START, CONTINUE, CONTINUE)),
     Completion(2, (CONTINUE, CONTINUE, CONTINUE, STOP, START)),
 ]
-
-
-def naive_scores(model, completion: Completion) -> torch.Tensor:
-    """Log-probabilities (T,) of one completion by a full forward and full logits."""
-    ids = torch.tensor([[*PROMPTS[completion.prompt], *completion.ids]])
-    output = model(ids, torch.ones_like(ids))
-    log_probs = (model.full_logits(output) / SETTINGS.temperature).log_softmax(-1)[0]
-    length = len(completion.ids)
-    return log_probs[-length - 1 : -1].gather(1, ids[0, -length:, None])[:, 0]
 
 
 def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -81,19 +73,18 @@ def test_loss_and_every_gradient_equal_scoring_each_sample_alone(
     fast_gradients = gradients(model, fast.loss)
 
     each = [i for i, completion in enumerate(completions) for _ in range(completion.count)]
-    rows = [naive_scores(model, completions[i]) for i in each]
-    naive = policy_loss(
-        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+    alone = policy_loss(
+        naive.score(model, PROMPTS, [completions[i] for i in each], SETTINGS),
         advantages[each],
         mask[each],
         old_log_probs=old[each],
         reference=reference[each],
         **settings,
     )
-    naive_gradients = gradients(model, naive.loss)
+    naive_gradients = gradients(model, alone.loss)
 
-    assert fast.loss.item() == pytest.approx(naive.loss.item(), rel=1e-9)
-    assert fast.denominator == naive.denominator
+    assert fast.loss.item() == pytest.approx(alone.loss.item(), rel=1e-9)
+    assert fast.denominator == alone.denominator
     assert fast_gradients.keys() == naive_gradients.keys()
     for name, gradient in naive_gradients.items():
         error = (fast_gradients[name] - gradient).norm()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,12 +179,3 @@ def test_a_folder_of_locks_that_belongs_to_somebody_else_is_refused(host, tmp_pa
 def test_locks_lie_on_the_host_itself_one_folder_a_user(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/network")
     assert lock_folder() == Path(f"/tmp/latent-reasoning-gpus-{os.getuid()}")
-
-
-def test_a_lock_is_given_back_when_its_owner_ends_by_itself(host, job):
-    locks = host(1)
-    first = job(locks, 1, 0.3)
-    first.visible()
-    started = time.monotonic()
-    assert job(locks).visible() == ["GPU-0a"]
-    assert time.monotonic() - started < 30

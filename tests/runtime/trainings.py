@@ -2,9 +2,9 @@
 
     accelerate launch .. -m tests.runtime.trainings FOLDER
 
-leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.json` with the
-logged metrics of each step. No dropout: its masks are each process's own. In the last one,
-`faulty`, things go wrong on one process.
+leaves `{training}-{rank}.safetensors` with the final weights and `{training}-{rank}.jsonl` with the
+logged metrics of each step, in float64. No dropout: its masks are each process's own. In the last
+one, `faulty`, things go wrong on one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from latent_reasoning.config import (
     Distillation,
     Guard,
     LatentSftModel,
-    LatentSteps,
     Lora,
     Model,
     RlModel,
@@ -32,10 +31,8 @@ from latent_reasoning.config import (
     SftModel,
     Training,
 )
-from latent_reasoning.data.dial.problems import generate_splits
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import encode_latent_rows, reasoning_text
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -52,7 +49,9 @@ from latent_reasoning.training.checkpoints import CheckpointStore, trained_tenso
 from latent_reasoning.training.loop import Trainer
 from latent_reasoning.training.metrics import read_metrics
 from latent_reasoning.training.text import TextTask
+from tests.data.generated import generated_rows
 from tests.model.models import build_base
+from tests.sft.conftest import encode
 from tests.training.tiny_training import (
     TinyPlan,
     TinyTask,
@@ -62,29 +61,24 @@ from tests.training.tiny_training import (
     weights,
 )
 
-STEPS = 6
+STEPS = 4
 LORA = Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "up_proj"])
 CODI = Distillation(codi_weight=2.0, meaned_weight=1.0)
 
 
 def rows() -> list[Row]:
     """Questions of 1 to 3 steps; the first is asked three times, and pools its samples in RL."""
-    made = generate_splits(12, 0, 0, max_steps=3, step_weights=[1, 1, 1], modulus=7, seed=0)
-    rows = [
-        Row(f"train-{i}", row["question"], tuple(row["steps"]), row["answer"])
-        for i, row in enumerate(made["train"])
-    ]
+    rows = generated_rows(12)
     return [rows[0], rows[0], *rows]
 
 
 class Parts:
-    """What a training is made of, its weights in one type of number."""
+    """What a training is made of, its weights in float64."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self) -> None:
         self.tokenizer = build_tokenizer(generated_texts(7))
         base = build_base("llama", vocabulary=len(self.tokenizer))
-        self.plain = LatentReasoner(base, None).to(dtype)
-        self.dtype = dtype
+        self.plain = LatentReasoner(base, None).double()
 
     def latent(self, lora: bool = False) -> LatentReasoner:
         """The base made a latent reasoner, with an adapter where asked for."""
@@ -92,7 +86,7 @@ class Parts:
         model = make_latent(self.plain.base, self.tokenizer, Model(start_token_from=" Results:"))
         if lora:
             attach_lora(model, LORA)
-        return model.to(self.dtype)
+        return model.double()
 
     def validation(
         self, model: LatentReasoner, processes: OneProcess
@@ -104,7 +98,7 @@ class Parts:
 
 def training(**changes) -> Training:
     return Training(
-        **({"steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 3} | changes)
+        **({"steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2} | changes)
     )
 
 
@@ -112,8 +106,8 @@ def runtime(micro_batch_size: int | None) -> Runtime:
     return Runtime(device="cpu", micro_batch_size=micro_batch_size, checkpoint_every=2)
 
 
-def token_sft(dtype: torch.dtype, processes: OneProcess, micro_batch_size: int | None):
-    parts = Parts(dtype)
+def token_sft(processes: OneProcess, micro_batch_size: int | None):
+    parts = Parts()
     entry = SftModel(training=training())
     return TextTask(
         "token-sft",
@@ -129,30 +123,18 @@ def token_sft(dtype: torch.dtype, processes: OneProcess, micro_batch_size: int |
 
 
 def latent_sft(
-    dtype: torch.dtype,
     processes: OneProcess,
     micro_batch_size: int | None,
     lora: bool = False,
     distillation: Distillation = CODI,
 ):
-    parts = Parts(dtype)
+    parts = Parts()
     model = parts.latent(lora)
     entry = LatentSftModel(training=training(), distillation=distillation)
-    examples = encode_latent_rows(
-        rows(),
-        parts.tokenizer,
-        steps=LatentSteps(factor=1, bias=1, min=None, max=None),
-        prefix="Question: ",
-        reasonings=[reasoning_text(row, drop_last_step=True) for row in rows()],
-        drop_last_step=True,
-        shift_target=False,
-        mask_latent_labels=False,
-        learn_start=False,
-    )
     return LatentSftTask(
         "latent-sft",
         model,
-        examples,
+        encode(rows(), parts.tokenizer),
         entry,
         runtime(micro_batch_size),
         seed=0,
@@ -163,13 +145,12 @@ def latent_sft(
 
 
 def rl(
-    dtype: torch.dtype,
     processes: OneProcess,
     micro_batch_size: int | None,
     lora: bool = False,
     **settings,
 ):
-    parts = Parts(dtype)
+    parts = Parts()
     model = parts.latent(lora)
     entry = RlModel(
         **{"from": "latent"},
@@ -200,9 +181,7 @@ def half_are_right(prompt: str, completion: str, label: str, rule: str) -> Outco
 
 
 TRAININGS = {
-    "token-sft": partial(token_sft, micro_batch_size=None),
     "token-sft-in-3s": partial(token_sft, micro_batch_size=3),
-    "latent-sft-in-2s": partial(latent_sft, micro_batch_size=2),
     "latent-sft-lora-in-3s": partial(latent_sft, micro_batch_size=3, lora=True),
     "latent-sft-undivided": partial(
         latent_sft, micro_batch_size=None, distillation=Distillation(codi_weight=0.0)
@@ -212,7 +191,6 @@ TRAININGS = {
     "rl-exact-in-2s": partial(rl, micro_batch_size=2, estimator="exact"),
 }
 """By name: what is trained, in which micro-batches; every step of each is of one batch."""
-TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def run_all(folder: Path, processes: OneProcess = ALONE) -> None:
@@ -220,14 +198,12 @@ def run_all(folder: Path, processes: OneProcess = ALONE) -> None:
     torch.set_num_threads(1)
     rank = processes.rank
     for name, build in TRAININGS.items():
-        for kind, dtype in TYPES.items():
-            task, settings = build(dtype, processes)
-            checkpoints = folder / "checkpoints" / f"{name}-{kind}"
-            store = CheckpointStore(checkpoints, "a", processes.print)
-            result = Trainer(task, settings, runtime(None), store, seed=0, log_every=1).run()
-            save_file(trained_tensors(task.model), folder / f"{name}-{kind}-{rank}.safetensors")
-            metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
-            (folder / f"{name}-{kind}-{rank}.jsonl").write_text("".join(metrics))
+        task, settings = build(processes)
+        store = CheckpointStore(folder / "checkpoints" / name, "a", processes.print)
+        result = Trainer(task, settings, runtime(None), store, seed=0, log_every=1).run()
+        save_file(trained_tensors(task.model), folder / f"{name}-{rank}.safetensors")
+        metrics = [json.dumps(row) + "\n" for row in read_metrics(result.metrics)]
+        (folder / f"{name}-{rank}.jsonl").write_text("".join(metrics))
 
 
 def run_faulty(folder: Path, processes: OneProcess) -> None:

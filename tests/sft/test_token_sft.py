@@ -11,7 +11,7 @@ from latent_reasoning.config import Data, Runtime, SftModel, Training
 from latent_reasoning.sft.examples import token_sft_examples
 from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.loop import accumulate_gradients
-from latent_reasoning.training.text import TextTask, cross_entropy
+from latent_reasoning.training.text import TextTask
 
 TRAINING = Training(steps=4, batch_size=20)
 
@@ -65,15 +65,6 @@ def test_weighting_by_examples_depends_on_the_micro_batch_and_by_tokens_does_not
     assert losses["tokens", 5] == pytest.approx(losses["tokens", 20], rel=1e-5)
     assert losses["examples", 20] == pytest.approx(losses["tokens", 20], rel=1e-5)
     assert abs(losses["examples", 5] - losses["tokens", 5]) > 1e-4
-
-
-def test_cross_entropy_is_the_mean_over_labels(rows, tokenizer, base_model):
-    batch = make_task(base_model, tokenizer, examples_of(rows, tokenizer), 20).micro_batches(0)[0]
-    tensors = batch.tensors
-    output = base_model(tensors["input_ids"], tensors["attention_mask"])
-    logits = base_model.full_logits(output)[:, :-1].flatten(0, 1)
-    expected = torch.nn.functional.cross_entropy(logits, tensors["labels"][:, 1:].flatten())
-    torch.testing.assert_close(cross_entropy(base_model, output, tensors["labels"]), expected)
 
 
 def plan_of(lengths):
