@@ -9,21 +9,16 @@ The modules, from bottom to top: `fields` (types, marks, errors, paths, digests)
 """
 
 from latent_reasoning.config.data import (
-    Augmentation,
     Data,
-    GeneratedData,
     NumberRule,
     Prompt,
-    SplitRows,
 )
 from latent_reasoning.config.experiment import (
     Evaluation,
     Experiment,
     Guard,
     Published,
-    Report,
     Runtime,
-    Stages,
     Tracking,
 )
 from latent_reasoning.config.fields import (
@@ -31,7 +26,6 @@ from latent_reasoning.config.fields import (
     ConfigError,
     Section,
     UserError,
-    canonical,
     digest,
     expand_path,
     is_local,

@@ -11,7 +11,8 @@ U distinct completions of at most T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,40 +55,32 @@ def score_completions(
     `trajectory` is that of `prompts` under the same weights, where it is available. The result is
     in float32 at least.
     """
-    scores = _Scores(width=max(len(completion.ids) for completion in completions))
     special = model.settings
     thinks_again = [special.start_id in completion.ids for completion in completions]
     shared = [i for i, again in enumerate(thinks_again) if not again]
     alone = [i for i, again in enumerate(thinks_again) if again]
+    parts: list[_Scores] = []
     if shared:
         trajectory = trajectory or Trajectory.begin(model, prompts)
-        rows = [_Path.of(index, completions[index], special) for index in shared]
-        trajectory.extend(model, max(row.decisions for row in rows) - 1)
-        _score_decisions(model, trajectory, rows, settings, scores)
-        _score_answers(model, trajectory, rows, settings, scores)
+        paths = [_Path.of(index, completions[index], special) for index in shared]
+        trajectory.extend(model, max(path.decisions for path in paths) - 1)
+        parts.append(_score_decisions(model, trajectory, paths, settings))
+        answered = [path for path in paths if path.answer]
+        if answered:
+            parts.append(_score_answers(model, trajectory, answered, settings))
     if alone:
-        _score_alone(model, prompts, completions, alone, settings, scores)
-    return scores.assemble(len(completions))
+        parts.append(_score_alone(model, prompts, completions, alone, settings))
+    values = torch.cat([part.values for part in parts])
+    places = torch.tensor([place for part in parts for place in part.places], device=values.device)
+    width = max(len(completion.ids) for completion in completions)
+    return values.new_zeros(len(completions), width).index_put(tuple(places.T), values)
 
 
-@dataclass
-class _Scores:
-    """Log-probabilities in the order of their computation, with their places (row, token)."""
+class _Scores(NamedTuple):
+    """Log-probabilities (M,) with their places: the completion, and the token in it."""
 
-    width: int
-    values: list[Tensor] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
-
-    def add(self, values: Tensor, rows: list[int], positions: list[int]) -> None:
-        """Add `values` (M,), which belong at `positions` of the completions `rows`."""
-        places = torch.tensor(rows) * self.width + torch.tensor(positions)
-        self.values.append(values)
-        self.places.append(places.to(values.device))
-
-    def assemble(self, completions: int) -> Tensor:
-        values = torch.cat(self.values)
-        flat = values.new_zeros(completions * self.width)
-        return flat.index_put((torch.cat(self.places),), values).view(completions, self.width)
+    values: Tensor
+    places: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -120,8 +113,7 @@ def _score_decisions(
     trajectory: Trajectory,
     rows: list[_Path],
     settings: SamplingSettings,
-    scores: _Scores,
-) -> None:
+) -> _Scores:
     """Log-probabilities of the stop decisions along the trajectory."""
     log_probs = trajectory.decision_log_probs(model, settings.temperature)
     taken = [(row, step) for row in rows for step in range(row.decisions)]
@@ -129,11 +121,7 @@ def _score_decisions(
         [(row.prompt, step, STOPS if step == row.steps else CONTINUES) for row, step in taken],
         device=log_probs.device,
     )
-    scores.add(
-        log_probs[tuple(index.T)],
-        [row.index for row, _ in taken],
-        [step for _, step in taken],
-    )
+    return _Scores(log_probs[tuple(index.T)], [(row.index, step) for row, step in taken])
 
 
 def _score_answers(
@@ -141,12 +129,8 @@ def _score_answers(
     trajectory: Trajectory,
     rows: list[_Path],
     settings: SamplingSettings,
-    scores: _Scores,
-) -> None:
+) -> _Scores:
     """Log-probabilities of the answers: one pass over their tokens, from the trajectory's cache."""
-    rows = [row for row in rows if row.answer]
-    if not rows:
-        return
     device, stop_id = model.device, model.settings.stop_id
     state = trajectory.leave(
         model,
@@ -163,11 +147,8 @@ def _score_answers(
     targets = torch.tensor([token for row in rows for token in row.answer], device=device)
     kinds = torch.full_like(targets, int(Kind.ANSWER))
     log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
-    scores.add(
-        log_probs,
-        [row.index for row in rows for _ in row.answer],
-        [row.decisions + position for row in rows for position in range(len(row.answer))],
-    )
+    places = [(row.index, row.decisions + i) for row in rows for i in range(len(row.answer))]
+    return _Scores(log_probs, places)
 
 
 def _score_alone(
@@ -176,8 +157,7 @@ def _score_alone(
     completions: Sequence[Completion],
     indices: list[int],
     settings: SamplingSettings,
-    scores: _Scores,
-) -> None:
+) -> _Scores:
     """Log-probabilities of completions that think again: whole sequences, all in one forward."""
     chosen = [completions[index] for index in indices]
     # The last token is not read, because nothing was sampled after it.
@@ -190,5 +170,7 @@ def _score_alone(
     targets = torch.tensor([token for c in chosen for token in c.ids], device=model.device)
     hidden, kinds = output.last_hidden[row, column], output.kinds[row, column]
     log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
-    positions = [position for c in chosen for position in range(len(c.ids))]
-    scores.add(log_probs, [indices[i] for i in row], positions)
+    return _Scores(
+        log_probs,
+        [(i, token) for i, c in zip(indices, chosen, strict=True) for token in range(len(c.ids))],
+    )
