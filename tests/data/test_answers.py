@@ -5,6 +5,8 @@ What is a number: `test_numbers.py` for our own rule, here for the public code's
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from latent_reasoning.data.answers import (
@@ -121,6 +123,21 @@ def test_a_label_in_words_is_read_where_it_holds_a_single_number(
     assert not is_plain_number(answer) or value in (float("inf"), float("-inf"))
 
 
+def test_whatever_is_a_plain_number_is_right_as_the_answer_to_itself() -> None:
+    generator = random.Random(0)
+    characters = "0123456789" * 2 + " ,.-+−–/$€()eE_%^×=:\n½²٣５#*kMUSDab"
+    plain = 0
+    for _ in range(3000):
+        text = "".join(generator.choices(characters, k=generator.randint(1, 5)))
+        if not is_plain_number(text):
+            continue
+        plain += 1
+        assert judge(text, f" The answer is: {text}", "text").correct, text
+        if is_plain_number(text, "public"):
+            assert parse_number(text) == float(text.replace(",", "")), text
+    assert plain > 400
+
+
 @pytest.mark.parametrize(
     ("label", "completion", "verdict"),
     [
@@ -130,7 +147,7 @@ def test_a_label_in_words_is_read_where_it_holds_a_single_number(
         ("5", "<|STOP|> The answer is: 5 The answer is: 18", Verdict("18", True, False)),
         ("18", "<|STOP|> İİ The answer is: 18", Verdict("18", True, True)),
         ("1800", "<|STOP|> hmm The answer is: $1,800.00 or 3", Verdict("$1800.00", True, True)),
-        ("-5", "<|STOP|> The answer is: −$5.", Verdict("−$5.", True, True)),
+        ("-5", "<|STOP|> The answer is: −$5.", Verdict("-$5.", True, True)),
         ("18", "<|STOP|> The answer is: 10 + 8 = 18", Verdict(None, True, False)),
         ("18", "<|STOP|> The answer is: none", Verdict(None, True, False)),
         ("18", "<|STOP|>The answer is: 18", Verdict(None, False, False)),

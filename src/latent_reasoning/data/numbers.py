@@ -29,11 +29,11 @@ TOLERANCE = Fraction(1, 10**6)
 RELATIVE_TOLERANCE = Fraction(1, 10**5)
 """And closer than this share of the label: six digits of it have to be right, also near 0."""
 
-FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""Full-width characters, as Asian input methods write digits and signs, to ASCII."""
+PLAINER = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-"}
+"""To ASCII: full-width characters, as Asian input methods write them, and the minus sign."""
 
 _SPACE = r"[^\S\r\n]"
-_DASH = "[-\u2010\u2011\u2012\u2013\u2212\ufe63]"
+_DASH = "[-\u2010\u2011\u2012\u2013\ufe63]"
 _SIGN = rf"(?:\+|{_DASH}|(?i:minus|negative)(?={_SPACE}))"
 _SYMBOLS = "$£¤¥฿\u20a0-\u20cf"
 _CURRENCY = rf"(?:\b[A-Z]{{1,3}}[{_SYMBOLS}]|[{_SYMBOLS}]|\b[A-Z]{{3}}\b)"
@@ -52,15 +52,17 @@ _NUMBER = re.compile(
 _CONTINUES = re.compile(
     r"\d|[^\s\da-zA-Z]{1,3}\d"  # 1,2345   3,5   1.234,50   5-7   1:30   10^{6}   \frac{1}{2}
     rf"|{_SPACE}\d{{3}}(?!\d)"  # 1 234
-    rf"|{_SPACE}*(?:[-+*/=÷×·\u2013\u2212]|x(?![a-z])){_SPACE}*\d"  # 10 - 7 = 3   1.5 x 10^6
-    r"|\s?\^|[a-zA-Z]\d"  # 10^n   0x10
+    rf"|{_SPACE}*(?:[-+*/=÷×·\u2013]|x(?![a-z])){_SPACE}*\d"  # 10 - 7 = 3   1.5 x 10^6
+    rf"|\s?\^|[a-zA-Z]\d|{_SPACE}?[eE]{_DASH}?\d"  # 10^n   0x10   1.5 e3
     r"|π|\s?\\(?:pi|sqrt|frac|times|cdot)"  # 2π
     rf"|{_DASH}(?=\s|$)"  # 5-
     rf"|{_SPACE}?(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)"
     r"|(?:[kKMB]|bn)(?![a-zA-Z])"  # 5k
+    rf"|{_SPACE}and{_SPACE}(?:(?:an?|one){_SPACE}(?:half|third|quarter)|\d+/\d)"  # 2 and a half
 )
 _BEGUN = re.compile(
-    rf"(?:[√^±\u2014]|{_DASH}{_SPACE}?|\\d?frac\{{?|\\sqrt\{{?"  # √2   ±5   --5
+    r"(?:[√^±\u2014,.]|\\d?frac\{?|\\sqrt\{?"  # √2   ±5   ,5
+    rf"|{_DASH}{_SPACE}?(?:\\[a-z]+\{{|[^\w\s]{{1,3}})?"  # -(5)   -**5**   -\boxed{{5}}
     rf"|(?:^|\s){_DASH}[a-zA-Z]{{1,4}}\.?{_SPACE}?)$"  # -Rs. 5
 )
 
@@ -73,15 +75,17 @@ class Number(NamedTuple):
 
 
 def read_number(text: str) -> Fraction | None:
-    """The value of a text that is a number and nothing else; None for any other."""
-    text = text.translate(FULL_WIDTH).strip()
+    """The value of a text that is a number and nothing else; None for any other text."""
+    if len(text) < 20 and text.isascii() and text.isdecimal():  # nearly all, 20 times as fast
+        return Fraction(int(text))
+    text = text.translate(PLAINER).strip()
     match = _NUMBER.fullmatch(text)
     return None if match is None else _value(match)
 
 
 def first_number(text: str) -> Number | None:
     """The first number of a text; None where it has none or the first one cannot be read."""
-    text = text.translate(FULL_WIDTH)
+    text = text.translate(PLAINER)
     match = _NUMBER.search(text)
     return None if match is None else _number_in(text, match)
 
@@ -89,7 +93,7 @@ def first_number(text: str) -> Number | None:
 def only_number(text: str) -> Number | None:
     """The number of a text with words around it; None where it has none, several or an unreadable
     one."""
-    text = text.translate(FULL_WIDTH)
+    text = text.translate(PLAINER)
     matches = list(_NUMBER.finditer(text))
     return _number_in(text, matches[0]) if len(matches) == 1 else None
 
@@ -105,8 +109,10 @@ def equal(label: Fraction, given: Fraction) -> bool:
 def _number_in(text: str, match: re.Match[str]) -> Number | None:
     """The number of a match in a text, unless what stands around it gives it another value."""
     after = text[match.end() :]
-    glued = after[:1].isnumeric() or _CONTINUES.match(after) or _BEGUN.search(text[: match.start()])
-    value = None if glued else _value(match)
+    begun = _BEGUN.search(text[: match.start()])
+    follower = after.lstrip(" \t")[:1]  # 2 ½, 5万
+    more = _CONTINUES.match(after) or (follower.isnumeric() and not follower.isdecimal())
+    value = None if begun or more else _value(match)
     return None if value is None else Number(match.group().strip().replace(",", ""), value)
 
 
