@@ -26,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from latent_reasoning.analysis.style import PALETTE, STYLE, save
+from latent_reasoning.analysis.style import PALETTE, STYLE, page, save
 from latent_reasoning.config import Experiment, load
 from latent_reasoning.dag.layout import Layout, main_models, results_root
 from latent_reasoning.rl.build import build
@@ -144,8 +144,7 @@ def summarise(experiment: Experiment, curves: pandas.DataFrame) -> pandas.DataFr
 
 def draw(curves: pandas.DataFrame) -> Figure:
     """Length in the upper row, accuracy in the lower; against steps (left) and seconds (right)."""
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
-    grid = figure.subplots(2, 2, sharex="col", sharey="row")
+    figure, grid = page(2, 2, 5.0, sharex="col", sharey="row")
     colours = dict(zip(curves["model"].unique(), PALETTE, strict=False))
     quantities = {"reasoning_tokens": "reasoning tokens", "accuracy": "accuracy"}
     for row, (column, label) in zip(grid, quantities.items(), strict=True):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.measure import Measurement
-from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, WIDTH, save
+from latent_reasoning.analysis.style import AFTER, BEFORE, STYLE, legend_below, page, save
 from latent_reasoning.runtime.files import write_text_atomically
 
 COLUMNS = ["workload", "axis", "value", "metric", "naive", "fast", "ratio"]
@@ -52,8 +52,7 @@ def draw_summary(measured: Sequence[Measurement]) -> Figure:
     """Bars of the ratios naive / fast of time, operations and memory."""
     workloads = list(dict.fromkeys(one.workload for one in measured))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + 0.55 * len(workloads)), layout="constrained")
-        axes = figure.subplots()
+        figure, ((axes,),) = page(1, 1, 1.1 + 0.55 * len(workloads))
         for place, (metric, look) in enumerate(RATIOS.items()):
             ratios = {one.workload: one.ratio for one in measured if one.metric == metric}
             heights = [workloads.index(name) + 0.27 * (place - 1) for name in ratios]
@@ -77,16 +76,14 @@ def draw_scaling(points: Sequence[Measurement]) -> Figure:
         row.setdefault(point.axis, {})[point.value] = point
     columns = max(map(len, panels.values()))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(panels)), layout="constrained")
-        grid = figure.subplots(len(panels), columns, squeeze=False, sharey="row")
+        figure, grid = page(len(panels), columns, 0.5 + 1.9 * len(panels), sharey="row")
         for axes_row, ((workload, metric), row) in zip(grid, panels.items(), strict=True):
             for axes, (axis, measured) in zip(axes_row, row.items(), strict=True):
                 _lines(axes, measured)
                 axes.set_xlabel(axis.replace("_", " "))
             axes_row[0].set_ylabel(METRIC_NAMES[metric])
             axes_row[0].set_title(WORKLOAD_NAMES[workload])
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
+        legend_below(figure, grid[0][0])
     return figure
 
 
