@@ -122,6 +122,8 @@ REFUSED = [
     ("learning_rate", 1, "learning_rate: unknown key; allowed here: base, data, evaluation"),
     ("data.sources", "x", "data.sources: unknown key; allowed here: augmentation"),
     ("models.sft.lr", 1, "models.sft.lr: unknown key; allowed here: form, from, lora"),
+    ("models.sft.save", "adapter", "save: adapter keeps the adapter of lora, but lora is null"),
+    ("models.sft.lora", {"target_modules": []}, "models.sft.lora.target_modules"),
     ("models.sft.start", "base", "models.sft.start: unknown key"),
     ("models.sft.training.lr", 1, "sft.training.lr: unknown key; allowed here: accumulation"),
     ("report.published", {"sft": {"x": 1}}, "published.sft.x: unknown key; allowed here: accuracy"),

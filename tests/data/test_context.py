@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.answers import is_well_formatted, judge
-from latent_reasoning.data.context import decode, read_pieces
+from latent_reasoning.data.context import decode, read_pieces, read_whole
 from latent_reasoning.data.round_trip import ROWS, check_round_trip
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import (
@@ -93,3 +98,29 @@ def test_a_tokenizer_that_does_not_keep_text_is_refused_in_one_line(kind, read) 
     with pytest.raises(DataError, match=f"{read}.*would be judged wrong") as refusal:
         check_round_trip(imitation(kind))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_that_drops_or_cannot_read_a_text_is_refused() -> None:
+    letters = {letter: index for index, letter in enumerate("</s> Theanwri:")}
+    dropping = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(letters, [])), eos_token="<"
+    )
+    with pytest.raises(DataError, match=r"reads ' The answer is: 0' and gives '.*:'"):
+        check_round_trip(dropping)
+    failing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    with pytest.raises(DataError, match="cannot read a text"):
+        list(read_whole(failing, ["b"]))
+
+
+def test_the_real_tokenizer_of_mistral_is_judged_right(tmp_path) -> None:
+    """`pip install mistral-common sentencepiece` brings it; elsewhere imitations stand for it."""
+    package = pytest.importorskip("mistral_common")
+    pytest.importorskip("sentencepiece")
+    file = Path(package.__file__).parent / "data" / "tokenizer.model.v1"
+    shutil.copy(file, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}'
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    check_round_trip(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(next(read_pieces(tokenizer, [":"]))) == [":"]
