@@ -11,8 +11,9 @@ before anything is built on it:
 3. an adapter: attached untrained it changes nothing; trained, saved, loaded and merged neither;
    with the recurrent filter and the special tokens' rows in use.
 
-It takes seconds on a CPU: some twenty forwards of at most a dozen tokens. Of a large base, 2 uses
-the first two blocks alone; 3 always does, on a copy. The model and the random state do not change.
+It takes seconds on a CPU: some forwards of at most 13 tokens. Of a large base, a copy of the first
+two blocks and of some tokens' rows takes part 2; it always takes part 3. The model and the random
+state do not change.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ from latent_reasoning.model.lora import (
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.special_rows import is_tied
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.files import first_line
 
@@ -49,10 +52,13 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, tor
 """Largest differences by precision, as shares of the largest logit. Rounding stays far below (1e-5
 is usual in float32), and the faults that this check looks for are far above."""
 
-WHOLE_PARAMETERS = 2_000_000_000
-"""Larger bases are tried by their first blocks, where a whole forward would take seconds."""
+WHOLE_PARAMETERS = 300_000_000
+"""Of larger bases a miniature takes the latent steps: a whole forward would take a second each."""
 
-BLOCKS = 2
+BLOCKS, TOKENS = 2, 60
+"""Blocks and tokens of a miniature."""
+
+SPECIAL_IDS = ("start_id", "end_id", "continue_id", "stop_id")
 
 
 class SelfCheckError(UserError, ValueError):
@@ -64,17 +70,16 @@ def check_model(model: LatentReasoner) -> None:
     base, settings = model.base, model.settings
     with _undisturbed(model), _failures_named(base):
         check_reading(base)
-        small = _first_blocks(base)
         whole = sum(parameter.numel() for parameter in base.parameters()) <= WHOLE_PARAMETERS
         if settings is not None:
-            latent = _embedded(model, small)
+            latent = _embedded(model)
             _check_latent(latent if model.special_rows is not None or not whole else model)
             _check_adapter(latent)
             return
-        settings = _settings_within(base)
-        _check_latent(_latent(base if whole else small, settings, "MLP"))
+        small = _miniature(base, _tokens(base, TOKENS))
+        _check_latent(_latent(base if whole else small, "MLP"))
         # Soft re-embedding reads every row of both matrices, the special tokens' among them.
-        _check_adapter(_latent(small, settings, "SRE"))
+        _check_adapter(_latent(small, "SRE"))
 
 
 def check_reading(base: PreTrainedModel) -> None:
@@ -169,7 +174,7 @@ def _tokens(base: PreTrainedModel, count: int, other_than: Sequence[int] = ()) -
 
 def _latent_rows(model: LatentReasoner) -> list[_LatentRow]:
     settings = model.settings
-    special = [settings.start_id, settings.end_id, settings.continue_id, settings.stop_id]
+    special = [getattr(settings, name) for name in SPECIAL_IDS]
     tokens = _tokens(model.base, 9, other_than=special)
     prompts = [[*tokens[:6], settings.start_id], [*tokens[4:7], settings.start_id]]
     answer = [settings.stop_id, *tokens[7:9]]
@@ -257,47 +262,59 @@ def _logits_of_rows(model: LatentReasoner) -> Tensor:
     return model.full_logits(output)[mask.bool()]
 
 
-def _settings_within(base: PreTrainedModel) -> LatentSettings:
-    """Four ordinary tokens from the middle of the vocabulary as special ones."""
+def _latent(base: PreTrainedModel, recurrent_filter: str) -> LatentReasoner:
+    """A latent reasoner with four ordinary tokens from inside the vocabulary as special ones."""
     first = base.get_input_embeddings().weight.shape[0] // 2
-    return LatentSettings(first, first + 1, first + 2, first + 3)
+    ids = {name: first + i for i, name in enumerate(SPECIAL_IDS)}
+    settings = LatentSettings(**ids, recurrent_filter=recurrent_filter)
+    return LatentReasoner(base, settings).eval()
 
 
-def _latent(base: PreTrainedModel, settings: LatentSettings, name: str) -> LatentReasoner:
-    return LatentReasoner(base, replace(settings, recurrent_filter=name)).eval()
-
-
-def _embedded(model: LatentReasoner, small: PreTrainedModel) -> LatentReasoner:
-    """A copy of a latent reasoner on a smaller base, its special rows in the matrices."""
-    body, model.base = model.base, small
+def _embedded(model: LatentReasoner) -> LatentReasoner:
+    """A miniature of a latent reasoner, with its special rows in the matrices."""
+    ids = {name: getattr(model.settings, name) for name in SPECIAL_IDS}
+    tokens = _tokens(model.base, TOKENS, other_than=[*ids.values()])
+    body = model.base
+    small = _miniature(body, [*tokens, *ids.values()])
     try:
+        model.base = small
         copied = copy.deepcopy(model)
     finally:
         model.base = body
+    copied.change_settings(**{name: len(tokens) + i for i, name in enumerate(ids)})
     copied.move_special_rows("embedding")
     return copied.eval()
 
 
-def _first_blocks(base: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `base` with its first blocks alone."""
+def _miniature(base: PreTrainedModel, tokens: Sequence[int]) -> PreTrainedModel:
+    """A copy of the first blocks of `base`, with the rows of some tokens alone."""
     count = base.config.num_hidden_layers
     lists = [
         (name, module)
         for name, module in base.base_model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if count <= BLOCKS or len(lists) != 1:
+    table, head = base.get_input_embeddings(), base.get_output_embeddings()
+    with contextlib.ExitStack() as stack:
+
+        def replace_for_now(holder: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, holder, name, getattr(holder, name))
+            setattr(holder, name, value)
+
+        if count > BLOCKS and len(lists) == 1:
+            parent, _, child = lists[0][0].rpartition(".")
+            holder = base.base_model.get_submodule(parent)
+            replace_for_now(holder, child, lists[0][1][:BLOCKS])
+            replace_for_now(base.config, "num_hidden_layers", BLOCKS)
+        rows = nn.Parameter(table.weight[[*tokens]])
+        own = rows if is_tied(base) else nn.Parameter(head.weight[[*tokens]])
+        if getattr(head, "bias", None) is not None:
+            replace_for_now(head, "bias", nn.Parameter(head.bias[[*tokens]]))
+        replace_for_now(table, "weight", rows)
+        replace_for_now(head, "weight", own)
+        replace_for_now(table, "padding_idx", None)
+        replace_for_now(base.config, "vocab_size", len(tokens))
         return copy.deepcopy(base)
-    name, blocks = lists[0]
-    parent, _, child = name.rpartition(".")
-    holder = base.base_model.get_submodule(parent)
-    setattr(holder, child, blocks[:BLOCKS])
-    base.config.num_hidden_layers = BLOCKS
-    try:
-        return copy.deepcopy(base)
-    finally:
-        setattr(holder, child, blocks)
-        base.config.num_hidden_layers = count
 
 
 # --------------------------------------------------------------------------------------- verdicts
