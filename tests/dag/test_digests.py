@@ -92,7 +92,7 @@ FROM_HUB: dict[str, set[str]] = {
     "data.special_token_text": TRAINED | {"evaluation of import"},
     "data.number_rule": ROWS | TRAINED | {"evaluation of import"},
     **dict.fromkeys(["data.generated", "base.texts", "base.training"], NOTHING),
-    "base.architecture": NOTHING,
+    **dict.fromkeys(["base.architecture", "base.any_opening"], NOTHING),
 }
 
 GGUF = {"base.source": "gguf", "base.path": "base.gguf"}

@@ -227,7 +227,7 @@ def test_the_papers_jobs_ask_for_what_is_planned_for_the_card(folder, overlay, c
         asked, model = job.resources, job.wildcards_dict.get("model")
         if job.rule.name in ("sft", "latent_sft", "rl", "evaluate"):
             need_of = evaluation_need if job.rule.name == "evaluate" else training_need
-            need = need_of(experiment, model, device)
+            need = need_of(experiment, model)
             assert (asked["mem_mb"], asked["runtime"]) == (need.host_mb, need.minutes)
             assert (asked["gpu"], asked["gpu_model"]) == (1, "h100" if overlay else "")
         else:

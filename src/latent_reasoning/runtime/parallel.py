@@ -103,8 +103,11 @@ class OneProcess:
 class SeveralProcesses(OneProcess):
     """The processes of one launch; all of them must call a method that communicates."""
 
-    def __init__(self, backend: str) -> None:
-        self.rank, self.count = rank(), process_count()
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+
+    def meet(self, backend: str) -> None:
+        """Open the communication; the other methods that communicate need it."""
         with self._together():
             distributed.init_process_group(
                 backend,
@@ -198,7 +201,9 @@ def join_processes(device: torch.device) -> OneProcess:
         )
     if not cpu:
         torch.cuda.set_device(local_rank)
-    return SeveralProcesses("gloo" if cpu else "cuda:nccl,cpu:gloo")
+    processes = SeveralProcesses(rank(), process_count())
+    processes.meet("gloo" if cpu else "cuda:nccl,cpu:gloo")
+    return processes
 
 
 def _die_with_the_launcher() -> None:
