@@ -148,7 +148,7 @@ def test_whatever_is_a_plain_number_is_right_as_the_answer_to_itself() -> None:
         ("18", "<|STOP|> İİ The answer is: 18", Verdict("18", True, True)),
         ("1800", "<|STOP|> hmm The answer is: $1,800.00 or 3", Verdict("$1800.00", True, True)),
         ("-5", "<|STOP|> The answer is: −$5.", Verdict("-$5.", True, True)),
-        ("18", "<|STOP|> The answer is: 10 + 8 = 18", Verdict(None, True, False)),
+        ("18", "<|STOP|> The answer is: 10 - 8 = 2", Verdict(None, True, False)),
         ("18", "<|STOP|> The answer is: none", Verdict(None, True, False)),
         ("18", "<|STOP|>The answer is: 18", Verdict(None, False, False)),
         ("18", "<|STOP|> The answer is : 18", Verdict(None, False, False)),

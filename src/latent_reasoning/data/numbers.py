@@ -12,9 +12,10 @@ stand before it (`first_number`). Values are exact fractions. Read are
 
 Whatever would change the value of what stands before it makes the whole number unreadable instead
 of another number (`_CONTINUES`, `_BEGUN`): a comma that groups no thousands (`3,5`, `1.234,50`), a
-space that does (`1 234`), powers and arithmetic (`10^6`, `10 - 7 = 3`), ranges, ratios and times
-(`5-7`, `1:30`), a sign at the wrong place (`5-`, `--5`), number words (`5 million`), `½`. A per
-cent sign is a unit like `dollars`: a completion `50%` is 50, and a label `50%` is not plain.
+space that does (`1 234`), powers (`10^6`), ranges and differences, ratios and times (`5-7`,
+`10 - 7`, `1:30`), a sign at the wrong place (`5-`, `--5`), number words (`5 million`), `½`. A sum
+or product is several numbers: of `10 + 8 = 18` the first counts. A per cent sign is a unit like
+`dollars`: a completion `50%` is 50, and a label `50%` is not plain.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ _NUMBER = re.compile(
     rf"(?P<magnitude>{_MAGNITUDE})(?:{_SPACE}?{_CURRENCY})?"
 )
 _CONTINUES = re.compile(
-    r"\d|[^\s\da-zA-Z]{1,3}\d"  # 1,2345   3,5   1.234,50   5-7   1:30   10^{6}   \frac{1}{2}
+    r"\d|[^\s\da-zA-Z)+*=][^\s\da-zA-Z]{0,2}\d"  # 1,2345   3,5   5-7   1:30   10^{6}   1}{2
     rf"|{_SPACE}\d{{3}}(?!\d)"  # 1 234
-    rf"|{_SPACE}*(?:[-+*/=÷×·\u2013]|x(?![a-z])){_SPACE}*\d"  # 10 - 7 = 3   1.5 x 10^6
+    rf"|{_SPACE}*(?:[-/÷×·\u2013]|x(?![a-z])){_SPACE}*\d"  # 10 - 7   1 / 2   1.5 x 10^6
+    rf"|{_SPACE}*\*{_SPACE}*10{_SPACE}?(?:\^|\*\*)|\*\*\d"  # 1.5 * 10^6   10**6
     rf"|\s?\^|[a-zA-Z]\d|{_SPACE}?[eE]{_DASH}?\d"  # 10^n   0x10   1.5 e3
     r"|π|\s?\\(?:pi|sqrt|frac|times|cdot)"  # 2π
     rf"|{_DASH}(?=\s|$)"  # 5-
