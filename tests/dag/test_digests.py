@@ -75,7 +75,6 @@ EFFECTS: dict[str, set[str]] = {
     **dict.fromkeys(["base.path", "base.licence", "base.hub_id", "base.revision"], NOTHING),
     "models.sft": {"sft"},
     "models.latent_sft": {"latent", "rl"},
-    "models.latent_sft.forced_steps": {"evaluation of latent"},
     "models.rl": {"rl"},
     "models.import": {"import"},
     "models.import.licence": NOTHING,

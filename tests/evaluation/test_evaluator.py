@@ -134,7 +134,8 @@ def test_a_model_may_be_evaluated_at_a_forced_length(latent, tokenizer, rows):
 def test_prompts_past_the_last_position_are_refused_with_their_row(latent, tokenizer, rows, steps):
     latent.position_limit = 20
     settings = EvaluationSettings(prefix="", max_new_tokens=2, max_forced_steps=steps)
-    with pytest.raises(DataError, match=r"reads 20 tokens at most.* rows .*\(row test-\d: \d+ tok"):
+    problem = r"reads 20 tokens at most, and \d of 6 prompts are longer \(row test-\d: \d+ tokens\)"
+    with pytest.raises(DataError, match=problem):
         evaluate(latent, tokenizer, rows, settings)
 
 

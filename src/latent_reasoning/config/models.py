@@ -23,7 +23,6 @@ from latent_reasoning.config.fields import (
 
 FROM_SCRATCH = only_when("source", "scratch")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
-EVALUATION_ONLY = science_for("evaluation")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
 
 
@@ -318,8 +317,8 @@ class LatentSftModel(SupervisedModel):
     teacher's steps), with unchanged stop labels."""
     teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
     """Styles of the teacher's reasoning."""
-    forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
-    """Evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
+    forced_steps: Count | None = None
+    """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
 
 
 class Reward(Section):
@@ -379,7 +378,7 @@ class ImportModel(Section):
     """Pinned revision of a hub id."""
     licence: Annotated[str | None, NOT_SCIENCE] = None
     """Licence of the weights, for the model's card; `from: base` has its own."""
-    forced_steps: Annotated[Count | None, EVALUATION_ONLY] = None
+    forced_steps: Annotated[Count | None, science_for("evaluation")] = None
     """Evaluate with this number of latent steps; null: adaptive."""
 
     @model_validator(mode="after")

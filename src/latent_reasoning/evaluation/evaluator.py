@@ -164,9 +164,9 @@ def _check_positions(
     ]
     if long:
         raise DataError(
-            f"{type(model.base).__name__} reads {limit} tokens at most, and the prompts of "
-            f"{len(long)} rows are longer (row {long[0][0]}: {long[0][1]} tokens); shorten these "
-            "rows or leave them out"
+            f"{type(model.base).__name__} reads {limit} tokens at most, and {len(long)} of "
+            f"{len(rows)} prompts are longer (row {long[0][0]}: {long[0][1]} tokens); shorten them "
+            "or leave them out"
         )
 
 

@@ -75,9 +75,8 @@ class LatentReasoner(nn.Module):
 
     With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
-    modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. `position_limit` is the
-    number of positions that the base has (None: no end); with `base_dropout` False the base's own
-    dropout stays off in train mode, and that of adapters does not.
+    modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
+    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:

@@ -52,7 +52,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, tor
 """Largest differences by precision, as shares of the largest logit. Rounding stays far below (1e-5
 is usual in float32), and the faults that this check looks for are far above."""
 
-WHOLE_PARAMETERS = 300_000_000
+WHOLE_PARAMETERS = 100_000_000
 """Of larger bases a miniature takes the latent steps: a whole forward would take a second each."""
 
 BLOCKS, TOKENS = 2, 60
