@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from latent_reasoning.config import LatentSteps
@@ -110,6 +110,22 @@ def test_a_tokenizer_that_drops_or_cannot_read_a_text_is_refused() -> None:
     failing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
     with pytest.raises(DataError, match="cannot read a text"):
         list(read_whole(failing, ["b"]))
+
+
+def test_a_tokenizer_whose_unknown_token_is_eos_is_tried_with_all_rows() -> None:
+    """As GPT-2's and OPT's: EOS at the end of each text does not mean an unknown word."""
+    letters = sorted(
+        {*"".join(ROWS[1].steps or ()), *ROWS[1].question, *" The answer is: 0"} - {"*"}
+    )
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["</s>", *letters])}, []))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", bos_token="</s>", unk_token="</s>"
+    )
+    with pytest.raises(
+        DataError, match=r"reads '<<1\+2=3>><<3\*4=12>> .* gives '<<1\+2=3>><<34=12"
+    ):
+        check_round_trip(fast)
 
 
 def test_the_real_tokenizer_of_mistral_is_judged_right(tmp_path) -> None:

@@ -26,6 +26,7 @@ from tests.model.families import (
     CONTINUE,
     EOS,
     FAMILIES,
+    POSITIONS,
     START,
     STOP,
     family_reasoner,
@@ -150,3 +151,17 @@ def test_an_evaluation(name):
     for steps, generations in enumerate(curve):
         forced = [[*prompt, *[CONTINUE] * steps, STOP, 15] for prompt in PROMPTS]
         assert [g.ids for g in generations] == [slow_greedy(model, ids, 4) for ids in forced]
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "MPT"])
+@torch.no_grad()
+def test_a_short_row_is_written_on_after_a_long_one_has_met_the_last_position(name):
+    """Columns that only the long row used must go with it: MPT has distances for 40 of them."""
+    model, new = family_reasoner(name, max_latent_steps=3), 12
+    prompts = [[*range(2, 38), START], PROMPTS[1]]
+    own = generate(model, prompts, max_new_tokens=new, eos_id=EOS, batch_size=2)
+    room = POSITIONS + 1 - len(prompts[0])
+    assert own[0].ids == slow_greedy(model, prompts[0], room)
+    assert own[1].ids == slow_greedy(model, prompts[1], new)
+    assert own[0].cut_off
+    assert len(own[1].ids) > len(own[0].ids) == room

@@ -258,6 +258,26 @@ def test_a_text_past_the_last_position_is_one_clear_line():
     assert LatentReasoner(build_base(), None).position_limit is None
 
 
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, 64),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 32}
+            | {"short_factor": [1.0, 1.0], "long_factor": [4.0, 8.0]},
+            32,
+        ),
+        ({"rope_type": "linear", "factor": 2.0}, None),
+    ],
+)
+def test_a_text_ends_where_the_rotation_would_change_with_its_length(rope, limit):
+    """Phi-3 128k, dynamic NTK: keys in the cache are turned by the rotation of a shorter text."""
+    config = build_base().config
+    config.rope_parameters = {"rope_theta": 10000.0} | rope
+    base = type(build_base())(config).double()
+    assert LatentReasoner(base, None).position_limit == limit
+
+
 def test_the_base_s_own_dropout_can_be_off_while_that_of_adapters_is_on():
     model = build_reasoner("gpt2")
     attach_lora(model, Lora(r=2, alpha=2, dropout=0.5, target_modules=["c_attn"]))

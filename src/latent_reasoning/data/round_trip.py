@@ -36,6 +36,7 @@ ROWS = (
     Row("steps", "Ann has 1 pen, and gets 2. How many?", ("<<1+2=3>>", "<<3*4=12>>"), "12"),
     Row("negative", "It is 2, and falls by 5.5?", ("<<2-5.5=-3.5>>",), "-3.5"),
     Row("thousands", "600 boxes of 30 cost $18?", ("<<600*30=18,000>>",), "18,000"),
+    Row("digits", "A 7th of 798,098?", ("<<798098/7=114014>>", "<<114014-35=113979>>"), "113979"),
     Row("sentences", "Half of 3 pens?", ("Ann has 3 pens.", "Half of 3 is 1.5."), "1.5"),
 )
 
@@ -71,9 +72,10 @@ def _texts(tokenizer: PreTrainedTokenizerBase, row: Row) -> Iterator[Piece]:
     ):
         (example,) = encode_plain_rows([row], tokenizer, prefix="", reasonings=[reasoning])
         ids = example.input_ids.tolist()
-        if row is not FORMAT_ROW and tokenizer.unk_token_id in ids:
-            return
         completion, end = ids[example.question_length : -1], ids[example.target_position + 1 : -1]
+        # BOS and EOS, which are left out here, may be the unknown token too (GPT-2, OPT).
+        if row is not FORMAT_ROW and tokenizer.unk_token_id in completion:
+            return
         yield "text", reasoning + answer, decode(tokenizer, completion), row.answer
         yield "forced", f" {row.answer}", decode(tokenizer, end), row.answer
     if not missing_special_tokens(tokenizer):

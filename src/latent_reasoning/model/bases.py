@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from latent_reasoning.config import UserError
 
@@ -72,12 +72,27 @@ def check_supported(base: PreTrainedModel) -> None:
 def position_limit(base: PreTrainedModel) -> int | None:
     """The number of positions that `base` has, None where rotation or bias has no end.
 
-    Only a model without rotary embeddings ends: its table of positions has no further row.
+    A table of positions ends. A rotation ends where it changes with the length of the text
+    (`dynamic` and `longrope`): the keys of earlier tokens were turned by another one.
     """
+    config = base.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    changes = [
+        limit
+        for part in (rope, *rope.values())
+        if isinstance(part, Mapping) and (limit := _rotation_changes_after(config, part))
+    ]
+    if changes:
+        return min(changes)
     if any("rotary" in name for name, _ in base.named_modules()):
         return None
-    config = base.config
     return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+
+
+def _rotation_changes_after(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int | None:
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings")
+    return config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
 
 
 def check_length(base: PreTrainedModel, limit: int, tokens: int) -> None:

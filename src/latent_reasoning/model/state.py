@@ -25,13 +25,14 @@ class ReasoningState:
     prefix: SharedPrefix | None = None
 
     def close_gaps(self) -> None:
-        """Move each row's tokens to its last columns, in place: no column between two is empty.
+        """Move each row's tokens to its last columns, in place: no column between two is empty, and
+        none before the longest row.
 
         A base that counts columns (sliding windows, MPT's distances) then counts tokens.
         """
-        if not bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
-            return
         width = int(self.mask.sum(1).max())
+        if width == self.mask.shape[1] and not (self.mask[:, :-1] & ~self.mask[:, 1:]).any():
+            return
         order = self.mask.long().argsort(dim=1, stable=True)[:, -width:]
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
