@@ -97,6 +97,26 @@ def test_numbers_that_yaml_reads_as_octal_or_sexagesimal_are_refused(tmp_path, t
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("9" * 5000, "line 1, column 8 9+ is no int: Exceeds the limit"),
+        ("0b_", "line 1, column 8 0b_ is no int"),
+        ('!!int "x"', "line 1, column 8 x is no int"),
+        ("!!float '.'", r"line 1, column 8 \. is no float"),
+        ("!!bool x", "line 1, column 8 x is no bool"),
+        ("!!map [1]", "line 1, column 8 expected a mapping node"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_its_reader_cannot_construct_is_refused_with_its_place(tmp_path, text, problem):
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"seeds: {text}\n")
+    with pytest.raises(ConfigError, match=rf"odd\.yaml: {problem}"):
+        read([path])
+
+
+@pytest.mark.parametrize(
     ("text", "number"), [("1e-4", 1e-4), ("8E-4", 8e-4), ("2.5e+1", 25.0), (".5e-1", 0.05)]
 )
 def test_a_number_with_an_exponent_is_a_number(text, number):

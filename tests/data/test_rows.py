@@ -91,6 +91,7 @@ def test_gsm8ks_own_rows_take_the_form_of_gsm8k_aug() -> None:
         ({"question": "q?", "answer": Decimal("1e10000")}, "the answer 1E+10000 is too large"),
         ({"question": "q?", "answer": "1", "steps": "<<1=1>>"}, "steps is a list of texts"),
         ({"question": "q?", "answer": "1", "steps": [1]}, "steps is a list of texts"),
+        ({"question": "q?", "answer": b"1"}, "answer is text, not bytes"),
         ({"question": "\ud800", "answer": "1"}, "question is not valid Unicode"),
     ],
 )
@@ -103,7 +104,11 @@ def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     long, deep = b'{"a": 1' + b"0" * 5000 + b"}", b"[" * 10**5
     vast = b'{"a": 1e99999999999999999999}'
-    lines = b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n%b\n%b\n{"a": 2}\n%b' % (long, deep, vast)
+    lines = b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n\xff\n%b\n%b\n{"a": 2}\n%b\n{"a": 1, "a": 2}' % (
+        long,
+        deep,
+        vast,
+    )
     path.write_bytes(lines)
     expected = {
         0: {"a": 1},
@@ -113,6 +118,7 @@ def test_lines_are_counted_as_they_stand_in_the_file(tmp_path) -> None:
         5: "line 6: nested too deeply",
         6: {"a": 2},
         7: "line 8: not readable: a number",
+        8: "line 9: not readable: the key 'a' stands twice",
     }
     found = dict(json_line_records(path))
     assert list(found) == list(expected)

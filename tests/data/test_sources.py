@@ -165,6 +165,27 @@ def test_a_truncated_parquet_file_is_named(folder) -> None:
         read(local(folder))
 
 
+NO_UTF8 = pyarrow.StringArray.from_buffers(
+    1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"question": ["q?"], "answer": NO_UTF8}, "not a readable parquet file: 'utf-8'"),
+        ({"question": ["q?"], "answer": ["1"], "answer ": ["2"]}, "a column stands twice among"),
+    ],
+)
+def test_parquet_that_could_be_misread_is_refused(folder, columns, problem) -> None:
+    (folder / "test.jsonl").unlink()
+    table = pyarrow.table(columns)
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    pyarrow.parquet.write_table(table, folder / "test.parquet")
+    with pytest.raises(DataError, match=rf"test\.parquet: {problem}"):
+        read(local(folder))
+
+
 BAD_LINES = [
     ("{not json", "not JSON"),
     ('["a list"]', "a row is a mapping"),

@@ -11,7 +11,14 @@ from latent_reasoning.runtime.command import count, positive, run_stage
 
 @pytest.mark.parametrize(
     ("kind", "text", "reason"),
-    [(positive, "0", "0 is below 1"), (count, "-3", "-3 is below 0"), (count, "x", "whole number")],
+    [
+        (positive, "0", "0 is below 1"),
+        (positive, "9" * 25, "9 is above 1000000000"),
+        (count, "-3", "-3 is below 0"),
+        (count, "x", "whole number"),
+        (count, "9" * 25, "9 is above 9223372036854775807"),
+        (count, "9" * 5000, "9 is not a whole number"),
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(kind, text, reason):
     assert (kind("7"), count("0")) == (7, 0)

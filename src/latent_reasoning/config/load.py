@@ -90,7 +90,13 @@ class _Loader(yaml.SafeLoader):
     that YAML reads as octal or sexagesimal."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError) as error:  # of thousands of digits, or with a tag it belies
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value!s:.80} is no {node.tag.rpartition(':')[2]}: {error}",
+                problem_mark=node.start_mark,
+            ) from None
         if isinstance(value, int | float) and OTHER_BASES.fullmatch(str(node.value)):
             raise yaml.constructor.ConstructorError(
                 problem=f"{node.value} is no whole number: YAML would read {value}; write it "
@@ -109,7 +115,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.constructor.ConstructorError(
@@ -142,6 +148,8 @@ def _read(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(f"{path}:{where} {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys, not {content!r:.80}")
     return content

@@ -13,9 +13,10 @@ stand before it (`first_number`). Values are exact fractions. Read are
 Whatever would change the value of what stands before it makes the whole number unreadable instead
 of another number (`_CONTINUES`, `_BEGUN`): a comma that groups no thousands (`3,5`, `1.234,50`), a
 space that does (`1 234`), powers (`10^6`), ranges and differences, ratios and times (`5-7`,
-`10 - 7`, `1:30`), a sign at the wrong place (`5-`, `--5`), number words (`5 million`), `½`. A sum
-or product is several numbers: of `10 + 8 = 18` the first counts. A per cent sign is a unit like
-`dollars`: a completion `50%` is 50, and a label `50%` is not plain.
+`10 - 7`, `1:30`), a sign at the wrong place (`5-`, `--5`), a comma after 0 (`0,125`), number words
+(`5 million`), `½`, a function's brackets (`f(5)`). A sum or product is several numbers: of
+`10 + 8 = 18` the first counts. A per cent sign is a unit like `dollars`: a completion `50%` is 50,
+and a label `50%` is not plain.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ PLAINER = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-"
 
 _SPACE = r"[^\S\r\n]"
 _DASH = "[-\u2010\u2011\u2012\u2013\ufe63]"
-_SIGN = rf"(?:\+|{_DASH}|(?i:minus|negative)(?={_SPACE}))"
 _SYMBOLS = "$£¤¥฿\u20a0-\u20cf"
+_SIGN = rf"(?:\+|{_DASH}|(?i:minus|negative)(?=[{_SYMBOLS}]|{_SPACE}))"
 _CURRENCY = rf"(?:\b[A-Z]{{1,3}}[{_SYMBOLS}]|[{_SYMBOLS}]|\b[A-Z]{{3}}\b)"
 _DIGITS = r"\d+(?:_\d+)*"
-_WHOLE = rf"(?:\d{{1,3}}(?:,\d{{3}})+|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}|{_DIGITS})"
+_WHOLE = rf"(?:(?!0)\d{{1,3}}(?:,\d{{3}})+|(?!0)\d{{1,2}}(?:,\d{{2}})+,\d{{3}}|{_DIGITS})"
 _FRACTION = rf"(?:{_WHOLE}{_SPACE}+)?{_WHOLE}/{_WHOLE}"
-_DECIMAL = rf"(?:{_WHOLE}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?\d{{1,4}})?"
+_DECIMAL = rf"(?:{_WHOLE}(?:\.(?:{_DIGITS})?)?|(?<![a-zA-Z])\.{_DIGITS})(?:[eE][-+]?\d{{1,4}})?"
 _MAGNITUDE = rf"(?:{_FRACTION}|{_DECIMAL})"
 
 _NUMBER = re.compile(
@@ -55,15 +56,18 @@ _CONTINUES = re.compile(
     rf"|{_SPACE}\d{{3}}(?!\d)"  # 1 234
     rf"|{_SPACE}*(?:[-/÷×·\u2013]|x(?![a-z])){_SPACE}*\d"  # 10 - 7   1 / 2   1.5 x 10^6
     rf"|{_SPACE}*\*{_SPACE}*10{_SPACE}?(?:\^|\*\*)|\*\*\d"  # 1.5 * 10^6   10**6
-    rf"|\s?\^|[a-zA-Z]\d|{_SPACE}?[eE]{_DASH}?\d"  # 10^n   0x10   1.5 e3
+    rf"|\s?\^|[a-zA-Z]\d|{_SPACE}?[eE](?:\+|{_DASH})?\d|[dD][-+]\d|#[A-Z]"
+    # 10^n   0x10   1.5 e3   1.5D+03   1.#INF
     r"|π|\s?\\(?:pi|sqrt|frac|times|cdot)"  # 2π
     rf"|{_DASH}(?=\s|$)"  # 5-
-    rf"|{_SPACE}?(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)"
-    r"|(?:[kKMB]|bn)(?![a-zA-Z])"  # 5k
-    rf"|{_SPACE}and{_SPACE}(?:(?:an?|one){_SPACE}(?:half|third|quarter)|\d+/\d)"  # 2 and a half
+    rf"|{_SPACE}?(?i:hundred|thousand|million|billion|trillion|dozen|lakh|lacs?\b|crore)"
+    rf"|(?:[KMB]|{_SPACE}?(?:k|bn|mn|tn))(?![a-zA-Z])"  # 5M   5 k
+    rf"|{_SPACE}(?:and|&){_SPACE}(?:(?:(?:an?|one|two|three){_SPACE})?(?:half|third|quarter)|\d+/\d)"
+    rf"|{_SPACE}?\\?%{_SPACE}?\)"  # (5%)
 )
 _BEGUN = re.compile(
-    r"(?:[√^±\u2014,.]|\\d?frac\{?|\\sqrt\{?"  # √2   ±5   ,5
+    r"(?:[√^±\u2014\u2015\u207b,.;]|\\d?frac\{?|\\sqrt\{?"  # √2   ±5   ,5   &minus;5
+    r"|[a-zA-Z]/"  # #DIV/0!
     rf"|{_DASH}{_SPACE}?(?:\\[a-z]+\{{|[^\w\s]{{1,3}})?"  # -(5)   -**5**   -\boxed{{5}}
     rf"|(?:^|\s){_DASH}[a-zA-Z]{{1,4}}\.?{_SPACE}?)$"  # -Rs. 5
 )
@@ -114,7 +118,8 @@ def _number_in(text: str, match: re.Match[str]) -> Number | None:
     begun = _BEGUN.search(text[: match.start()])
     follower = after.lstrip(" \t")[:1]  # 2 ½, 5万
     more = _CONTINUES.match(after) or (follower.isnumeric() and not follower.isdecimal())
-    value = None if begun or more else _value(match)
+    function = match["bracketed"] and match.start() and text[match.start() - 1].isalnum()  # f(5)
+    value = None if begun or more or function else _value(match)
     return None if value is None else Number(match.group().strip().replace(",", ""), value)
 
 

@@ -18,6 +18,7 @@ from latent_reasoning.data.sequences import (
     CONTINUE,
     START,
     STOP,
+    beginning,
     encode_latent_rows,
     encode_plain_rows,
     encode_prompts,
@@ -74,7 +75,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, row: Row) -> Iterator[Piece]:
         ids = example.input_ids.tolist()
         completion, end = ids[example.question_length : -1], ids[example.target_position + 1 : -1]
         # BOS and EOS, which are left out here, may be the unknown token too (GPT-2, OPT).
-        if row is not FORMAT_ROW and tokenizer.unk_token_id in completion:
+        if row is not FORMAT_ROW and tokenizer.unk_token_id in ids[len(beginning(tokenizer)) : -1]:
             return
         yield "text", reasoning + answer, decode(tokenizer, completion), row.answer
         yield "forced", f" {row.answer}", decode(tokenizer, end), row.answer

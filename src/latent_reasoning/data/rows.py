@@ -69,7 +69,10 @@ def parse_row(record: Any, row_id: str, where: str) -> Row:
         steps = _ANNOTATION.findall(solution) if steps is None else steps
     if steps is not None:
         if not isinstance(steps, list | tuple) or not all(isinstance(s, str) for s in steps):
-            raise DataError(f"{where}: steps is a list of texts (or null), not {_type_name(steps)}")
+            other = " of other things" if isinstance(steps, list | tuple) else ""
+            raise DataError(
+                f"{where}: steps is a list of texts (or null), not {_type_name(steps)}{other}"
+            )
         for step in steps:
             _check_unicode(step, "steps", where)
         steps = tuple(steps)
@@ -121,19 +124,29 @@ def _decoded(text: bytes, where: str) -> Any:
     """The content of some JSON, or the `DataError` that says why it has none."""
     try:
         # Decimals keep numbers as they are written, beyond a float's range and precision.
-        return json.loads(text.decode("utf-8-sig"), parse_float=Decimal)
+        return json.loads(text.decode("utf-8-sig"), parse_float=Decimal, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         problem = f"not UTF-8: {error.reason}"
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         problem = f"not JSON: {error.msg} ({line}column {error.colno})"
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits, a repeated key
         problem = f"not readable: {error}"
     except ArithmeticError:
         problem = "not readable: a number with an exponent beyond all bounds"
     except RecursionError:
         problem = "nested too deeply"
     return DataError(f"{where}: {problem}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of some JSON, whose reader would take the last one of a key's values."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.80} stands twice")
+    return mapping
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -210,6 +223,5 @@ def _check_unicode(text: str, column: str, where: str) -> None:
 
 def _type_name(value: Any) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "null"}
-    return names.get(
-        type(value), "a number" if isinstance(value, int | float | Decimal) else "something else"
-    )
+    other = "a number" if isinstance(value, int | float | Decimal) else type(value).__name__
+    return names.get(type(value), other)

@@ -247,9 +247,12 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: a column stands twice among {', '.join(names)}")
             for batch in file.iter_batches(batch_size=RECORDS_PER_READ):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
 
 

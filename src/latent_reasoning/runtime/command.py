@@ -51,22 +51,24 @@ def parser(
 
 
 def count(text: str) -> int:
-    """An argument that is a whole number from 0 on."""
-    return _whole_number(text, 0)
+    """An argument that is a whole number from 0 on, of 64 bits like a seed."""
+    return _whole_number(text, 0, 2**63 - 1)
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number from 1 on."""
-    return _whole_number(text, 1)
+    """An argument that is a whole number from 1 to a thousand million."""
+    return _whole_number(text, 1, 10**9)
 
 
-def _whole_number(text: str, least: int) -> int:
+def _whole_number(text: str, least: int, most: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a whole number") from None
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} is below {least}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{text:.80} is above {most}")
     return value
 
 
