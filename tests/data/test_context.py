@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.answers import is_well_formatted, judge
 from latent_reasoning.data.context import decode, read_pieces, read_whole
-from latent_reasoning.data.round_trip import ROWS, check_round_trip
-from latent_reasoning.data.rows import DataError
+from latent_reasoning.data.round_trip import ROWS, check_answers, check_round_trip
+from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
     encode_latent_rows,
     encode_plain_rows,
@@ -112,20 +112,32 @@ def test_a_tokenizer_that_drops_or_cannot_read_a_text_is_refused() -> None:
         list(read_whole(failing, ["b"]))
 
 
+def with_characters(text: str, **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the characters of `text`, which drops all others without a word."""
+    characters = {token: i for i, token in enumerate(["</s>", *dict.fromkeys(text)])}
+    tokenizer = Tokenizer(models.BPE(characters, []))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **special)
+
+
+def test_a_tokenizer_made_for_few_texts_is_refused_with_the_first_answer_that_it_lacks() -> None:
+    tokenizer = with_characters(" The answer is:13<>+=", unk_token="</s>", bos_token="</s>")
+    check_round_trip(tokenizer)
+    rows = [Row("a", "?", (), "31"), Row("b", "?", (), "1301")]
+    check_answers(tokenizer, rows[:1])
+    with pytest.raises(DataError, match=r"row b: .* of the answer '1301', and reads ' 131'"):
+        check_answers(tokenizer, rows)
+    with pytest.raises(DataError, match=r"reads ' The answer is: 0' and gives ' The answer is: '"):
+        check_round_trip(with_characters(" The answer is:"))
+
+
 def test_a_tokenizer_whose_unknown_token_is_eos_is_tried_with_all_rows() -> None:
     """As GPT-2's and OPT's: EOS at the end of each text does not mean an unknown word."""
-    letters = sorted(
-        {*"".join(ROWS[1].steps or ()), *ROWS[1].question, *" The answer is: 0"} - {"*"}
-    )
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["</s>", *letters])}, []))
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", bos_token="</s>", unk_token="</s>"
-    )
-    with pytest.raises(
-        DataError, match=r"reads '<<1\+2=3>><<3\*4=12>> .* gives '<<1\+2=3>><<34=12"
-    ):
-        check_round_trip(fast)
+    tokenizer = imitation("gpt-2")
+    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("<<1", "<1<")
+    with pytest.raises(DataError, match=r"reads '<<1\+2=3>>.* gives '<1<\+2=3>>"):
+        check_round_trip(tokenizer)
 
 
 def test_the_real_tokenizer_of_mistral_is_judged_right(tmp_path) -> None:

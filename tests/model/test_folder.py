@@ -181,6 +181,7 @@ def test_a_kernel_that_a_folder_asks_for_is_left_out(folder, key):
     [
         ("gpt2", "transformer.h.0.attn.bias"),
         ("gpt2", "transformer.h.1.attn.masked_bias"),
+        ("gpt2", "transformer.h.1.attn.causal_mask"),
         ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
     ],
 )

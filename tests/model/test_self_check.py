@@ -225,6 +225,14 @@ def test_its_cost_is_bounded(check, forwards):
     assert max(widths) <= 13
 
 
+def test_a_model_that_gives_no_numbers_is_refused_as_damaged():
+    base = build("GPT-2")
+    with torch.no_grad():
+        base.transformer.ln_f.weight[3] = float("nan")
+    with pytest.raises(SelfCheckError, match=r"reading a text: .* no numbers: damaged weights"):
+        check_model(LatentReasoner(base, None))
+
+
 def test_an_error_on_the_way_is_a_verdict_too(monkeypatch):
     def broken(*arguments, **options):
         raise IndexError("list index out of range")

@@ -23,8 +23,8 @@ USABLE_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers in a model's config that keep keys and values of every token."""
 
 MASK_BUFFERS = re.compile(
-    r"(^|\.)(attn|attention|self_attn|self_attention)\.(attention\.)?(bias|masked_bias)$"
-    r"|\.rotary_emb\.inv_freq$|\.embed_positions\.weights$"
+    r"(^|\.)(attn|attention|self_attn|self_attention)\.(attention\.)?(bias|masked_bias|causal_mask)$"
+    r"|\.inv_freq$|\.embed_positions(\.weights)?$"
 )
 """Names of masks and tables that older versions of transformers saved among the weights."""
 

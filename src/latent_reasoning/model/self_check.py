@@ -323,6 +323,8 @@ def _miniature(base: PreTrainedModel, tokens: Sequence[int]) -> PreTrainedModel:
 def _compare(what: str, reason: str, found: Tensor, expected: Tensor) -> None:
     """Raise `SelfCheckError` where logits differ by more than rounding or in which are infinite."""
     found, expected = found.detach(), expected.detach()
+    if expected.isnan().any():
+        raise SelfCheckError(f"{what}: its own full forward gives no numbers: damaged weights")
     possible = expected.isfinite()
     if torch.equal(found.isfinite(), possible):
         difference = float((found[possible] - expected[possible]).abs().max())

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
 from latent_reasoning.data.examples import LatentExample
-from latent_reasoning.data.round_trip import check_round_trip
+from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -56,6 +56,7 @@ def _token_sft(
     if entry.lora is not None:
         attach_lora(model, entry.lora)
     rows = run.training_rows(tokenizer)
+    check_answers(tokenizer, rows)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
     _check_positions(model, max(map(len, examples)), run.experiment.data)
     longest = max(len(example) - example.question_length for example in examples)
@@ -81,6 +82,7 @@ def _latent_sft(
         attach_lora(model, entry.lora)
     data, distillation = run.experiment.data, entry.distillation
     rows = without_negative_answers(run.training_rows(tokenizer), data)
+    check_answers(tokenizer, rows)
     teacher = None
     if distillation.teacher != "self":
         teacher = load(run.parents[distillation.teacher], run.device.type)
