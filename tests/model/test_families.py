@@ -21,7 +21,7 @@ from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.rollouts import SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import score_completions
-from latent_reasoning.sft.latent_sft import latent_sft_losses
+from latent_reasoning.sft.latent_sft import LatentReading, latent_sft_losses
 from tests.model.families import (
     CONTINUE,
     EOS,
@@ -90,7 +90,8 @@ def test_a_step_of_latent_sft(name, monkeypatch):
         latent_example([9, 10, 11], [12, 18], steps=1),
     ]
     settings = Distillation(codi_weight=2.0, meaned_weight=3.0, normalise="none")
-    own = latent_sft_losses(model, collate_latent(examples, pad_id=EOS), settings)
+    reading = LatentReading.plan(model, collate_latent(examples, pad_id=EOS), settings)
+    own = latent_sft_losses(model, reading, settings)
     teacher, student = zip(*(slow_losses(model, example) for example in examples), strict=True)
     distances = [
         functional.smooth_l1_loss(

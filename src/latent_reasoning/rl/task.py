@@ -31,12 +31,13 @@ from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
-from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.rl.grpo import mean_over, policy_loss
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
@@ -130,7 +131,9 @@ class AdaptiveLengthTask:
         Takes the batch's trajectory; at the first of several updates, stores the policy's
         log-probabilities in the batch.
         """
-        entry, rollout = self.entry, micro_batch.rollout
+        entry, rollout, device = self.entry, micro_batch.rollout, self.model.device
+        mask, weights = loss_mask(rollout.completions, self.model.settings), rollout.weights
+        longest = entry.max_new_tokens
         log_probs = score_completions(
             self.model,
             rollout.prompts,
@@ -138,18 +141,17 @@ class AdaptiveLengthTask:
             self.sampling,
             micro_batch.take_trajectory(),
         )
-        device = log_probs.device
         result = policy_loss(
             log_probs,
-            micro_batch.advantages.to(device),
-            loss_mask(rollout.completions, self.model.settings).to(device),
+            *to_device((micro_batch.advantages, mask), device),
             kind=entry.loss,
             epsilon=entry.epsilon,
             kl_weight=entry.kl_weight,
-            max_completion_length=entry.max_new_tokens,
-            weights=rollout.weights.to(device),
+            max_completion_length=longest,
+            weights=to_device(weights, device),
             old_log_probs=micro_batch.old_log_probs,
             reference=micro_batch.reference,
+            denominator=mean_over(mask, weights, entry.loss, longest),
         )
         if entry.iterations > 1 and micro_batch.old_log_probs is None:
             micro_batch.old_log_probs = log_probs.detach()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from latent_reasoning.config import ConfigError, Runtime
 from latent_reasoning.runtime.gpus import take_gpus
 from latent_reasoning.runtime.parallel import OneProcess, join_processes
+
+T = TypeVar("T")
 
 
 class Machine(NamedTuple):
@@ -54,3 +58,35 @@ def autocast(device: torch.device, precision: torch.dtype) -> contextlib.Abstrac
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostTensor:
+    """A tensor that stays on the host when what holds it is moved."""
+
+    tensor: Tensor
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """The same tensors on `device`, copied without waiting for what runs there.
+
+    `value` is a tensor, a frozen dataclass, list, tuple or dict of such, or anything else, which
+    stays as it is.
+    """
+
+    def moved(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device, non_blocking=True)
+        if dataclasses.is_dataclass(part) and not isinstance(part, HostTensor):
+            fields = dataclasses.fields(part)
+            return dataclasses.replace(
+                part, **{f.name: moved(getattr(part, f.name)) for f in fields}
+            )
+        if isinstance(part, dict):
+            return {key: moved(item) for key, item in part.items()}
+        if isinstance(part, list | tuple):
+            items = [moved(item) for item in part]
+            return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
+        return part
+
+    return moved(value)
