@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
+from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
@@ -37,7 +38,7 @@ from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime import seeds
-from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.device import held_precision, to_device
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
@@ -113,6 +114,8 @@ class AdaptiveLengthTask:
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and self.model.adapter is None:
             self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
+            held = held_precision(self.runtime.precision, self.model.device)
+            hold_frozen(self.start_model, held)
         self._sampled = (-1, 0, 0)
         self._batches: list[GroupBatch] = []
 

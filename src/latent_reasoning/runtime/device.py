@@ -53,8 +53,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def held_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision in which weights that never change are held: float32 on a CPU."""
+    return torch.float32 if device.type == "cpu" else resolve_precision(name, device)
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision unless `precision` is float32; the weights themselves stay float32."""
+    """Mixed precision unless `precision` is float32; weights that are trained stay float32."""
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
