@@ -10,6 +10,7 @@ from latent_reasoning.config import Lora
 from latent_reasoning.model import blocks, reasoner
 from latent_reasoning.model.blocks import RowOrder, runs_directly
 from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.model.reading import plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
 
@@ -120,7 +121,7 @@ def test_of_a_prompt_the_last_block_reads_the_last_token_alone():
     state = model.read_prompts(*pad(PROMPTS, "left"))
     assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 1, HIDDEN)]
     widths.clear()
-    model.read(model.plan_prompts(*pad(PROMPTS, "left"), last=False))
+    model.read(plan_prompts(model, *pad(PROMPTS, "left"), last=False))
     assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 0, HIDDEN)]
     everything = model(*pad(PROMPTS, "left")).last_hidden[:, -1]
     assert (state.last_hidden - everything).abs().max() < 1e-12

@@ -14,6 +14,7 @@ from latent_reasoning.model import reasoner
 from latent_reasoning.model.generation import _Writer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reading import plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.grpo import mean_over, policy_loss
@@ -94,7 +95,7 @@ def test_a_question_read_once_and_a_frozen_teacher(shared, monkeypatch):
 def test_token_sft():
     model = meta_reasoner()
     batch = collate_plain([example.teacher for example in EXAMPLES], EOS)
-    reading = model.plan(batch["input_ids"], batch["attention_mask"])
+    reading = plan_reading(model, batch["input_ids"], batch["attention_mask"])
     labels = on_meta(Labels.of(batch["labels"], reading.kinds, model.settings))
     reading = on_meta(reading)
     assert_nothing_waits(model, lambda: cross_entropy(model, model.run(reading), labels))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from latent_reasoning.model.frozen_head import frozen_head_log_probabilities, has_frozen_head
 from latent_reasoning.model.passes import Kind, SpecialIds
 from latent_reasoning.model.reasoner import LatentReasoner
 
@@ -80,6 +81,12 @@ def target_log_probabilities(
     """
     result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
     text, thinking, kinds, tokens = targets.text, targets.thinking, targets.kinds, targets.tokens
+    # On a CPU the general way is kept: its numbers are those of earlier results, to the bit.
+    if len(text) and hidden.device.type != "cpu" and has_frozen_head(model):
+        log_probs = frozen_head_log_probabilities(
+            model, hidden[text], kinds[text], tokens[text], temperature
+        )
+        result, text = result.index_add(0, text, log_probs), text[:0]
     count = max(1, LOGITS_AT_ONCE // model.base.config.vocab_size)
     for part in text.split(count) if len(text) else ():
         compute = functools.partial(_text_log_probabilities, model, temperature=temperature)

@@ -10,12 +10,39 @@ B rows, T positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from latent_reasoning.model.parts import TextStates, cut_rows, first_needed_column
 from latent_reasoning.model.passes import Pass, SpecialIds, plan_passes
+
+
+@dataclass(frozen=True)
+class ReasonerOutput:
+    """States of a batch in its own layout; values at padding are meaningless.
+
+    `last_hidden` `(B, T, d)` is after the final norm. `hidden_states` are L + 1 tensors, embeddings
+    first, the last one after the final norm: `(B, T, d)`, or `(M, d)` where `hidden_at` selects M
+    positions (row by row). `kinds` `(B, T)` holds the `Kind` of each position.
+    """
+
+    last_hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    kinds: Tensor
+
+
+class Reader(Protocol):
+    """What planning has to know of a model."""
+
+    @property
+    def settings(self) -> SpecialIds | None:
+        """Its special tokens; None for a plain language model."""
+
+    @property
+    def allowance(self) -> float:
+        """Positions of padding in a pass that are not worth another one."""
 
 
 @dataclass(frozen=True)
@@ -49,47 +76,45 @@ class Reading:
 
 
 def plan_reading(
+    model: Reader,
     input_ids: Tensor,
     attention_mask: Tensor,
-    special: SpecialIds | None,
-    allowance: float,
     *,
     hidden_at: Tensor | None = None,
     continues: bool = False,
 ) -> Reading:
     """Plan the forward of a batch, of whose positions all states are wanted.
 
-    `allowance` is that of `cut_rows`; `hidden_at` `(B, T)` says where the states of all layers are.
+    `hidden_at` `(B, T)` says of which positions the states of all layers are wanted, if not of all.
     Rows that `continues` go on from a text read before. Raises `ValueError` as `plan_passes` does.
     """
-    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), special)
+    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings)
     index = None if plan.index is None else plan.index.flatten()
     chosen = None
     if hidden_at is not None:
         chosen = hidden_at.cpu().flatten().nonzero()[:, 0]
         chosen = chosen if index is None else index[chosen]
-    parts = None if continues else _parts(plan.passes[0], allowance, "all")
+    parts = None if continues else _parts(plan.passes[0], model.allowance, "all")
     return Reading(plan.passes, parts, index, chosen, plan.kinds)
 
 
 def plan_prompts(
+    model: Reader,
     input_ids: Tensor,
     attention_mask: Tensor,
-    special: SpecialIds | None,
-    allowance: float,
     *,
     last: bool = True,
 ) -> Reading:
     """Plan the reading of texts that are continued; of each, the `last` token's state is wanted."""
     input_ids, attention_mask = input_ids.cpu(), attention_mask.cpu()
-    plan = plan_passes(input_ids, attention_mask, special, keep_rows=True)
+    plan = plan_passes(input_ids, attention_mask, model.settings, keep_rows=True)
     # The last column is masked for a row whose last token is in an earlier column.
     last_token = (attention_mask * torch.arange(input_ids.shape[1])).argmax(1)
     index = torch.arange(input_ids.numel()).view(input_ids.shape)
     index = index if plan.index is None else plan.index
     index = index.gather(1, last_token[:, None])[:, 0]
     wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
-    parts = _parts(plan.passes[0], allowance, wanted)
+    parts = _parts(plan.passes[0], model.allowance, wanted)
     return Reading(plan.passes, parts, index if last else None, None, plan.kinds)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,7 @@ from latent_reasoning.model.blocks import RowOrder, SharedPrefix, run_blocks, ru
 from latent_reasoning.model.filters import SRE, build_filter
 from latent_reasoning.model.parts import Part, gather_states, join
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reading import Reading, plan_prompts, plan_reading
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_prompts, plan_reading
 from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
@@ -50,20 +49,6 @@ from latent_reasoning.runtime.device import to_device
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
 tokens at hidden size 128 and 2 at 576 (measured on a CPU)."""
-
-
-@dataclass(frozen=True)
-class ReasonerOutput:
-    """States of a batch in its own layout; values at padding are meaningless.
-
-    `last_hidden` `(B, T, d)` is after the final norm. `hidden_states` are L + 1 tensors, embeddings
-    first, the last one after the final norm: `(B, T, d)`, or `(M, d)` where `hidden_at` selects M
-    positions (row by row). `kinds` `(B, T)` holds the `Kind` of each position.
-    """
-
-    last_hidden: Tensor
-    hidden_states: tuple[Tensor, ...] | None
-    kinds: Tensor
 
 
 class LatentReasoner(nn.Module):
@@ -116,7 +101,7 @@ class LatentReasoner(nn.Module):
         return PASS_COST / self.base.config.hidden_size**2
 
     @property
-    def _allowance(self) -> float:
+    def allowance(self) -> float:
         """Padding in a pass that is not worth another one; on a GPU none is worth it."""
         return self.pass_cost if self.device.type == "cpu" else math.inf
 
@@ -137,29 +122,12 @@ class LatentReasoner(nn.Module):
         `hidden_states` to some positions. `prefix` is a text that the rows continue, as returned by
         `read_prompts`; it does not change. Raises `ValueError` where a sequence is illegal.
         """
-        reading = self.plan(
-            input_ids, attention_mask, hidden_at=hidden_at, continues=prefix is not None
+        continues = prefix is not None
+        reading = plan_reading(
+            self, input_ids, attention_mask, hidden_at=hidden_at, continues=continues
         )
         reading = to_device(reading, self.device)
         return self.run(reading, output_hidden_states=output_hidden_states, prefix=prefix)
-
-    def plan(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        *,
-        hidden_at: Tensor | None = None,
-        continues: bool = False,
-    ) -> Reading:
-        """What `forward` does with a batch, decided on the host (`plan_reading`)."""
-        return plan_reading(
-            input_ids,
-            attention_mask,
-            self.settings,
-            self._allowance,
-            hidden_at=hidden_at,
-            continues=continues,
-        )
 
     def run(
         self,
@@ -183,12 +151,6 @@ class LatentReasoner(nn.Module):
                 hidden_states = tuple(gather_states(layer, chosen) for layer in layers)
         return ReasonerOutput(last_hidden, hidden_states, reading.kinds)
 
-    def plan_prompts(
-        self, input_ids: Tensor, attention_mask: Tensor, *, last: bool = True
-    ) -> Reading:
-        """What `read` does with prompts `(B, T)`, decided on the host (`plan_prompts`)."""
-        return plan_prompts(input_ids, attention_mask, self.settings, self._allowance, last=last)
-
     def read(self, reading: Reading) -> ReasoningState:
         """Read planned prompts that are on this device; `last_hidden` is as they were planned."""
         state, last, _ = self._run(reading)
@@ -198,7 +160,7 @@ class LatentReasoner(nn.Module):
     def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
         """Read prompts `(B, T)`, which may hold latent steps; `last_hidden` is the state of each
         prompt's last token."""
-        return self.read(to_device(self.plan_prompts(input_ids, attention_mask), self.device))
+        return self.read(to_device(plan_prompts(self, input_ids, attention_mask), self.device))
 
     def advance(
         self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.heads import decision_logits
-from latent_reasoning.model.reading import Reading
+from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.runtime.device import to_device
@@ -46,7 +46,7 @@ class Trajectory:
     def plan(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Reading:
         """How the prompts will be read, decided on the host."""
         # Padding is masked everywhere: any id of the vocabulary serves.
-        return model.plan_prompts(*pad_prompts(prompts, pad_id=0))
+        return plan_prompts(model, *pad_prompts(prompts, pad_id=0))
 
     @classmethod
     def read(cls, model: LatentReasoner, reading: Reading) -> Trajectory:

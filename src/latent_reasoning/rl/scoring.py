@@ -20,7 +20,7 @@ from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.heads import CONTINUES, STOPS, Targets, target_log_probabilities
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reading import Reading
+from latent_reasoning.model.reading import Reading, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
@@ -225,7 +225,7 @@ class _Alone:
         # The last token is not read, because nothing was sampled after it.
         sequences = [[*prompts[c.prompt], *c.ids[:-1]] for c in chosen]
         input_ids, attention_mask = pad_prompts(sequences, pad_id=0)
-        reading, width = model.plan(input_ids, attention_mask), input_ids.shape[1]
+        reading, width = plan_reading(model, input_ids, attention_mask), input_ids.shape[1]
         rows = torch.tensor([i for i, c in enumerate(chosen) for _ in c.ids])
         columns = [width - len(c.ids) + position for c in chosen for position in range(len(c.ids))]
         columns = torch.tensor(columns)

@@ -128,6 +128,9 @@ class AdaptiveLengthTask:
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
+    def prepare(self, step: int) -> None:
+        """Nothing: samples depend on the weights."""
+
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
         """The GRPO loss of one micro-batch, weighted by its own denominator.
 

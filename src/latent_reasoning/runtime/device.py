@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -78,20 +79,28 @@ def to_device(value: T, device: torch.device) -> T:
     `value` is a tensor, a frozen dataclass, list, tuple or dict of such, or anything else, which
     stays as it is.
     """
+    return _mapped(value, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def moved(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part.to(device, non_blocking=True)
-        if dataclasses.is_dataclass(part) and not isinstance(part, HostTensor):
-            fields = dataclasses.fields(part)
-            return dataclasses.replace(
-                part, **{f.name: moved(getattr(part, f.name)) for f in fields}
-            )
-        if isinstance(part, dict):
-            return {key: moved(item) for key, item in part.items()}
-        if isinstance(part, list | tuple):
-            items = [moved(item) for item in part]
-            return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
-        return part
 
-    return moved(value)
+def page_locked(value: T) -> T:
+    """The same tensors in memory from which a GPU copies while the host goes on."""
+    return _mapped(value, Tensor.pin_memory)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    def mapped(part: Any) -> Any:
+        return _mapped(part, function)
+
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, HostTensor | type):
+        return value
+    if dataclasses.is_dataclass(value):
+        fields = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{name: mapped(getattr(value, name)) for name in fields})
+    if isinstance(value, dict):
+        return {key: mapped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = map(mapped, value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

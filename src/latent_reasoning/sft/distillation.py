@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from latent_reasoning.config import Distillation
-from latent_reasoning.model.reading import Reading
-from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.training.text import Labels
 
@@ -100,7 +100,8 @@ class Side:
             span_map = torch.zeros_like(span_map)
         selected = target_map | span_map
         compares = bool(distillation.codi_weight or distillation.meaned_weight)
-        reading = model.plan(
+        reading = plan_reading(
+            model,
             batch[f"{before}input_ids"],
             batch[f"{before}attention_mask"],
             hidden_at=selected if compares else None,

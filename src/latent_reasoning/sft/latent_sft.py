@@ -30,7 +30,7 @@ from latent_reasoning.sft.distillation import (
 )
 from latent_reasoning.sft.shared_question import plan_question
 from latent_reasoning.sft.teacher import TeacherStates
-from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import count_labels, cross_entropy
 
@@ -133,9 +133,17 @@ class LatentSftTask:
             by_length=self.by_tokens,
             processes=self.processes,
         )
+        self.ahead = BatchesAhead(self._make, self.plan)
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
         """This process's share of the step's examples, collated and planned."""
+        return self.ahead.of(step)
+
+    def prepare(self, step: int) -> None:
+        """Make the micro-batches of `step` ready."""
+        self.ahead.prepare(step, self.model.device)
+
+    def _make(self, step: int) -> list[LatentBatch]:
         batches = [
             (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
             for indices in self.plan.micro_batches(step)

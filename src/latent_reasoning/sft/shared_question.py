@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.examples import IGNORED_LABEL
-from latent_reasoning.model.reading import Reading
+from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 
 SIDES = {
@@ -37,7 +37,7 @@ def plan_question(
         return None, batch
     ids = _from_first_token(batch, "", int(count.max()))
     mask = torch.arange(ids.shape[1]) < count[:, None]
-    reading = model.plan_prompts(ids, mask, last=False)
+    reading = plan_prompts(model, ids, mask, last=False)
     rest: dict[str, Tensor] = {}
     for side in SIDES:
         rest |= _without(batch, side, count)

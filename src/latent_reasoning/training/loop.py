@@ -304,6 +304,8 @@ def accumulate_gradients(
     if max_grad_norm is not None:
         trained = list(parameter_names(model))
         norm["gradient_norm"] = nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    if next(model.parameters()).device.type != "cpu":
+        task.prepare(step + 1)
     *values, norms = _numbers([*(values for _, values in outputs), norm])
     pairs = [(weight, own) for (weight, _), own in zip(outputs, values, strict=True)]
     return _weighted_means(pairs) | norms

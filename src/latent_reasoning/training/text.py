@@ -15,11 +15,11 @@ from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.passes import SpecialIds
-from latent_reasoning.model.reading import Reading
-from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput
 
 
@@ -117,14 +117,22 @@ class TextTask:
             by_length=self.by_tokens,
             processes=self.processes,
         )
+        self.ahead = BatchesAhead(self._make, self.plan)
 
     def micro_batches(self, step: int) -> list[TextBatch]:
         """This process's share of the step's examples, collated and planned."""
+        return self.ahead.of(step)
+
+    def prepare(self, step: int) -> None:
+        """Make the micro-batches of `step` ready."""
+        self.ahead.prepare(step, self.model.device)
+
+    def _make(self, step: int) -> list[TextBatch]:
         batches = []
         for indices in self.processes.share(self.plan.micro_batches(step)):
             batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
-            reading = self.model.plan(batch["input_ids"], batch["attention_mask"])
+            reading = plan_reading(self.model, batch["input_ids"], batch["attention_mask"])
             labels = Labels.of(batch["labels"], reading.kinds, self.model.settings)
             batches.append(TextBatch(reading, labels, weight))
         return batches
