@@ -10,8 +10,8 @@ operations:
 
 Only products with weights are counted, two operations per weight and token; attention, a few per
 cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
-SFT (docs/paper-scale.md). Nothing here was measured on a GPU: hours may be wrong by a factor of
-two, memory by a half. The workflow asks the scheduler for these figures if `runtime.memory_mb` and
+SFT (docs/paper-scale.md). Of a GPU only the memory that a training with adapters keeps was
+measured: hours may be wrong by a factor of two, memory by a quarter. The workflow asks the scheduler for these figures if `runtime.memory_mb` and
 `runtime.runtime_minutes` are null.
 """
 

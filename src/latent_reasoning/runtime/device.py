@@ -96,8 +96,9 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, HostTensor | type):
         return value
     if dataclasses.is_dataclass(value):
-        fields = (field.name for field in dataclasses.fields(value))
-        return dataclasses.replace(value, **{name: mapped(getattr(value, name)) for name in fields})
+        holder: Any = value
+        names = (field.name for field in dataclasses.fields(holder))
+        return dataclasses.replace(holder, **{name: mapped(getattr(value, name)) for name in names})
     if isinstance(value, dict):
         return {key: mapped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
