@@ -65,11 +65,12 @@ SHAPES = {
         REAL,
         hidden_size=16,
         intermediate_size=16,
-        layers=2,
-        rows=8,
+        layers=1,
+        rows=4,
+        question=10,
         grpo_prompts=2,
-        group_size=4,
-        rollout_tokens=10,
+        group_size=2,
+        rollout_tokens=6,
     ),
 }
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

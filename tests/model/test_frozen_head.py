@@ -71,3 +71,24 @@ def test_it_is_for_frozen_plain_matrices_alone():
     capped = family_reasoner("Gemma 2")
     attach_lora(capped, Lora(r=2, alpha=4))
     assert not has_frozen_head(capped)
+
+
+def test_in_mixed_precision_it_is_as_exact_as_the_plain_loss():
+    model = build_reasoner()
+    attach_lora(model, Lora(r=2, alpha=4))
+    learned = Targets.of(TOKENS, KINDS, model.settings)
+    exact = results(model, lambda hidden: target_log_probabilities(model, hidden, learned))
+    model.float()
+
+    def errors(compute) -> list[float]:
+        def mixed(hidden: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return compute(hidden.float())
+
+        found = results(model, mixed)
+        return [(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+
+    plain = errors(lambda hidden: target_log_probabilities(model, hidden, learned))
+    own = errors(lambda hidden: frozen_head_log_probabilities(model, hidden, KINDS, TOKENS, 1.0))
+    for error, other in zip(own, plain, strict=True):
+        assert error < max(2 * other, 1e-3) < 0.05

@@ -126,14 +126,14 @@ def test_writing_ends_at_the_last_position_as_at_the_maximum_length():
             assert generation.ids == slow_greedy(model, ids, 65 - len(ids))
 
 
-@pytest.mark.parametrize(("bound", "rethinks"), [(None, True), (2, False)])
+@pytest.mark.parametrize(("bound", "rethinks"), [(None, True), (2, True)])
 def test_answers_are_the_same_where_rows_are_looked_at_only_now_and_then(
     monkeypatch, bound, rethinks
 ):
     """As on a GPU, where a look at the device waits for it."""
     model = build_reasoner(max_latent_steps=bound, allow_rethinking=rethinks)
     expected = completions(model)
-    assert len({len(written.ids) for written in expected}) > 1
+    assert any(written.latent_steps for written in expected)
     writes = []
     begin = _Writer.__init__
 
@@ -148,4 +148,6 @@ def test_answers_are_the_same_where_rows_are_looked_at_only_now_and_then(
     for own, other in zip(found, expected, strict=True):
         assert own.ids == other.ids
         assert own.latent_steps == other.latent_steps
-        assert own.stop_probabilities == pytest.approx(other.stop_probabilities, abs=1e-6)
+        assert len(own.stop_probabilities) == len(other.stop_probabilities)
+        pairs = zip(own.stop_probabilities, other.stop_probabilities, strict=True)
+        assert all(pair[0] == pytest.approx(pair[1], abs=1e-6) for pair in pairs)

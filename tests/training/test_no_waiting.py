@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from latent_reasoning.config import Distillation, Lora
 from latent_reasoning.data.collation import collate_latent, collate_plain
-from latent_reasoning.model import reasoner
+from latent_reasoning.model import blocks, heads, reasoner
+from latent_reasoning.model.frozen_head import has_frozen_head
 from latent_reasoning.model.generation import _Writer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.passes import Kind
@@ -75,6 +77,47 @@ def test_latent_sft(lora, tied, recurrent_filter):
         return sum(parts.values())
 
     assert_nothing_waits(model, loss)
+
+
+def loss_and_gradients(model: LatentReasoner, settings: Distillation, frozen) -> dict:
+    """Those of latent SFT and of RL's scores, in float64."""
+    results: dict = {}
+    reading = LatentReading.plan(model, collate_latent(EXAMPLES, EOS), settings, frozen)
+    losses = latent_sft_losses(model, reading, settings, stop_label_smoothing=0.1)
+    scores = score(model, Scoring.plan(model, PROMPTS, COMPLETIONS), 0.7)
+    for name, value in (("sft", sum(losses.values())), ("rl", (scores * scores.detach()).sum())):
+        model.zero_grad()
+        value.backward()
+        results[name] = value.detach()
+        results |= {(name, n): p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return results
+
+
+@pytest.mark.parametrize("recurrent_filter", ["none", "MLP", "linear", "linear_ln", "SRE"])
+@pytest.mark.parametrize(
+    ("lora", "tied", "meaned", "frozen"),
+    [(True, True, 3.0, False), (True, False, 0.0, True), (False, False, 3.0, False)],
+)
+def test_the_program_for_a_gpu_gives_the_numbers_of_the_one_for_a_cpu(
+    monkeypatch, recurrent_filter, lora, tied, meaned, frozen
+):
+    monkeypatch.setattr(reasoner, "PASS_COST", 0)
+    model = build_reasoner(modules=lora, tied=tied, recurrent_filter=recurrent_filter)
+    if lora:
+        attach_lora(model, Lora(r=2, alpha=4, dropout=0.0))
+    model.double().train()
+    distillation = Distillation(codi_weight=2.0, meaned_weight=meaned)
+    states = torch.randn(2, 3, 16, dtype=torch.float64)
+    teacher = StateSummary(states, states, torch.ones(3, dtype=torch.bool)) if frozen else None
+    expected = loss_and_gradients(model, distillation, teacher)
+    monkeypatch.setattr(LatentReasoner, "allowance", math.inf)
+    monkeypatch.setattr(heads, "_stores_no_logits", has_frozen_head)
+    monkeypatch.setattr(blocks, "_takes_groups", lambda queries, visible: visible is None)
+    found = loss_and_gradients(model, distillation, teacher)
+    assert found.keys() == expected.keys()
+    assert len(found) > 10
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-9 * max(1.0, value.abs().max()), name
 
 
 @pytest.mark.parametrize("shared", [True, False])

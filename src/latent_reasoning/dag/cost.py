@@ -11,8 +11,8 @@ operations:
 Only products with weights are counted, two operations per weight and token; attention, a few per
 cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
 SFT (docs/paper-scale.md). Of a GPU only the memory that a training with adapters keeps was
-measured: hours may be wrong by a factor of two, memory by a quarter. The workflow asks the scheduler for these figures if `runtime.memory_mb` and
-`runtime.runtime_minutes` are null.
+measured: hours may be wrong by a factor of two, memory by a quarter. The workflow asks the
+scheduler for these figures if `runtime.memory_mb` and `runtime.runtime_minutes` are null.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     blocks = 2 * size.block_weights
     # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks).
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
-    kept *= ADAPTER_KEEPS if lora else 1.0
+    kept = round(ADAPTER_KEEPS * kept) if lora else kept
     held = ADAM_BYTES * trained + frozen + blocks + kept + LOGIT_BYTES * logits * size.vocabulary
     disk = 4 * size.weights + CHECKPOINTS * (ADAM_BYTES - 4) * trained
     return Need(hours, CUDA_GIB + held / 2**30, _host_mb(experiment), disk)

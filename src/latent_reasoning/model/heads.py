@@ -81,8 +81,7 @@ def target_log_probabilities(
     """
     result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
     text, thinking, kinds, tokens = targets.text, targets.thinking, targets.kinds, targets.tokens
-    # On a CPU the general way is kept: its numbers are those of earlier results, to the bit.
-    if len(text) and hidden.device.type != "cpu" and has_frozen_head(model):
+    if len(text) and _stores_no_logits(model):
         log_probs = frozen_head_log_probabilities(
             model, hidden[text], kinds[text], tokens[text], temperature
         )
@@ -99,6 +98,11 @@ def target_log_probabilities(
         choice = torch.where(tokens[thinking] == model.settings.stop_id, STOPS, CONTINUES)
         result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
     return result
+
+
+def _stores_no_logits(model: LatentReasoner) -> bool:
+    """On a CPU the general way is kept: its numbers are those of earlier results, to the bit."""
+    return model.device.type != "cpu" and has_frozen_head(model)
 
 
 def _text_log_probabilities(
