@@ -12,6 +12,10 @@ size 128, 4 blocks) and its batches are generated.
 does the same with a trained latent model on prepared rows (`results/{experiment}/data/test.jsonl`),
 evaluation on all rows and RL on the first 32, and writes `results/benchmarks/trained.csv`.
 
+    python -m benchmarks --device cuda --shape llama-1b
+
+times training steps and decoding at a real model's size (`benchmarks/card.py`).
+
 Beside seconds it measures the FLOPs executed, the number of equal answers of the two paths, and the
 peak memory of latent SFT (trained: of a GRPO step). `python -m benchmarks.scaling` shows how the
 cost grows.
@@ -26,12 +30,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.card import SHAPES, measure_card
 from benchmarks.inputs import Shape, build_inputs, trained_inputs
 from benchmarks.measure import Measurement, count_flops, measure_memory, time_workload
 from benchmarks.report import as_table, draw_summary, write
 from benchmarks.workloads import WORKLOADS, build_workloads
 from latent_reasoning.dag.layout import results_root
 from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.device import resolve_device
 
 DEFAULT_WORKLOADS = {
     "summary": [name for name in WORKLOADS if name != "evaluation"],
@@ -44,6 +50,11 @@ MEMORY_WORKLOAD = {"summary": "latent_sft", "trained": "grpo_step"}
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark of the generated or a trained model."""
     options = _parsed(arguments)
+    if options.shape is not None:
+        file = options.output or results_root() / "benchmarks" / "card.jsonl"
+        device = resolve_device(options.device)
+        measure_card(options.shape, device, options.micro_batch, options.repetitions, file)
+        return
     torch.set_num_threads(1)
     table = "summary" if options.model is None else "trained"
     build = partial(build_inputs, Shape())
@@ -76,7 +87,10 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--rows", type=Path, metavar="FILE", help="prepared rows that the model is evaluated on")
     add("--batch-size", type=int, default=250, help="rows in a batch of the trained model")
     add("--max-new-tokens", type=int, default=96, help="longest answer of the trained model")
-    add("--output", type=Path, help="the CSV file to write")
+    add("--shape", choices=SHAPES, help="time the steps at a model's size on one device instead")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --shape")
+    add("--micro-batch", type=int, help="rows of a micro-batch, with --shape (all rows)")
+    add("--output", type=Path, help="the file to write")
     options = parser.parse_args(arguments)
     if (options.model is None) != (options.rows is None):
         parser.error("--model and --rows go together")

@@ -62,7 +62,7 @@ class Shape:
 
     `question` is the mean length of the questions; None: as in the lists above. `steps` is the
     number of latent steps of a student row; `sampled_steps` that of every sample, None: as the
-    random model decides.
+    random model decides. Ids from `VOCABULARY` to `vocabulary` are never read.
     """
 
     hidden_size: int = 128
@@ -77,6 +77,7 @@ class Shape:
     sampled_steps: int | None = None
     question: int | None = None
     rollout_tokens: int = 40
+    vocabulary: int = VOCABULARY
 
     def sft_lengths(self) -> list[list[int]]:
         """Lengths of question, reasoning and answer of each row."""
@@ -182,7 +183,7 @@ def _base(shape: Shape) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=shape.vocabulary,
             hidden_size=shape.hidden_size,
             intermediate_size=shape.intermediate_size,
             num_hidden_layers=shape.layers,

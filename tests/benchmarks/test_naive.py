@@ -20,8 +20,8 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score_completions
-from latent_reasoning.sft.latent_sft import latent_sft_losses
-from latent_reasoning.training.text import cross_entropy
+from latent_reasoning.sft.latent_sft import LatentReading, latent_sft_losses
+from latent_reasoning.training.text import Labels, cross_entropy
 from tests.model.models import CONTINUE, EOS, START, STOP, build_reasoner
 
 VARIANTS = [
@@ -91,7 +91,8 @@ def assert_same(model: LatentReasoner, own: Tensor, other: Tensor) -> None:
 def test_latent_sft_has_the_packages_loss_and_gradients(batch, variant, distillation):
     model = build_reasoner(**variant)
     own = naive.latent_sft_loss(model, batch, distillation)
-    assert_same(model, own, sum(latent_sft_losses(model, batch, distillation).values()))
+    reading = LatentReading.plan(model, batch, distillation)
+    assert_same(model, own, sum(latent_sft_losses(model, reading, distillation).values()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -99,7 +100,8 @@ def test_token_sft_has_the_packages_loss_and_gradients(batch, variant):
     model = build_reasoner(**variant)
     output = model(batch["input_ids"], batch["attention_mask"])
     own = naive.token_sft_loss(model, batch)
-    assert_same(model, own, cross_entropy(model, output, batch["labels"]))
+    labels = Labels.of(batch["labels"], output.kinds, model.settings)
+    assert_same(model, own, cross_entropy(model, output, labels))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

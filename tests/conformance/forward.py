@@ -11,7 +11,7 @@ import torch
 from latent_reasoning.model.folder import load, load_tokenizer, write_model
 from latent_reasoning.model.published import our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.training.text import cross_entropy
+from latent_reasoning.training.text import Labels, cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance
 from tests.conformance.recording import Record, Vectors
 
@@ -53,7 +53,9 @@ def _batch(vectors: Vectors, mask: torch.Tensor, variant: str, batch: str) -> Ch
         states = [layer[read] for layer in arrays[f"{batch}_hidden_states"]]
         yield Check(own, [*states, states[-1]], STATE, "hidden_states")
     if f"{batch}_loss" in arrays:
-        loss = cross_entropy(model, output, arrays[f"{batch}_labels"])
+        loss = cross_entropy(
+            model, output, Labels.of(arrays[f"{batch}_labels"], output.kinds, model.settings)
+        )
         yield Check(loss, arrays[f"{batch}_loss"], LOSS, "loss")
 
 

@@ -16,13 +16,23 @@ from latent_reasoning.model.lora import PEFT_PREFIX, load_adapter, merge_lora
 from latent_reasoning.model.published import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.parallel import ALONE
-from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
-from latent_reasoning.sft.latent_sft import STUDENT_LOSS, TEACHER_LOSS, latent_sft_losses
+from latent_reasoning.sft.distillation import (
+    Compared,
+    StateSummary,
+    distillation_losses,
+    summarise_states,
+)
+from latent_reasoning.sft.latent_sft import (
+    STUDENT_LOSS,
+    TEACHER_LOSS,
+    LatentReading,
+    latent_sft_losses,
+)
 from latent_reasoning.training.checkpoints import parameter_names
 from latent_reasoning.training.loop import accumulate_gradients
 from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from latent_reasoning.training.task import LossOutput
-from latent_reasoning.training.text import cross_entropy
+from latent_reasoning.training.text import Labels, cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance, recorded
 from tests.conformance.recording import Record, Vectors
 
@@ -109,7 +119,9 @@ def _summary(
 ) -> StateSummary:
     selected = target_map | span_map
     chosen = [layer[selected] for layer in states]
-    return summarise_states(chosen, selected, target_map, span_map, settings.block_range)
+    return summarise_states(
+        chosen, Compared.of(selected, target_map, span_map), settings.block_range
+    )
 
 
 def _total_loss(vectors: Vectors, entry: Record) -> Checks:
@@ -131,10 +143,12 @@ def compute_losses(
     The teacher's alone on plain text.
     """
     if "latent_input_ids" in batch:
-        losses = latent_sft_losses(model, batch, distillation)
+        reading = LatentReading.plan(model, batch, distillation)
+        losses = latent_sft_losses(model, reading, distillation)
     else:
         output = model(batch["input_ids"], batch["attention_mask"])
-        losses = {TEACHER_LOSS: cross_entropy(model, output, batch["labels"])}
+        labels = Labels.of(batch["labels"], output.kinds, model.settings)
+        losses = {TEACHER_LOSS: cross_entropy(model, output, labels)}
     own = {COMPONENTS[part]: loss for part, loss in losses.items()}
     return own | {TOTAL: sum(losses.values())}
 

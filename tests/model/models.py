@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
 from latent_reasoning.data.sequences import SPECIAL_TOKENS
 from latent_reasoning.model.published import SETTINGS_KEY, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -86,6 +88,24 @@ def build_reasoner(
     if modules:
         model.move_special_rows("modules")
     return model
+
+
+def latent_example(
+    question: list[int],
+    reasoning: list[int],
+    steps: int,
+    special: tuple[int, int, int] = (START, CONTINUE, STOP),
+) -> LatentExample:
+    """The target token is the first one after the reasoning."""
+    answer, start = [15, 16, 17, EOS], len(question)
+    begin, step, stop = special
+    latent = [begin, *[step] * steps, stop]
+    teacher = np.array([*question, *reasoning, *answer], dtype=np.int32)
+    student = np.array([*question, *latent, *answer], dtype=np.int32)
+    return LatentExample(
+        PlainExample(teacher, start, len(reasoning), start, start + len(reasoning)),
+        StudentExample(student, start, len(latent), start + 1, start + len(latent)),
+    )
 
 
 def to_published_format(folder: Path, model: LatentReasoner, **changes: Any) -> None:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from latent_reasoning.config import Lora
 from latent_reasoning.model import blocks, reasoner
-from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.blocks import RowOrder, runs_directly
 from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.model.reading import plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
 
@@ -43,7 +44,7 @@ def states(model: LatentReasoner) -> list[Tensor]:
     tokens = torch.tensor([len(PROMPTS[text]) for text in TEXTS]) + steps
     # Counted in tokens: where transformers runs the blocks, columns close up.
     seen = state.mask[TEXTS] & (state.mask[TEXTS].cumsum(1) <= tokens[:, None])
-    branches = model.branch(state, TEXTS, seen)
+    branches = model.branch(state, RowOrder.of(TEXTS, len(PROMPTS)), seen)
     width = 4
     mask = torch.arange(width) < torch.tensor([4, 2, 3, 4, 1, 4, 4])[:, None]
     inputs = torch.randn(len(TEXTS), width, HIDDEN, dtype=torch.float64)
@@ -98,7 +99,7 @@ def test_repeated_heads_of_keys_give_the_same_states(monkeypatch):
 def test_a_branch_copies_nothing_of_the_text_that_it_shares():
     model = build_reasoner()
     state = model.read_prompts(*pad(PROMPTS, "left"))
-    branches = model.branch(state, TEXTS, state.mask[TEXTS])
+    branches = model.branch(state, RowOrder.of(TEXTS, len(PROMPTS)), state.mask[TEXTS])
     assert branches.prefix.cache is state.cache
     assert branches.cache.get_seq_length() == 0
     assert branches.select(torch.tensor([1, 4])).prefix.cache is state.cache
@@ -120,7 +121,7 @@ def test_of_a_prompt_the_last_block_reads_the_last_token_alone():
     state = model.read_prompts(*pad(PROMPTS, "left"))
     assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 1, HIDDEN)]
     widths.clear()
-    model.read(*pad(PROMPTS, "left"))
+    model.read(plan_prompts(model, *pad(PROMPTS, "left"), last=False))
     assert [tuple(shape) for shape in widths] == [(4, 6, HIDDEN), (4, 0, HIDDEN)]
     everything = model(*pad(PROMPTS, "left")).last_hidden[:, -1]
     assert (state.last_hidden - everything).abs().max() < 1e-12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,15 +12,13 @@ from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import (
     IGNORED_LABEL,
     LatentExample,
-    PlainExample,
-    StudentExample,
 )
 from latent_reasoning.model import reasoner
 from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.rollouts import SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import score_completions
-from latent_reasoning.sft.latent_sft import latent_sft_losses
+from latent_reasoning.sft.latent_sft import LatentReading, latent_sft_losses
 from tests.model.families import (
     CONTINUE,
     EOS,
@@ -32,7 +29,9 @@ from tests.model.families import (
     family_reasoner,
     slow_forward,
 )
+from tests.model.models import latent_example
 
+SPECIAL = (START, CONTINUE, STOP)
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 PROMPTS = [[3, 4, 5, 6, 7, 8, START], [9, 10, 11, START]]
 
@@ -55,18 +54,6 @@ def assert_same(model: LatentReasoner, own: Tensor, slow: Tensor) -> None:
         assert difference <= 1e-3 * largest, name
 
 
-def latent_example(question: list[int], reasoning: list[int], steps: int) -> LatentExample:
-    """The target token is the first one after the reasoning."""
-    answer, start = [15, 16, 17, EOS], len(question)
-    latent = [START, *[CONTINUE] * steps, STOP]
-    teacher = np.array([*question, *reasoning, *answer], dtype=np.int32)
-    student = np.array([*question, *latent, *answer], dtype=np.int32)
-    return LatentExample(
-        PlainExample(teacher, start, len(reasoning), start, start + len(reasoning)),
-        StudentExample(student, start, len(latent), start + 1, start + len(latent)),
-    )
-
-
 def slow_losses(model: LatentReasoner, example: LatentExample) -> list[tuple]:
     """For teacher and student: states at the target, their mean, log-probabilities of labels."""
     parts = []
@@ -87,11 +74,12 @@ def test_a_step_of_latent_sft(name, monkeypatch):
     monkeypatch.setattr(reasoner, "PASS_COST", 0)  # the shared question is read once
     model = family_reasoner(name)
     examples = [
-        latent_example([3, 4, 5, 6, 7, 8], [12, 13, 14], steps=3),
-        latent_example([9, 10, 11], [12, 18], steps=1),
+        latent_example([3, 4, 5, 6, 7, 8], [12, 13, 14], steps=3, special=SPECIAL),
+        latent_example([9, 10, 11], [12, 18], steps=1, special=SPECIAL),
     ]
     settings = Distillation(codi_weight=2.0, meaned_weight=3.0, normalise="none")
-    own = latent_sft_losses(model, collate_latent(examples, pad_id=EOS), settings)
+    reading = LatentReading.plan(model, collate_latent(examples, pad_id=EOS), settings)
+    own = latent_sft_losses(model, reading, settings)
     teacher, student = zip(*(slow_losses(model, example) for example in examples), strict=True)
     distances = [
         functional.smooth_l1_loss(

@@ -6,7 +6,7 @@ from torch.nn import Dropout
 
 from latent_reasoning.config import Lora, UserError
 from latent_reasoning.model import heads, reasoner
-from latent_reasoning.model.heads import target_log_probabilities
+from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.parts import rows_of_similar_length
 from latent_reasoning.model.passes import Kind, plan_passes
@@ -210,7 +210,9 @@ def test_a_detached_stop_head_learns_but_sends_no_gradient_into_the_states(detac
     model = build_reasoner(detach_stop_head=detach)
     hidden = torch.randn(2, HIDDEN, dtype=torch.float64, requires_grad=True)
     kinds = torch.tensor([int(Kind.THINKING), int(Kind.TEXT)])
-    log_probabilities = target_log_probabilities(model, hidden, kinds, torch.tensor([STOP, 5]))
+    log_probabilities = target_log_probabilities(
+        model, hidden, Targets.of(torch.tensor([STOP, 5]), kinds, model.settings)
+    )
     log_probabilities.sum().backward()
     assert (hidden.grad[0].norm().item() == 0) == detach
     assert hidden.grad[1].norm().item() > 0
@@ -234,8 +236,7 @@ def test_target_log_probabilities_are_those_of_the_full_logits(modules):
         own = target_log_probabilities(
             model,
             output.last_hidden[rows, columns],
-            output.kinds[rows, columns],
-            targets,
+            Targets.of(targets, output.kinds[rows, columns], model.settings),
             temperature,
         )
         assert torch.allclose(own, expected, atol=1e-12)
@@ -328,11 +329,12 @@ def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(monkeypat
     hidden = torch.randn(9, HIDDEN, generator=generator, dtype=torch.float64)
     kinds = torch.tensor([Kind.ANSWER, Kind.THINKING, *[Kind.TEXT] * 6, Kind.ANSWER])
     targets = torch.tensor([3, STOP, *range(4, 11)])
+    learned = Targets.of(targets, kinds, model.settings)
 
     def log_probabilities_and_gradients():
         model.zero_grad()
         own = hidden.clone().requires_grad_()
-        result = target_log_probabilities(model, own, kinds, targets, temperature=0.7)
+        result = target_log_probabilities(model, own, learned, temperature=0.7)
         (result * torch.arange(1, 10)).sum().backward()
         weight = model.base.get_output_embeddings().weight
         return result.detach(), own.grad, weight.grad.clone()

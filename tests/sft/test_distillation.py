@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.config import Distillation
-from latent_reasoning.sft.distillation import StateSummary, distillation_losses, summarise_states
+from latent_reasoning.sft.distillation import (
+    Compared,
+    StateSummary,
+    distillation_losses,
+    summarise_states,
+)
 
 ROWS, BLOCKS, WIDTH = 4, 3, 5
 TEACHER_LENGTH, STUDENT_LENGTH = 7, 6
@@ -45,7 +50,9 @@ def losses(states: dict[str, Tensor], **settings) -> dict[str, Tensor]:
         chosen = [layer[selected] for layer in states[side]]
         summaries.append(
             summarise_states(
-                chosen, selected, states[target], states[span], distillation.block_range
+                chosen,
+                Compared.of(selected, states[target], states[span]),
+                distillation.block_range,
             )
         )
     return distillation_losses(*summaries, distillation)

@@ -20,11 +20,11 @@ from latent_reasoning.data.rows import DataError
 from latent_reasoning.model.generation import Generation
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.sft import teacher as teacher_module
-from latent_reasoning.sft.distillation import read_with_states
+from latent_reasoning.sft.distillation import Side, read_with_states
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import teacher_states, teacher_traces, trace_steps
 from latent_reasoning.training.loop import accumulate_gradients
-from latent_reasoning.training.text import cross_entropy
+from latent_reasoning.training.text import Labels, cross_entropy
 from tests.sft.conftest import encode
 
 CODI = Distillation(codi_weight=2.0)
@@ -61,7 +61,8 @@ def test_stop_label_smoothing_moves_mass_to_the_other_decision_only(rows, tokeni
         if kind == Kind.THINKING:
             other = {settings.stop_id: settings.continue_id}.get(int(target), settings.stop_id)
             total = total - 0.1 * row[other]
-    actual = cross_entropy(latent_model, output, labels, stop_label_smoothing=0.1)
+    learned = Labels.of(labels, output.kinds, settings)
+    actual = cross_entropy(latent_model, output, learned, stop_label_smoothing=0.1)
     torch.testing.assert_close(actual, total / len(targets))
 
 
@@ -127,14 +128,15 @@ def test_a_frozen_teachers_states_are_those_of_its_forward_and_are_computed_once
     states = states_of(frozen, latent_model, examples, distillation, tmp_path)
     batch = collate_latent([examples[i] for i in (7, 2, 11)], tokenizer.pad_token_id)
     with torch.no_grad():
-        _, expected = read_with_states(frozen, batch, "teacher", distillation)
-    actual = states.at([7, 2, 11], torch.device("cpu"))
+        side = Side.plan(frozen, batch, "teacher", distillation)
+        _, expected = read_with_states(frozen, side, distillation)
+    actual = states.at([7, 2, 11])
     torch.testing.assert_close(actual.target, expected.target, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(actual.mean, expected.mean, rtol=1e-4, atol=1e-5)
     assert torch.equal(actual.reasons, expected.reasons)
     monkeypatch.setattr(teacher_module, "_write_states", None)
     again = states_of(frozen, latent_model, examples, distillation, tmp_path)
-    assert torch.equal(again.at([3], torch.device("cpu")).target, states.at([3], "cpu").target)
+    assert torch.equal(again.at([3]).target, states.at([3]).target)
 
 
 def test_with_a_frozen_teacher_only_the_student_is_scored(rows, tokenizer, latent_model, tmp_path):

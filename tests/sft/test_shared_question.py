@@ -10,8 +10,8 @@ from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model import reasoner
 from latent_reasoning.sft import latent_sft
-from latent_reasoning.sft.latent_sft import latent_sft_losses
-from latent_reasoning.sft.shared_question import SIDES, read_question
+from latent_reasoning.sft.latent_sft import LatentReading, latent_sft_losses
+from latent_reasoning.sft.shared_question import SIDES, plan_question
 from tests.sft.conftest import encode
 
 BOTH = Distillation(codi_weight=2.0, meaned_weight=3.0)
@@ -29,7 +29,8 @@ def examples(rows, tokenizer, latent_model):
 
 def test_what_is_left_begins_at_the_last_token_of_the_question(examples, tokenizer, latent_model):
     batch = collate_latent(examples, tokenizer.pad_token_id)
-    state, rest = read_question(latent_model, batch)
+    reading, rest = plan_question(latent_model, batch)
+    state = latent_model.read(reading)
     questions = [example.student.question_length for example in examples]
     assert state.mask.sum(1).tolist() == [question - 1 for question in questions]
     for side, sequences in (
@@ -50,10 +51,11 @@ def test_losses_and_gradients_are_those_of_two_whole_forwards(
 ):
     batch = collate_latent(examples, tokenizer.pad_token_id)
     results = []
-    for read in (read_question, lambda model, batch: (None, batch)):
-        monkeypatch.setattr(latent_sft, "read_question", read)
+    for plan in (plan_question, lambda model, batch: (None, batch)):
+        monkeypatch.setattr(latent_sft, "plan_question", plan)
         latent_model.zero_grad()
-        losses = latent_sft_losses(latent_model, batch, BOTH)
+        reading = LatentReading.plan(latent_model, batch, BOTH)
+        losses = latent_sft_losses(latent_model, reading, BOTH)
         sum(losses.values()).backward()
         results.append((losses, {n: p.grad for n, p in latent_model.named_parameters()}))
     (losses, gradients), (other_losses, other_gradients) = results
@@ -68,8 +70,8 @@ def test_a_question_of_one_token_leaves_the_batch_whole(examples, tokenizer, lat
     batch = collate_latent(examples, tokenizer.pad_token_id)
     second = int(batch["attention_mask"][2].argmax()) + 1
     batch["labels"][2, second] = 5
-    state, rest = read_question(latent_model, batch)
-    assert state is None
+    reading, rest = plan_question(latent_model, batch)
+    assert reading is None
     assert rest is batch
 
 
@@ -81,8 +83,8 @@ def test_a_question_that_costs_less_than_a_pass_is_not_shared(
     for cost, expected in ((shared, True), (shared + 1, False)):
         hidden_size = latent_model.base.config.hidden_size
         monkeypatch.setattr(reasoner, "PASS_COST", cost * hidden_size**2)
-        state, _ = read_question(latent_model, batch)
-        assert (state is not None) == expected
+        reading, _ = plan_question(latent_model, batch)
+        assert (reading is not None) == expected
 
 
 def test_the_names_of_both_sides_are_those_of_the_batch(examples, tokenizer):

@@ -10,9 +10,9 @@ operations:
 
 Only products with weights are counted, two operations per weight and token; attention, a few per
 cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
-SFT (docs/paper-scale.md). Nothing here was measured on a GPU: hours may be wrong by a factor of
-two, memory by a half. The workflow asks the scheduler for these figures if `runtime.memory_mb` and
-`runtime.runtime_minutes` are null.
+SFT (docs/paper-scale.md). Of a GPU only the memory that a training with adapters keeps was
+measured: hours may be wrong by a factor of two, memory by a quarter. The workflow asks the
+scheduler for these figures if `runtime.memory_mb` and `runtime.runtime_minutes` are null.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ VALIDATION_ROWS, VALIDATION_BATCH, TEST_ROWS = 500, 128, 1319
 
 ADAM_BYTES, LOGIT_BYTES = 16, 10
 """Bytes of a trained weight, its gradient and moments; of a logit, its copy and gradient."""
+ADAPTER_KEEPS = 1.7
+"""With adapters autograd keeps more: inputs cast to float32, and dropout's. So measured on one H200
+(docs/paper-scale.md): 68 GiB for CoT SFT, 88 for latent SFT with frozen weights in bfloat16."""
 CUDA_GIB, HOST_MB, HOST_COPIES, HUB_ROWS_MB = 2.0, 6000, 3, 1640
 """The CUDA context and what the allocator cannot use; on the host a process, copies of float32
 weights while loading, and GSM8K-Aug's rows."""
@@ -211,14 +214,13 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     hours += training.steps // training.validate_every * validation
 
     trained = size.adapter_weights(lora) or size.weights
-    frozen = size.weights if lora or entry.stage == "rl" else 0
-    # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks), and for
-    # each pass a new bfloat16 copy of every frozen weight.
+    # Frozen blocks are held in bfloat16; of trained ones autocast keeps a copy in it.
+    frozen = 4 * (size.weights - size.block_weights) if lora or entry.stage == "rl" else 0
+    blocks = 2 * size.block_weights
+    # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks).
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
-    copies = 2 * size.block_weights * (passes if lora else 1)
-    held = (
-        ADAM_BYTES * trained + 4 * frozen + copies + kept + LOGIT_BYTES * logits * size.vocabulary
-    )
+    kept = round(ADAPTER_KEEPS * kept) if lora else kept
+    held = ADAM_BYTES * trained + frozen + blocks + kept + LOGIT_BYTES * logits * size.vocabulary
     disk = 4 * size.weights + CHECKPOINTS * (ADAM_BYTES - 4) * trained
     return Need(hours, CUDA_GIB + held / 2**30, _host_mb(experiment), disk)
 

@@ -27,8 +27,9 @@ from latent_reasoning.evaluation.folder import evaluate_folder, folder_options, 
 from latent_reasoning.evaluation.records import summary_text, write_evaluation
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import load_tokenizer
+from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.runtime.command import parser, run_stage
-from latent_reasoning.runtime.device import resolve_device, resolve_precision
+from latent_reasoning.runtime.device import held_precision, resolve_device, resolve_precision
 from latent_reasoning.runtime.gpus import take_gpus
 from latent_reasoning.runtime.tracking import open_tracker
 
@@ -69,6 +70,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
         number_rule=experiment.data.number_rule,
     )
     model, precision = load_model(folder, device.type), resolve_precision(runtime.precision, device)
+    hold_frozen(model.requires_grad_(False), held_precision(runtime.precision, device))
     evaluation = evaluate(model, tokenizer, rows, settings, precision)
     summary = write_evaluation(
         layout.evaluation(options.model, options.seed, options.dataset),

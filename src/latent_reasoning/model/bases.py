@@ -112,6 +112,13 @@ def scaled_rows(base: PreTrainedModel, rows: Tensor) -> Tensor:
     return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
 
+def adjusts_logits(base: PreTrainedModel) -> bool:
+    """Whether `adjusted_logits` changes anything."""
+    factors = (getattr(base.config, name, None) for name in ("logit_scale", "logits_scaling"))
+    scaled = any(factor is not None and factor != 1 for factor in factors)
+    return scaled or getattr(base.config, "final_logit_softcapping", None) is not None
+
+
 def adjusted_logits(base: PreTrainedModel, logits: Tensor) -> Tensor:
     """Products with the output matrix -> logits: Cohere and Granite scale them, Gemma 2 caps them.
 

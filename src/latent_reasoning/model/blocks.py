@@ -22,43 +22,66 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.runtime.device import HostTensor, to_device
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """Texts that rows continue: row i continues text `rows[i]`, of which it sees `mask[i]`.
+class RowOrder:
+    """How rows that continue P texts are arranged by their texts: row i continues text `rows[i]`.
 
-    `cache` holds P texts, `rows` is (R,), `mask` (R, K_p). All rows of a text attend to it at once.
-    Each text has S slots, enough for the text with the most rows: `slots` (P * S,) holds the row in
-    each slot (row 0 in unused ones), `places` (R,) the slot of each row; both are None where the
-    rows are in this order already. `bias` (P, 1, S, 1, K_p) is the mask in slot order.
+    Each text has S = `most` slots, enough for the text with the most rows: `slots` (P * S,) holds
+    the row in each slot (row 0 in unused ones), `places` (R,) the slot of each row; both are None
+    where the rows are in this order already.
     """
 
-    cache: GrowingCache
     rows: Tensor
-    mask: Tensor
-    bias: Tensor
+    most: int
     slots: Tensor | None
     places: Tensor | None
+    on_host: HostTensor
 
     @classmethod
-    def of(cls, cache: GrowingCache, rows: Tensor, mask: Tensor) -> SharedPrefix:
-        """Arrange the rows by their texts."""
-        texts = len(cache.layers[0].keys)
+    def of(cls, rows: Tensor, texts: int) -> RowOrder:
+        """Arrange `rows` (R,) on the host, where they are needed to select among them."""
+        rows = rows.cpu()
         one_hot = functional.one_hot(rows, texts)
         rank = (one_hot.cumsum(0) - 1).gather(1, rows[:, None])[:, 0]
         most = int(rank.max()) + 1
         places = rows * most + rank
         slots = torch.zeros(texts * most, dtype=torch.long, device=rows.device)
         slots[places] = torch.arange(len(rows), device=rows.device)
-        bias = _bias(mask, cache.layers[0].keys.dtype)[slots].view(texts, 1, most, 1, -1)
         if torch.equal(slots, places):
             slots = places = None
-        return cls(cache, rows, mask, bias, slots, places)
+        return cls(rows, most, slots, places, HostTensor(rows))
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Texts that rows continue: row i continues text `order.rows[i]`, of which it sees `mask[i]`.
+
+    `cache` holds P texts, `mask` is (R, K_p). All rows of a text attend to it at once, in the
+    slots of `order`; `bias` (P, 1, S, 1, K_p) is the mask in slot order.
+    """
+
+    cache: GrowingCache
+    order: RowOrder
+    mask: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, cache: GrowingCache, order: RowOrder, mask: Tensor) -> SharedPrefix:
+        """The texts in `cache` for rows in this order."""
+        keys = cache.layers[0].keys
+        bias = _bias(mask, keys.dtype)
+        if order.slots is not None:
+            bias = bias.index_select(0, order.slots)
+        return cls(cache, order, mask, bias.view(len(keys), 1, order.most, 1, -1))
 
     def select(self, rows: Tensor) -> SharedPrefix:
         """The same texts for some of the rows (R',), which may repeat."""
-        return SharedPrefix.of(self.cache, self.rows[rows], self.mask[rows])
+        order = RowOrder.of(self.order.on_host.tensor[rows.cpu()], len(self.bias))
+        mask = self.mask.index_select(0, to_device(rows, self.mask.device))
+        return SharedPrefix.of(self.cache, to_device(order, mask.device), mask)
 
     def attend(self, queries: Tensor, layer: int) -> _Mixture:
         """Attention of `queries` (R, G, M, s) over the text of their row."""
@@ -75,8 +98,8 @@ class SharedPrefix:
         """(R, G, M, n) -> (P, G, S * M, n)."""
         _, groups, count, size = states.shape
         texts, _, most = self.bias.shape[:3]
-        if self.slots is not None:
-            states = states.index_select(0, self.slots)
+        if self.order.slots is not None:
+            states = states.index_select(0, self.order.slots)
         grouped = states.view(texts, most, groups, count, size).transpose(1, 2)
         return grouped.reshape(texts, groups, most * count, size)
 
@@ -85,7 +108,8 @@ class SharedPrefix:
         _, groups, _, size = states.shape
         apart = states.view(len(states), groups, -1, count, size).transpose(1, 2)
         apart = apart.reshape(-1, groups, count, size)
-        return apart if self.places is None else apart.index_select(0, self.places)
+        places = self.order.places
+        return apart if places is None else apart.index_select(0, places)
 
 
 class _Mixture(NamedTuple):
@@ -132,15 +156,16 @@ def run_blocks(
     cache: GrowingCache | None,
     prefix: SharedPrefix | None = None,
     *,
+    full: bool = False,
     first_read: int = 0,
     output_hidden_states: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """States of new columns (R, W, d) after the final norm, and those of all layers if asked for.
 
     `positions` is (R, W); `mask` (R, K) says which of the rows' own columns, the new ones included,
-    hold a token. `cache` is extended; None keeps no keys and values. Final states are returned from
-    column `first_read` on: for earlier columns the last block only computes keys and values. A
-    `prefix` is supported only where `runs_directly`.
+    hold a token, and `full` that all are known to. `cache` is extended; None keeps no keys and
+    values. Final states are returned from column `first_read` on: for earlier columns the last
+    block only computes keys and values. A `prefix` is supported only where `runs_directly`.
     """
     if not runs_directly(base):
         output = base.base_model(
@@ -155,7 +180,7 @@ def run_blocks(
         return output.last_hidden_state[:, first_read:], every
     model = base.model
     width = inputs_embeds.shape[1]
-    visible = _visible(mask, width, prefix, inputs_embeds.dtype)
+    visible = _visible(mask, full, width, prefix, inputs_embeds.dtype)
     rotation = _rotation(model, inputs_embeds, positions)
     hidden, every = inputs_embeds, []
     for index, block in enumerate(model.layers):
@@ -163,7 +188,7 @@ def run_blocks(
         states = block.input_layernorm(hidden)
         if first_read and index == len(model.layers) - 1:
             hidden = hidden[:, first_read:]
-            visible = _visible(mask, width - first_read, prefix, inputs_embeds.dtype)
+            visible = _visible(mask, full, width - first_read, prefix, inputs_embeds.dtype)
         attention = _Attention(block.self_attn, index, rotation, cache, prefix)
         hidden = hidden + attention(states, hidden.shape[1], visible)
         hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
@@ -268,7 +293,7 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _visible(
-    mask: Tensor, width: int, prefix: SharedPrefix | None, dtype: torch.dtype
+    mask: Tensor, full: bool, width: int, prefix: SharedPrefix | None, dtype: torch.dtype
 ) -> Tensor | None:
     """Which of its row's own (R, K) columns each of the last `width` columns sees.
 
@@ -276,10 +301,9 @@ def _visible(
     with a shared text, numbers (R, W or 1, K) to be added to the scores.
     """
     columns = mask.shape[1]
-    everything = bool(mask.all())
     if width <= 1:
-        return None if everything else _bias(mask, dtype)[:, None]
-    if prefix is None and everything and width == columns:
+        return None if full else _bias(mask, dtype)[:, None]
+    if prefix is None and full and width == columns:
         return None
     new = torch.arange(columns - width, columns, device=mask.device)
     before = torch.arange(columns, device=mask.device) <= new[:, None]

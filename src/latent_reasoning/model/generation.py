@@ -23,6 +23,10 @@ from latent_reasoning.runtime.memory import in_halves
 COMPACT_BELOW = 0.75
 """Finished rows leave once at most this share is unfinished, because leaving copies the cache."""
 
+LOOK_EVERY = 8
+"""On a GPU, whether rows have finished is looked at once in so many tokens: a look waits for all
+that the device was given to do."""
+
 FORCED_ROWS = 4
 """Where rows share their prompt, a batch has this multiple of `batch_size` rows."""
 
@@ -146,6 +150,7 @@ class _Writer:
         self.kinds = kinds
         self.rows = torch.arange(len(kinds), device=model.device)
         self.run_steps = torch.zeros_like(self.rows)
+        self.look_every = 1 if model.device.type == "cpu" else LOOK_EVERY
 
     @classmethod
     def after_prompts(
@@ -176,19 +181,29 @@ class _Writer:
             written = step + 1
             done |= tokens == eos_id
             must_leave = self._mark_the_last_position(done)
+            looks = must_leave or written % self.look_every == 0
+            if not looks:
+                self._read(tokens, more=written < max_new_tokens)
+                continue
             unfinished = (~done).nonzero()[:, 0]
             if not len(unfinished):
                 break
             if len(unfinished) <= COMPACT_BELOW * len(done) or must_leave:
                 self._keep(unfinished)
                 done, tokens = done[unfinished], tokens[unfinished]
-            self._note(tokens)
-            if written < max_new_tokens:
-                self.model.read_tokens(self.state, tokens)
+            self._read(tokens, more=written < max_new_tokens)
         return ids[:, :written].tolist(), probabilities[:, :written].tolist()
+
+    def _read(self, tokens: Tensor, *, more: bool) -> None:
+        """Read the chosen tokens (R,), unless no `more` will be chosen."""
+        self._note(tokens)
+        if more:
+            self.model.read_tokens(self.state, tokens)
 
     def _choose(self, probabilities: Tensor) -> Tensor:
         """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""
+        if self.look_every > 1:
+            return self._choose_unseen(probabilities)
         hidden = self.state.last_hidden
         tokens = torch.empty_like(self.rows)
         text = (self.kinds != Kind.THINKING).nonzero()[:, 0]
@@ -203,6 +218,22 @@ class _Writer:
                 stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
         return tokens
+
+    def _choose_unseen(self, probabilities: Tensor) -> Tensor:
+        """As `_choose`, without a look at which rows think: logits and decisions of all rows."""
+        hidden = self.state.last_hidden
+        tokens = self.model.logits(hidden, self.kinds).argmax(-1)
+        if self.settings is None:
+            return tokens
+        thinking = self.kinds == Kind.THINKING
+        logits = decision_logits(self.model, hidden)
+        made = torch.where(thinking[:, None], logits.softmax(-1).float(), 0.0)
+        probabilities.index_copy_(0, self.rows, made)
+        stops = logits[:, STOPS] > logits[:, CONTINUES]
+        if self.settings.max_latent_steps is not None:
+            stops |= self.run_steps >= self.settings.max_latent_steps
+        decisions = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
+        return torch.where(thinking, decisions, tokens)
 
     def _mark_the_last_position(self, done: Tensor) -> bool:
         """Mark rows that can read no further token as `done` (R,), and say whether there are any.

@@ -10,13 +10,15 @@ M positions, d hidden size, V vocabulary.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.frozen_head import frozen_head_log_probabilities, has_frozen_head
+from latent_reasoning.model.passes import Kind, SpecialIds
 from latent_reasoning.model.reasoner import LatentReasoner
 
 CONTINUES, STOPS = 0, 1
@@ -40,37 +42,67 @@ def decision_logits(
     return logits.to(torch.promote_types(logits.dtype, dtype)) / temperature
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Next tokens `tokens` (M,) at positions of `kinds` (M,), sorted out on the host.
+
+    `text` and `thinking` are the places among these M of next tokens and of stop decisions.
+    """
+
+    tokens: Tensor
+    kinds: Tensor
+    text: Tensor
+    thinking: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, kinds: Tensor, special: SpecialIds | None) -> Targets:
+        """The targets of a model with these special tokens; a plain one takes no decisions."""
+        is_thinking = kinds == Kind.THINKING
+        if special is None:
+            is_thinking = torch.zeros_like(is_thinking)
+        text, thinking = ((~is_thinking).nonzero()[:, 0], is_thinking.nonzero()[:, 0])
+        return cls(tokens, kinds, text, thinking)
+
+    def decisions(self, tokens: Tensor) -> Targets:
+        """The stop decisions alone, with other `tokens`."""
+        kinds = self.kinds[self.thinking]
+        places = torch.arange(len(tokens), device=tokens.device)
+        return Targets(tokens, kinds, places[:0], places)
+
+
 def target_log_probabilities(
-    model: LatentReasoner,
-    hidden: Tensor,
-    kinds: Tensor,
-    targets: Tensor,
-    temperature: float = 1.0,
+    model: LatentReasoner, hidden: Tensor, targets: Targets, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probabilities `(M,)` of `targets` `(M,)` at states `(M, d)` of kinds `(M,)`.
+    """Log-probabilities `(M,)` of `targets` at states `(M, d)`.
 
     They equal those of `model.logits(..) / temperature`, but stop decisions cost two logits instead
     of V, and of a large vocabulary at most `LOGITS_AT_ONCE` logits are in memory: the backward pass
     computes them again. In float32 at least.
     """
     result = hidden.new_zeros(len(hidden), dtype=_at_least_float32(hidden.dtype))
-    is_thinking = kinds == Kind.THINKING
-    if model.settings is None:
-        is_thinking = torch.zeros_like(is_thinking)
-    text = (~is_thinking).nonzero()[:, 0]
-    thinking = is_thinking.nonzero()[:, 0]
+    text, thinking, kinds, tokens = targets.text, targets.thinking, targets.kinds, targets.tokens
+    if len(text) and _stores_no_logits(model):
+        log_probs = frozen_head_log_probabilities(
+            model, hidden[text], kinds[text], tokens[text], temperature
+        )
+        result, text = result.index_add(0, text, log_probs), text[:0]
     count = max(1, LOGITS_AT_ONCE // model.base.config.vocab_size)
     for part in text.split(count) if len(text) else ():
         compute = functools.partial(_text_log_probabilities, model, temperature=temperature)
         if len(text) > count and torch.is_grad_enabled():
             compute = functools.partial(checkpoint, compute, use_reentrant=False)
-        log_probs = compute(hidden[part], kinds[part], targets[part])
+        log_probs = compute(hidden[part], kinds[part], tokens[part])
         result = result.index_add(0, part, log_probs)
     if len(thinking):
         logits = decision_logits(model, hidden[thinking], temperature, result.dtype)
-        choice = torch.where(targets[thinking] == model.settings.stop_id, STOPS, CONTINUES)
+        choice = torch.where(tokens[thinking] == model.settings.stop_id, STOPS, CONTINUES)
         result = result.index_add(0, thinking, -_cross_entropy(logits, choice))
     return result
+
+
+def _stores_no_logits(model: LatentReasoner) -> bool:
+    """On a CPU the general way is kept: its numbers are those of earlier results, to the bit."""
+    return model.device.type != "cpu" and has_frozen_head(model)
 
 
 def _text_log_probabilities(

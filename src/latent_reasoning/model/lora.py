@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from latent_reasoning.config import ConfigError, Lora
 from latent_reasoning.model.bases import experts_in_one_tensor
+from latent_reasoning.model.frozen import restore_frozen
 from latent_reasoning.model.published import PUBLISHED_BASE, our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import Adapter
@@ -64,6 +65,7 @@ def merge_lora(model: LatentReasoner) -> None:
     """Fold adapters and special rows into the weights, in place; the model has no adapter then."""
     if model.adapter is None:
         return
+    restore_frozen(model)
     for name, layer in _lora_layers(model):
         layer.merge()
         parent, _, child = name.rpartition(".")

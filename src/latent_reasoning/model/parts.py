@@ -24,21 +24,16 @@ TextStates = Literal["all", "last", "none"]
 class Part:
     """Rows of a pass that were read together, in the columns that they use."""
 
-    rows: Tensor
+    rows: Tensor | slice
     columns: slice
     state: ReasoningState
     hidden: Tensor
     hidden_states: tuple[Tensor, ...] | None
 
 
-def cut_rows(mask: Tensor, allowance: float) -> list[tuple[Tensor, slice]]:
-    """Parts of the rows of `mask` `(B, W)` to be read together, and the columns that each uses.
-
-    On a GPU all rows are one part, because another pass costs more than padding there.
-    """
+def cut_rows(mask: Tensor, allowance: float) -> list[tuple[Tensor | slice, slice]]:
+    """Parts of the rows of `mask` `(B, W)` to be read together, and the columns that each uses."""
     everything = [(slice(None), slice(None))]
-    if mask.device.type != "cpu":
-        return everything
     parts = rows_of_similar_length(mask, allowance)
     if len(parts) == 1:
         return everything
@@ -68,9 +63,12 @@ def rows_of_similar_length(mask: Tensor, allowance: float) -> list[Tensor]:
 
 
 def join(
-    parts: list[Part], mask: Tensor
+    parts: list[Part], mask: Tensor, *, full: bool
 ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
-    """Join the parts of a pass with `mask` `(B, W)` as if all rows had been read together."""
+    """Join the parts of a pass as if all rows had been read together.
+
+    `mask` is `(B, W)`; `full` says that it is True everywhere.
+    """
     order = torch.cat([part.rows for part in parts]).argsort()
 
     def whole(tensors: Iterable[Tensor]) -> Tensor:
@@ -90,7 +88,7 @@ def join(
     if parts[0].hidden_states is not None:
         layers = zip(*(part.hidden_states for part in parts), strict=True)
         hidden_states = tuple(whole(layer) for layer in layers)
-    return ReasoningState(cache, mask, hidden[:, -1]), hidden, hidden_states
+    return ReasoningState(cache, mask, hidden[:, -1], full=full), hidden, hidden_states
 
 
 def first_needed_column(mask: Tensor, text_states: TextStates) -> int:

@@ -56,18 +56,20 @@ class Pass:
 
     `rows` are the rows of the previous pass that continue (None: all); `latent` says whether the
     first column is a latent step, fed by the last column of the previous pass; `token_ids` is
-    `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column.
+    `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column, and `full`
+    says that it is True everywhere.
     """
 
     rows: Tensor | None
     latent: bool
     token_ids: Tensor
     mask: Tensor
+    full: bool
 
-    def to(self, device: torch.device) -> Pass:
-        """The same pass with its tensors on `device`."""
-        rows = None if self.rows is None else self.rows.to(device)
-        return Pass(rows, self.latent, self.token_ids.to(device), self.mask.to(device))
+    @classmethod
+    def of(cls, rows: Tensor | None, latent: bool, token_ids: Tensor, mask: Tensor) -> Pass:
+        """A pass planned on the host."""
+        return cls(rows, latent, token_ids, mask, bool(mask.all()))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def plan_passes(
     if (begins.sum(1) > 1).any():
         raise ValueError("padding may not stand between the tokens of a row")
     if special is None:
-        return PassPlan([Pass(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
+        return PassPlan([Pass.of(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
     is_continue = mask & (input_ids == special.continue_id)
     is_stop = mask & (input_ids == special.stop_id)
     thinking = is_continue | (mask & (input_ids == special.start_id))
@@ -109,7 +111,7 @@ def plan_passes(
     kinds = torch.where(run > 0, int(Kind.ANSWER), int(Kind.TEXT))
     kinds = torch.where(thinking, int(Kind.THINKING), kinds) * mask
     if not is_continue.any() and not is_stop.any():
-        return PassPlan([Pass(None, False, input_ids, mask)], None, kinds)
+        return PassPlan([Pass.of(None, False, input_ids, mask)], None, kinds)
     passes, index = _cut(input_ids, mask, is_continue, run, keep_rows)
     return PassPlan(passes, index, kinds)
 
@@ -168,13 +170,13 @@ def _cut(
         text_mask[row_of, text_column[row_of, position]] = True
         count = torch.arange(len(rows))[:, None]
         for step in range(longest - 1):
-            passes.append(Pass(kept, True, tokens[:, :0], (steps > step)[:, None]))
+            passes.append(Pass.of(kept, True, tokens[:, :0], (steps > step)[:, None]))
             at = torch.where(latent & (step_of == step), columns_before + count, at)
             columns_before += len(rows)
             kept = None
         has_latent = longest > 0
         last_mask = torch.cat([(steps >= longest)[:, None], text_mask], 1)
-        passes.append(Pass(kept, has_latent, tokens, last_mask if has_latent else text_mask))
+        passes.append(Pass.of(kept, has_latent, tokens, last_mask if has_latent else text_mask))
         offset = columns_before + count * (width + has_latent)
         at = torch.where(latent & (step_of == longest - 1), offset, at)
         index[rows] = torch.where(text, offset + has_latent + text_column, at)

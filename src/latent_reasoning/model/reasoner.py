@@ -12,7 +12,7 @@ B rows, T positions, W new columns, K cached columns, d hidden size, V vocabular
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
 from typing import Any, Literal
 
 import torch
@@ -27,47 +27,28 @@ from latent_reasoning.model.bases import (
     position_limit,
     scaled_rows,
 )
-from latent_reasoning.model.blocks import SharedPrefix, run_blocks, runs_directly
-from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.model.blocks import RowOrder, SharedPrefix, run_blocks, runs_directly
 from latent_reasoning.model.filters import SRE, build_filter
-from latent_reasoning.model.parts import (
-    Part,
-    TextStates,
-    cut_rows,
-    first_needed_column,
-    gather_states,
-    join,
-)
-from latent_reasoning.model.passes import Kind, Pass, PassPlan, plan_passes
+from latent_reasoning.model.parts import Part, gather_states, join
+from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_prompts, plan_reading
 from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
     embedding_matrix,
     extract_rows,
     fold_rows,
+    ids_on,
     is_tied,
     token_id,
     vocabulary_logits,
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
+from latent_reasoning.runtime.device import to_device
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
 tokens at hidden size 128 and 2 at 576 (measured on a CPU)."""
-
-
-@dataclass(frozen=True)
-class ReasonerOutput:
-    """States of a batch in its own layout; values at padding are meaningless.
-
-    `last_hidden` `(B, T, d)` is after the final norm. `hidden_states` are L + 1 tensors, embeddings
-    first, the last one after the final norm: `(B, T, d)`, or `(M, d)` where `hidden_at` selects M
-    positions (row by row). `kinds` `(B, T)` holds the `Kind` of each position.
-    """
-
-    last_hidden: Tensor
-    hidden_states: tuple[Tensor, ...] | None
-    kinds: Tensor
 
 
 class LatentReasoner(nn.Module):
@@ -118,6 +99,11 @@ class LatentReasoner(nn.Module):
         """Fixed overhead of a pass: the number of tokens that could be read in that time."""
         return PASS_COST / self.base.config.hidden_size**2
 
+    @property
+    def allowance(self) -> float:
+        """Padding in a pass that is not worth another one; on a GPU none is worth it."""
+        return self.pass_cost if self.device.type == "cpu" else math.inf
+
     # ------------------------------------------------------------------------------- the forward
 
     def forward(
@@ -133,41 +119,47 @@ class LatentReasoner(nn.Module):
 
         `attention_mask` is 1 at tokens, 0 at padding. `hidden_at` `(B, T)` restricts
         `hidden_states` to some positions. `prefix` is a text that the rows continue, as returned by
-        `read`; it does not change. Raises `ValueError` where a sequence is illegal.
+        `read_prompts`; it does not change. Raises `ValueError` where a sequence is illegal.
         """
-        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings)
-        _, last, every = self._run(plan, output_hidden_states, len(plan.passes) > 1, prefix)
-        shape = (*input_ids.shape, -1)
-        index = None if plan.index is None else plan.index.flatten().to(self.device)
+        continues = prefix is not None
+        reading = plan_reading(
+            self, input_ids, attention_mask, hidden_at=hidden_at, continues=continues
+        )
+        reading = to_device(reading, self.device)
+        return self.run(reading, output_hidden_states=output_hidden_states, prefix=prefix)
+
+    def run(
+        self,
+        reading: Reading,
+        *,
+        output_hidden_states: bool = False,
+        prefix: ReasoningState | None = None,
+    ) -> ReasonerOutput:
+        """The forward of a planned batch that is on this device: the host waits for nothing."""
+        cached = len(reading.passes) > 1
+        _, last, every = self._run(reading, output_hidden_states, cached, prefix)
+        shape = (*reading.kinds.shape, -1)
+        index, chosen = reading.index, reading.chosen
         last_hidden = gather_states(last, index).view(shape)
         hidden_states = None
         if output_hidden_states:
             layers = zip(*every, strict=True)
-            if hidden_at is None:
+            if chosen is None:
                 hidden_states = tuple(gather_states(layer, index).view(shape) for layer in layers)
             else:
-                chosen = hidden_at.to(self.device).flatten().nonzero()[:, 0]
-                index = chosen if index is None else index[chosen]
-                hidden_states = tuple(gather_states(layer, index) for layer in layers)
-        return ReasonerOutput(last_hidden, hidden_states, plan.kinds.to(self.device))
+                hidden_states = tuple(gather_states(layer, chosen) for layer in layers)
+        return ReasonerOutput(last_hidden, hidden_states, reading.kinds)
+
+    def read(self, reading: Reading) -> ReasoningState:
+        """Read planned prompts that are on this device; `last_hidden` is as they were planned."""
+        state, last, _ = self._run(reading)
+        state.last_hidden = None if reading.index is None else gather_states(last, reading.index)
+        return state
 
     def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
         """Read prompts `(B, T)`, which may hold latent steps; `last_hidden` is the state of each
         prompt's last token."""
-        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
-        state, last, _ = self._run(plan, text_states="last")
-        # The last column is masked for a row whose last token is in an earlier column.
-        last_token = (attention_mask.cpu() * torch.arange(input_ids.shape[1])).argmax(1)
-        index = torch.arange(input_ids.numel()).view(input_ids.shape)
-        index = index if plan.index is None else plan.index
-        index = index.gather(1, last_token[:, None])[:, 0]
-        state.last_hidden = gather_states(last, index.to(self.device))
-        return state
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor) -> ReasoningState:
-        """Read texts `(B, T)` as a prefix to be continued; their own states are not returned."""
-        plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), self.settings, keep_rows=True)
-        return self._run(plan, text_states="none")[0]
+        return self.read(to_device(plan_prompts(self, input_ids, attention_mask), self.device))
 
     def advance(
         self, state: ReasoningState, inputs_embeds: Tensor, mask: Tensor | None = None
@@ -178,30 +170,32 @@ class LatentReasoner(nn.Module):
         """
         return self._advance(state, inputs_embeds, mask)[0]
 
-    def read_tokens(self, state: ReasoningState, tokens: Tensor) -> Tensor:
+    def read_tokens(
+        self, state: ReasoningState, tokens: Tensor, *, thinking: bool = True
+    ) -> Tensor:
         """Read one more token per row `(R,)`, extend `state` and return the new states `(R, d)`.
 
         The input of CONTINUE is the filtered state of the position before (docs/method.md,
-        section 3).
+        section 3); `thinking` False says that no token is CONTINUE.
         """
         inputs = self.embed(tokens)
-        if self.settings is not None:
+        if self.settings is not None and thinking:
             is_step = tokens == self.settings.continue_id
-            if is_step.any():
+            # On a GPU a look at the tokens would take longer than the filter.
+            if tokens.device.type != "cpu" or is_step.any():
                 latent = self.latent_input(state.last_hidden).to(inputs.dtype)
                 inputs = torch.where(is_step.unsqueeze(-1), latent, inputs)
         return self.advance(state, inputs.unsqueeze(1))[:, -1]
 
-    def branch(self, state: ReasoningState, rows: Tensor, mask: Tensor) -> ReasoningState:
-        """New rows that continue `rows` `(R,)` of `state` and share their columns without copies.
+    def branch(self, state: ReasoningState, order: RowOrder, mask: Tensor) -> ReasoningState:
+        """New rows that continue `order.rows` `(R,)` of `state`, without copies of its columns.
 
         `mask` `(R, K)` says which of `state.mask`'s columns each new row sees: a row that leaves a
         shared latent trajectory early does not see the later steps.
         """
         if not runs_directly(self.base) or state.prefix is not None:
-            return state.select(rows, mask)
-        prefix = SharedPrefix.of(state.cache, rows, mask)
-        return ReasoningState(GrowingCache(), mask[:, :0], None, prefix)
+            return state.select(order.rows, mask)
+        return ReasoningState.empty(mask, SharedPrefix.of(state.cache, order, mask))
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings `(.., d)` of tokens; STOP reads END's row."""
@@ -227,27 +221,22 @@ class LatentReasoner(nn.Module):
 
     def _run(
         self,
-        plan: PassPlan,
+        reading: Reading,
         output_hidden_states: bool = False,
         cached: bool = True,
         prefix: ReasoningState | None = None,
-        text_states: TextStates = "all",
     ) -> tuple[ReasoningState, list[Tensor], list[tuple[Tensor, ...]]]:
-        """Run the passes of a plan: the state after them, and last and all states of each pass.
+        """Run planned passes: the state after them, and last and all states of each pass.
 
-        `text_states` says which final states of the first pass are needed; the rest may be zero.
+        States that are not needed of a first pass may be zero.
         """
         last, every = [], []
-        passes = [step.to(self.device) for step in plan.passes]
+        passes = reading.passes
         if prefix is None:
-            first = passes.pop(0)
-            if passes and text_states == "none":
-                text_states = "last"
-            state, hidden, hidden_states = self._begin(
-                first, output_hidden_states, cached, text_states
-            )
+            state, hidden, hidden_states = self._begin(reading, output_hidden_states, cached)
             last.append(hidden)
             every.append(hidden_states)
+            passes = passes[1:]
         else:
             state = prefix.fork()
         for step in passes:
@@ -258,41 +247,41 @@ class LatentReasoner(nn.Module):
                 columns.append(self.latent_input(state.last_hidden).unsqueeze(1))
             if step.token_ids.shape[1]:
                 columns.append(self.embed(step.token_ids))
-            inputs_embeds = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
             hidden, hidden_states = self._advance(
-                state, inputs_embeds, step.mask, output_hidden_states=output_hidden_states
+                state,
+                columns[0] if len(columns) == 1 else torch.cat(columns, 1),
+                step.mask,
+                full=step.full,
+                output_hidden_states=output_hidden_states,
             )
             last.append(hidden)
             every.append(hidden_states)
         return state, last, every
 
     def _begin(
-        self,
-        step: Pass,
-        output_hidden_states: bool,
-        cached: bool,
-        text_states: TextStates,
+        self, reading: Reading, output_hidden_states: bool, cached: bool
     ) -> tuple[ReasoningState, Tensor, tuple[Tensor, ...] | None]:
         """Run the first pass, of text alone, in parts of rows of similar length."""
+        step = reading.passes[0]
         inputs_embeds = self.embed(step.token_ids)
         parts = []
-        for rows, columns in cut_rows(step.mask, self.pass_cost):
-            mask = step.mask[rows, columns]
-            first_read = first_needed_column(mask, text_states)
-            state = ReasoningState(GrowingCache(), mask[:, :0])
+        for part in reading.parts:
+            mask = step.mask[part.rows, part.columns]
+            state = ReasoningState.empty(mask)
             hidden, hidden_states = self._advance(
                 state,
-                inputs_embeds[rows, columns],
+                inputs_embeds[part.rows, part.columns],
                 mask,
-                first_read=first_read,
+                full=part.full,
+                first_read=part.first_read,
                 output_hidden_states=output_hidden_states,
                 cached=cached,
             )
-            hidden = functional.pad(hidden, (0, 0, first_read, 0))
-            parts.append(Part(rows, columns, state, hidden, hidden_states))
+            hidden = functional.pad(hidden, (0, 0, part.first_read, 0))
+            parts.append(Part(part.rows, part.columns, state, hidden, hidden_states))
         if len(parts) == 1:
             return state, hidden, hidden_states
-        return join(parts, step.mask)
+        return join(parts, step.mask, full=step.full)
 
     def _advance(
         self,
@@ -300,14 +289,18 @@ class LatentReasoner(nn.Module):
         inputs_embeds: Tensor,
         mask: Tensor | None = None,
         *,
+        full: bool = False,
         first_read: int = 0,
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `advance`, but returns states from column `first_read` on only, and the states of all
-        layers if asked for; `cached` False keeps no keys and values."""
+        layers if asked for; `full` says that `mask` is True everywhere; `cached` False keeps no
+        keys and values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
+            full = True
+        state.full = state.full and full
         order = None
         if state.mask.shape[1] and not runs_directly(self.base):
             state.close_gaps()
@@ -328,6 +321,7 @@ class LatentReasoner(nn.Module):
             state.mask,
             state.cache if cached else None,
             state.prefix,
+            full=state.full,
             first_read=first_read,
             output_hidden_states=output_hidden_states,
         )
@@ -348,9 +342,9 @@ class LatentReasoner(nn.Module):
         if self.special_rows is not None:
             rows = torch.stack([self.special_rows.output_row(t) for t in ("continue", "stop")])
         else:
-            rows = self.base.get_output_embeddings().weight[self._stop_ids]
+            rows = self.base.get_output_embeddings().weight.index_select(0, self._stop_ids)
         bias = getattr(self.base.get_output_embeddings(), "bias", None)
-        bias = None if bias is None else bias[self._stop_ids]
+        bias = None if bias is None else bias.index_select(0, self._stop_ids)
         logits = adjusted_logits(self.base, functional.linear(hidden, rows, bias))
         return logits / (self.settings.stop_head_temperature or 1.0)
 
@@ -368,7 +362,8 @@ class LatentReasoner(nn.Module):
         logits = logits.masked_fill_(thinking, minus_infinity)
         logits[..., settings.end_id] = minus_infinity
         stop_logits = self.stop_logits(hidden).to(logits.dtype)
-        logits[..., self._stop_ids] = torch.where(thinking, stop_logits, minus_infinity)
+        stop_logits = torch.where(thinking, stop_logits, minus_infinity)
+        logits.index_copy_(-1, self._stop_ids, stop_logits)
         if not settings.allow_rethinking:
             is_answer = kinds == Kind.ANSWER
             start = logits[..., settings.start_id].masked_fill(is_answer, minus_infinity)
@@ -380,8 +375,8 @@ class LatentReasoner(nn.Module):
         return self.logits(output.last_hidden, output.kinds)
 
     @property
-    def _stop_ids(self) -> list[int]:
-        return [self.settings.continue_id, self.settings.stop_id]
+    def _stop_ids(self) -> Tensor:
+        return ids_on(self.device, self.settings.continue_id, self.settings.stop_id)
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)

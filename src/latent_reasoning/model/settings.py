@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from latent_reasoning.config import Lora
 
@@ -33,7 +33,11 @@ class LatentSettings:
 
 @dataclass
 class Adapter:
-    """An attached adapter, and frozen copies of the latent modules as they were before it."""
+    """An attached adapter, and frozen copies of the latent modules as they were before it.
+
+    `originals` are the float32 weights, on the host, of those that `frozen.py` holds in less.
+    """
 
     lora: Lora
     reference: dict[str, nn.Module | None]
+    originals: dict[str, Tensor] = field(default_factory=dict)

@@ -8,6 +8,8 @@ module are then zero.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,6 +45,12 @@ class SpecialRows(nn.Module):
         return self.get_submodule(token if self.tied else f"{token}_out").weight[0]
 
 
+@lru_cache
+def ids_on(device: torch.device, *ids: int) -> Tensor:
+    """Token ids (N,) on a device: copied there once, since a copy would wait for the device."""
+    return torch.tensor(ids, device=device)
+
+
 def token_id(special: SpecialIds, token: str) -> int:
     """Id of `token`: start, end, continue or stop."""
     return getattr(special, f"{token}_id")
@@ -56,10 +64,12 @@ def vocabulary_logits(
     logits = head(hidden)
     if rows is not None:
         tokens = ["start", "continue", "stop"] + (["end"] if rows.tied else [])
-        ids = [token_id(special, token) for token in tokens]
+        ids = ids_on(hidden.device, *(token_id(special, token) for token in tokens))
         own = torch.stack([rows.output_row(token) for token in tokens])
         bias = getattr(head, "bias", None)
-        logits[..., ids] = functional.linear(hidden, own, None if bias is None else bias[ids])
+        bias = None if bias is None else bias.index_select(0, ids)
+        own_logits = functional.linear(hidden, own, bias).to(logits.dtype)
+        logits.index_copy_(-1, ids, own_logits)
     return adjusted_logits(base, logits)
 
 
@@ -72,7 +82,7 @@ def embedding_matrix(
         return scaled_rows(base, matrix)
     tokens = ["start", "end"] + (["continue", "stop"] if rows.tied else [])
     own = torch.stack([rows.input_row(token) for token in tokens])
-    ids = torch.tensor([token_id(special, token) for token in tokens]).to(matrix.device)
+    ids = ids_on(matrix.device, *(token_id(special, token) for token in tokens))
     return scaled_rows(base, matrix.index_copy(0, ids, own))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latent_reasoning.model.blocks import SharedPrefix
 from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.runtime.device import to_device
 
 
 @dataclass
@@ -16,13 +17,20 @@ class ReasoningState:
     """Rows being read or written: their cache, and which of its columns hold a token.
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
-    final norm; `prefix` is a text that the rows continue. `advance` extends a state in place.
+    final norm; `prefix` is a text that the rows continue. `full` says that `mask` is known to be
+    True everywhere. `advance` extends a state in place.
     """
 
     cache: GrowingCache
     mask: Tensor
     last_hidden: Tensor | None = None
     prefix: SharedPrefix | None = None
+    full: bool = False
+
+    @classmethod
+    def empty(cls, mask: Tensor, prefix: SharedPrefix | None = None) -> ReasoningState:
+        """The state of rows before their first column; `mask` is `(B, K)` for any K."""
+        return cls(GrowingCache(), mask[:, :0], None, prefix, full=True)
 
     def close_gaps(self) -> None:
         """Move each row's tokens to its last columns, in place: no column between two is empty, and
@@ -45,13 +53,17 @@ class ReasoningState:
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(entry.keys, entry.values, layer)
-        return ReasoningState(cache, self.mask, self.last_hidden, self.prefix)
+        return ReasoningState(cache, self.mask, self.last_hidden, self.prefix, self.full)
 
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
         """A new state of the given rows `(R,)`, which may repeat; this one does not change.
 
+        With a `prefix`, rows that are on the device are looked at.
+
         `mask` `(R, K)` says which columns the new rows see; None: those they saw before.
         """
+        prefix = None if self.prefix is None else self.prefix.select(rows)
+        rows = to_device(rows, self.mask.device)
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(
@@ -62,7 +74,8 @@ class ReasoningState:
             cache,
             self.mask.index_select(0, rows) if mask is None else mask,
             last_hidden,
-            None if self.prefix is None else self.prefix.select(rows),
+            prefix,
+            self.full and mask is None,
         )
 
 

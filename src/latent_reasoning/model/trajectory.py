@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.heads import decision_logits
+from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
+from latent_reasoning.runtime.device import to_device
 
 
 @dataclass
@@ -37,10 +40,19 @@ class Trajectory:
     @classmethod
     def begin(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Trajectory:
         """Read the prompts, before any latent step."""
+        return cls.read(model, to_device(cls.plan(model, prompts), model.device))
+
+    @classmethod
+    def plan(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Reading:
+        """How the prompts will be read, decided on the host."""
         # Padding is masked everywhere: any id of the vocabulary serves.
-        input_ids, attention_mask = pad_prompts(prompts, pad_id=0)
-        state = model.read_prompts(input_ids.to(model.device), attention_mask.to(model.device))
-        return cls(state, [state.last_hidden], input_ids.shape[1])
+        return plan_prompts(model, *pad_prompts(prompts, pad_id=0))
+
+    @classmethod
+    def read(cls, model: LatentReasoner, reading: Reading) -> Trajectory:
+        """Read planned prompts that are on the model's device."""
+        state = model.read(reading)
+        return cls(state, [state.last_hidden], reading.kinds.shape[1])
 
     @property
     def steps(self) -> int:
@@ -53,14 +65,21 @@ class Trajectory:
             inputs = model.latent_input(self.hidden[-1]).unsqueeze(1)
             self.hidden.append(model.advance(self.state, inputs)[:, -1])
 
-    def leave(self, model: LatentReasoner, prompts: Tensor, steps: Tensor) -> ReasoningState:
+    def leave(
+        self, model: LatentReasoner, prompts: Tensor | RowOrder, steps: Tensor
+    ) -> ReasoningState:
         """A state whose row i leaves prompt `prompts[i]` after `steps[i]` latent steps; both (R,).
 
-        The new rows see the prompt and their own steps, no later ones.
+        The new rows see the prompt and their own steps, no later ones. Prompts that are not in a
+        `RowOrder` yet are looked at, on whatever device they are.
         """
-        columns = torch.arange(self.state.mask.shape[1], device=prompts.device)
+        order = prompts
+        if isinstance(order, Tensor):
+            order = to_device(RowOrder.of(order, len(self.state.mask)), model.device)
+        steps = to_device(steps, model.device)
+        columns = torch.arange(self.state.mask.shape[1], device=steps.device)
         own = columns < self.prompt_columns + steps[:, None]
-        return model.branch(self.state, prompts, self.state.mask[prompts] & own)
+        return model.branch(self.state, order, self.state.mask[order.rows] & own)
 
     def decision_log_probs(self, model: LatentReasoner, temperature: float) -> Tensor:
         """Log-probabilities of CONTINUE and STOP at each decision, (P, N + 1, 2)."""

@@ -73,14 +73,13 @@ def sample_all_lengths(
     groups, G) come from `draw_stratified`. The rollout holds the samples of all groups, group by
     group. The trajectory has its graph where gradients are enabled.
     """
-    uniforms, stop_draws = uniforms.to(model.device), stop_draws.to(model.device)
     trajectory = Trajectory.begin(model, prompts)
     steps = _stop_lengths(model, trajectory, stop_draws, settings)
     with torch.no_grad():
         table = _answers_at_lengths(model, trajectory, prompts, steps, uniforms, settings)
     members = table.sample_completion.view(*uniforms.shape[:2], -1)
     # (P, G, L) at (P, G, groups): which completion each sample of each group is.
-    chosen = members.gather(2, steps.cpu().transpose(1, 2)).transpose(1, 2)
+    chosen = members.gather(2, steps.transpose(1, 2)).transpose(1, 2)
     counts = chosen.flatten().bincount(minlength=len(table.completions)).tolist()
     completions = [
         replace(completion, count=count)
@@ -119,8 +118,8 @@ def _stop_lengths(
     model: LatentReasoner, trajectory: Trajectory, stop_draws: Tensor, settings: SamplingSettings
 ) -> Tensor:
     """Latent steps (P, groups, G) by inverse sampling: the number of survival probabilities above
-    the draw."""
-    survival = survival_probabilities(model, trajectory, settings, stop_draws.min().item())
+    the draw. On the host, like the draws."""
+    survival = survival_probabilities(model, trajectory, settings, stop_draws.min().item()).cpu()
     return (stop_draws[..., None] < survival[:, None, None]).sum(-1)
 
 
@@ -147,4 +146,4 @@ def _answers_at_lengths(
         uniforms.repeat_interleave(len(lengths), dim=1),
         settings,
     )
-    return collect(prompts, ids.cpu(), token_counts.cpu())
+    return collect(prompts, ids, token_counts)

@@ -71,6 +71,7 @@ def policy_loss(
     weights: Tensor | None = None,
     old_log_probs: Tensor | None = None,
     reference: Tensor | None = None,
+    denominator: float | None = None,
 ) -> PolicyLoss:
     """Clipped policy-gradient loss with a KL term.
 
@@ -79,6 +80,7 @@ def policy_loss(
     `advantages` and `weights` are (U,). Without `old_log_probs` the ratio is exactly 1 and the
     gradient is that of `-advantage * log_prob`. `kind` says how tokens are averaged: over all of
     them (bnpo), within each sample first (grpo), over samples x `max_completion_length` (dr_grpo).
+    `denominator` is that of `mean_over`, where the host has it already.
     """
     excluded = ~mask.bool()
     mask = mask.to(log_probs.dtype)
@@ -100,25 +102,29 @@ def policy_loss(
     def share(values: Tensor) -> Tensor:
         return (values.detach() * weighted_mask).sum() / weighted_mask.sum()
 
-    numerator, denominator = _aggregate(token_loss, mask, weights, kind, max_completion_length)
+    if denominator is None:
+        denominator = mean_over(mask, weights, kind, max_completion_length)
     return PolicyLoss(
-        numerator=numerator,
-        denominator=float(denominator),
+        numerator=_sum(token_loss, mask, weights, kind),
+        denominator=denominator,
         kl=share(kl),
         clip_low=share((ratio < 1 - epsilon) & (advantage < 0)),
         clip_high=share((ratio > 1 + epsilon) & (advantage > 0)),
     )
 
 
-def _aggregate(
-    token_loss: Tensor, mask: Tensor, weights: Tensor, kind: LossType, max_completion_length: int
-) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of the mean over tokens (U, T) that `kind` names."""
-    per_row = (token_loss * mask).sum(dim=1)
+def mean_over(mask: Tensor, weights: Tensor, kind: LossType, max_completion_length: int) -> float:
+    """What the loss is divided by: tokens (bnpo), samples (grpo), samples x length (dr_grpo)."""
     if kind == "bnpo":
-        return (weights * per_row).sum(), (weights * mask.sum(dim=1)).sum()
-    if kind == "grpo":
-        return (weights * per_row / mask.sum(dim=1).clamp(min=1)).sum(), weights.sum()
-    if kind == "dr_grpo":
-        return (weights * per_row).sum(), weights.sum() * max_completion_length
+        return float((weights * mask.sum(dim=1)).sum())
+    if kind in ("grpo", "dr_grpo"):
+        return float(weights.sum()) * (max_completion_length if kind == "dr_grpo" else 1)
     raise ValueError(f"unknown loss {kind!r}: bnpo, grpo and dr_grpo are known")
+
+
+def _sum(token_loss: Tensor, mask: Tensor, weights: Tensor, kind: LossType) -> Tensor:
+    """Numerator of the mean over tokens (U, T) that `kind` names."""
+    per_row = weights * (token_loss * mask).sum(dim=1)
+    if kind == "grpo":
+        per_row = per_row / mask.sum(dim=1).clamp(min=1)
+    return per_row.sum()

@@ -23,6 +23,7 @@ from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.runtime.device import to_device
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def sample(
     The trajectory has its graph where gradients are enabled, so that the update can use it; all
     else is computed without gradients.
     """
-    uniforms = uniforms.to(model.device)
     trajectory = Trajectory.begin(model, prompts)
-    steps, stopped = _sample_stops(model, trajectory, uniforms, settings)
+    draws = to_device(uniforms, model.device)
+    steps, stopped = _sample_stops(model, trajectory, draws, settings)
     with torch.no_grad():
-        ids, lengths = sample_answers(model, trajectory, steps, stopped, uniforms, settings)
-    return collect(prompts, ids.cpu(), lengths.cpu()), trajectory
+        ids, lengths = sample_answers(
+            model, trajectory, steps.cpu(), stopped.cpu(), uniforms, settings
+        )
+    return collect(prompts, ids, lengths), trajectory
 
 
 def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollout:
@@ -144,7 +147,7 @@ def continue_probability(
 
 @dataclass
 class _Rows:
-    """Completions being sampled; those that agree so far share one of the R rows.
+    """Completions being sampled; those that agree so far share one of the R rows. On the host.
 
     `prompt` (R,); `length` (R,): tokens so far; `token` (R,): the last of them, not yet read;
     `steps_since_start` (R,): latent steps since START where the row thinks again, else -1.
@@ -166,7 +169,8 @@ def sample_answers(
 ) -> tuple[Tensor, Tensor]:
     """Complete samples that took `steps` (P, G) latent steps and then `stopped` or were cut off.
 
-    Returns ids (P, G, `max_new_tokens`) and lengths (P, G).
+    Returns ids (P, G, `max_new_tokens`) and lengths (P, G), on the host like all arguments. Which
+    samples share a row is decided there: it waits for the device once a token.
     """
     special = model.settings
     ids = torch.full(uniforms.shape, special.continue_id, device=uniforms.device)
@@ -188,7 +192,7 @@ def sample_answers(
     )
     state = trajectory.leave(model, leaves[0], leaves[1])
     while True:
-        tokens = _next_tokens(model, state, rows, uniforms, settings)[row, member]
+        tokens = _next_tokens(model, state, rows, uniforms, settings).cpu()[row, member]
         position = rows.length[row]
         ids[prompt, member, position] = tokens
         lengths[prompt, member] = position + 1
@@ -207,17 +211,23 @@ def _next_tokens(
     settings: SamplingSettings,
 ) -> Tensor:
     """Read each row's last token and draw the next one for all G samples, (R, G)."""
-    hidden = model.read_tokens(state, rows.token)
-    kinds = torch.where(rows.steps_since_start >= 0, int(Kind.THINKING), int(Kind.ANSWER))
+    bound, kinds = model.settings.max_latent_steps, _kinds_of(rows)
+    forced = torch.zeros_like(kinds, dtype=torch.bool)
+    if bound is not None:
+        forced = rows.steps_since_start >= bound
+    draws = uniforms[rows.prompt, :, rows.length]
+    thinking = bool((rows.token == model.settings.continue_id).any())
+    token, kinds, forced, draws = to_device((rows.token, kinds, forced, draws), model.device)
+    hidden = model.read_tokens(state, token, thinking=thinking)
     logits = model.logits(hidden, kinds).double() / settings.temperature
     cumulative = logits.softmax(-1).cumsum(-1)
     # The first token whose cumulative probability exceeds the draw: never one of probability 0.
-    draws = uniforms[rows.prompt, :, rows.length] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, draws, right=True)
-    if model.settings.max_latent_steps is not None:
-        forced = rows.steps_since_start >= model.settings.max_latent_steps
-        tokens = torch.where(forced[:, None], model.settings.stop_id, tokens)
-    return tokens
+    tokens = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
+    return torch.where(forced[:, None], model.settings.stop_id, tokens)
+
+
+def _kinds_of(rows: _Rows) -> Tensor:
+    return torch.where(rows.steps_since_start >= 0, int(Kind.THINKING), int(Kind.ANSWER))
 
 
 def _split(

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
-from latent_reasoning.model.heads import CONTINUES, STOPS, target_log_probabilities
+from latent_reasoning.model.blocks import RowOrder
+from latent_reasoning.model.heads import CONTINUES, STOPS, Targets, target_log_probabilities
 from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.reading import Reading, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
+from latent_reasoning.runtime.device import to_device
 
 
 def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
@@ -43,6 +45,83 @@ def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Ten
     return mask
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How completions of prompts will be scored; planned on the host.
+
+    `prompts` are read where there is no trajectory yet; it is extended to `steps` latent steps, and
+    each of `decisions` (D, 3) is (prompt, step, choice). `places` (N, 2) are the (completion,
+    token) of each log-probability, decisions first, then `answers`, then `alone`; the result has
+    `shape` (U, T).
+    """
+
+    prompts: Reading | None
+    steps: int
+    decisions: Tensor
+    answers: _Answers | None
+    alone: _Alone | None
+    places: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def plan(
+        cls,
+        model: LatentReasoner,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Completion],
+        *,
+        begun: bool = False,
+    ) -> Scoring:
+        """Plan it; with `begun` there is a trajectory of the prompts already."""
+        special = model.settings
+        thinks_again = [special.start_id in completion.ids for completion in completions]
+        shared = [i for i, again in enumerate(thinks_again) if not again]
+        again = [i for i, again in enumerate(thinks_again) if again]
+        paths = [_Path.of(index, completions[index], special) for index in shared]
+        taken = [(path, step) for path in paths for step in range(path.decisions)]
+        answered = [path for path in paths if path.answer]
+        places = [(path.index, step) for path, step in taken]
+        places += [
+            (path.index, path.decisions + i) for path in answered for i, _ in enumerate(path.answer)
+        ]
+        places += [(i, token) for i in again for token in range(len(completions[i].ids))]
+        return cls(
+            Trajectory.plan(model, prompts) if paths and not begun else None,
+            max((path.decisions for path in paths), default=0) - 1,
+            torch.tensor([_decision(path, step) for path, step in taken]).view(-1, 3),
+            _Answers.plan(answered, len(prompts), special) if answered else None,
+            _Alone.plan(model, prompts, [completions[i] for i in again]) if again else None,
+            torch.tensor(places),
+            (len(completions), max(len(completion.ids) for completion in completions)),
+        )
+
+
+def score(
+    model: LatentReasoner,
+    scoring: Scoring,
+    temperature: float,
+    trajectory: Trajectory | None = None,
+) -> Tensor:
+    """Log-probability of each token of each completion, (U, T), 0 after a completion's end.
+
+    `scoring` is on the model's device; `trajectory` is that of its prompts under the same weights.
+    The host waits for nothing here. In float32 at least.
+    """
+    parts: list[Tensor] = []
+    if len(scoring.decisions):
+        if trajectory is None:
+            trajectory = Trajectory.read(model, scoring.prompts)
+        trajectory.extend(model, scoring.steps)
+        log_probs = trajectory.decision_log_probs(model, temperature)
+        parts.append(log_probs[tuple(scoring.decisions.T)])
+        if scoring.answers is not None:
+            parts.append(scoring.answers.score(model, trajectory, temperature))
+    if scoring.alone is not None:
+        parts.append(scoring.alone.score(model, temperature))
+    values = torch.cat(parts)
+    return values.new_zeros(scoring.shape).index_put(tuple(scoring.places.T), values)
+
+
 def score_completions(
     model: LatentReasoner,
     prompts: Sequence[list[int]],
@@ -50,37 +129,9 @@ def score_completions(
     settings: SamplingSettings,
     trajectory: Trajectory | None = None,
 ) -> Tensor:
-    """Log-probability of each token of each completion, (U, T), 0 after a completion's end.
-
-    `trajectory` is that of `prompts` under the same weights, where it is available. The result is
-    in float32 at least.
-    """
-    special = model.settings
-    thinks_again = [special.start_id in completion.ids for completion in completions]
-    shared = [i for i, again in enumerate(thinks_again) if not again]
-    alone = [i for i, again in enumerate(thinks_again) if again]
-    parts: list[_Scores] = []
-    if shared:
-        trajectory = trajectory or Trajectory.begin(model, prompts)
-        paths = [_Path.of(index, completions[index], special) for index in shared]
-        trajectory.extend(model, max(path.decisions for path in paths) - 1)
-        parts.append(_score_decisions(model, trajectory, paths, settings))
-        answered = [path for path in paths if path.answer]
-        if answered:
-            parts.append(_score_answers(model, trajectory, answered, settings))
-    if alone:
-        parts.append(_score_alone(model, prompts, completions, alone, settings))
-    values = torch.cat([part.values for part in parts])
-    places = torch.tensor([place for part in parts for place in part.places], device=values.device)
-    width = max(len(completion.ids) for completion in completions)
-    return values.new_zeros(len(completions), width).index_put(tuple(places.T), values)
-
-
-class _Scores(NamedTuple):
-    """Log-probabilities (M,) with their places: the completion, and the token in it."""
-
-    values: Tensor
-    places: list[tuple[int, int]]
+    """Plan and `score`."""
+    scoring = Scoring.plan(model, prompts, completions, begun=trajectory is not None)
+    return score(model, to_device(scoring, model.device), settings.temperature, trajectory)
 
 
 @dataclass(frozen=True)
@@ -108,69 +159,81 @@ class _Path:
         return self.steps + self.stopped
 
 
-def _score_decisions(
-    model: LatentReasoner,
-    trajectory: Trajectory,
-    rows: list[_Path],
-    settings: SamplingSettings,
-) -> _Scores:
-    """Log-probabilities of the stop decisions along the trajectory."""
-    log_probs = trajectory.decision_log_probs(model, settings.temperature)
-    taken = [(row, step) for row in rows for step in range(row.decisions)]
-    index = torch.tensor(
-        [(row.prompt, step, STOPS if step == row.steps else CONTINUES) for row, step in taken],
-        device=log_probs.device,
-    )
-    return _Scores(log_probs[tuple(index.T)], [(row.index, step) for row, step in taken])
+def _decision(path: _Path, step: int) -> tuple[int, int, int]:
+    return path.prompt, step, STOPS if step == path.steps else CONTINUES
 
 
-def _score_answers(
-    model: LatentReasoner,
-    trajectory: Trajectory,
-    rows: list[_Path],
-    settings: SamplingSettings,
-) -> _Scores:
-    """Log-probabilities of the answers: one pass over their tokens, from the trajectory's cache."""
-    device, stop_id = model.device, model.settings.stop_id
-    state = trajectory.leave(
-        model,
-        torch.tensor([row.prompt for row in rows], device=device),
-        torch.tensor([row.steps for row in rows], device=device),
-    )
-    lengths = torch.tensor([len(row.answer) for row in rows])
-    # Padding is on the right here: no token of a row comes after it, so none sees it.
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    inputs = torch.full(mask.shape, stop_id)
-    inputs[mask] = torch.tensor([token for row in rows for token in (stop_id, *row.answer[:-1])])
-    mask = mask.to(device)
-    hidden = model.advance(state, model.embed(inputs.to(device)), mask)[mask]
-    targets = torch.tensor([token for row in rows for token in row.answer], device=device)
-    kinds = torch.full_like(targets, int(Kind.ANSWER))
-    log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
-    places = [(row.index, row.decisions + i) for row in rows for i in range(len(row.answer))]
-    return _Scores(log_probs, places)
+@dataclass(frozen=True)
+class _Answers:
+    """Answers of R rows, at most W tokens: one pass over their tokens, from a trajectory's cache.
+
+    The rows leave their prompts, in `order`, after `steps` (R,) latent steps. `inputs` and `mask`
+    are (R, W), `mask` None where no row has padding; `at` (N,) are the places of the tokens that
+    predict `targets`.
+    """
+
+    order: RowOrder
+    steps: Tensor
+    inputs: Tensor
+    mask: Tensor | None
+    at: Tensor
+    targets: Targets
+
+    @classmethod
+    def plan(cls, rows: list[_Path], prompts: int, special: LatentSettings) -> _Answers:
+        lengths = torch.tensor([len(row.answer) for row in rows])
+        # Padding is on the right here: no token of a row comes after it, so none sees it.
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        inputs = torch.full(mask.shape, special.stop_id)
+        read = [token for row in rows for token in (special.stop_id, *row.answer[:-1])]
+        inputs[mask] = torch.tensor(read)
+        tokens = torch.tensor([token for row in rows for token in row.answer])
+        kinds = torch.full_like(tokens, int(Kind.ANSWER))
+        return cls(
+            RowOrder.of(torch.tensor([row.prompt for row in rows]), prompts),
+            torch.tensor([row.steps for row in rows]),
+            inputs,
+            None if mask.all() else mask,
+            mask.flatten().nonzero()[:, 0],
+            Targets.of(tokens, kinds, special),
+        )
+
+    def score(self, model: LatentReasoner, trajectory: Trajectory, temperature: float) -> Tensor:
+        """Log-probabilities (N,)."""
+        state = trajectory.leave(model, self.order, self.steps)
+        hidden = model.advance(state, model.embed(self.inputs), self.mask)
+        hidden = hidden.flatten(0, 1).index_select(0, self.at)
+        return target_log_probabilities(model, hidden, self.targets, temperature)
 
 
-def _score_alone(
-    model: LatentReasoner,
-    prompts: Sequence[list[int]],
-    completions: Sequence[Completion],
-    indices: list[int],
-    settings: SamplingSettings,
-) -> _Scores:
-    """Log-probabilities of completions that think again: whole sequences, all in one forward."""
-    chosen = [completions[index] for index in indices]
-    # The last token is not read, because nothing was sampled after it.
-    sequences = [[*prompts[c.prompt], *c.ids[:-1]] for c in chosen]
-    input_ids, attention_mask = pad_prompts(sequences, pad_id=0)
-    output = model(input_ids.to(model.device), attention_mask.to(model.device))
-    width = input_ids.shape[1]
-    row = [i for i, c in enumerate(chosen) for _ in c.ids]
-    column = [width - len(c.ids) + position for c in chosen for position in range(len(c.ids))]
-    targets = torch.tensor([token for c in chosen for token in c.ids], device=model.device)
-    hidden, kinds = output.last_hidden[row, column], output.kinds[row, column]
-    log_probs = target_log_probabilities(model, hidden, kinds, targets, settings.temperature)
-    return _Scores(
-        log_probs,
-        [(i, token) for i, c in zip(indices, chosen, strict=True) for token in range(len(c.ids))],
-    )
+@dataclass(frozen=True)
+class _Alone:
+    """Completions that think again: whole sequences, all in one forward.
+
+    Their N tokens are predicted at `rows` and `columns`, both (N,).
+    """
+
+    reading: Reading
+    rows: Tensor
+    columns: Tensor
+    targets: Targets
+
+    @classmethod
+    def plan(
+        cls, model: LatentReasoner, prompts: Sequence[list[int]], chosen: Sequence[Completion]
+    ) -> _Alone:
+        # The last token is not read, because nothing was sampled after it.
+        sequences = [[*prompts[c.prompt], *c.ids[:-1]] for c in chosen]
+        input_ids, attention_mask = pad_prompts(sequences, pad_id=0)
+        reading, width = plan_reading(model, input_ids, attention_mask), input_ids.shape[1]
+        rows = torch.tensor([i for i, c in enumerate(chosen) for _ in c.ids])
+        columns = [width - len(c.ids) + position for c in chosen for position in range(len(c.ids))]
+        columns = torch.tensor(columns)
+        tokens = torch.tensor([token for c in chosen for token in c.ids])
+        targets = Targets.of(tokens, reading.kinds[rows, columns], model.settings)
+        return cls(reading, rows, columns, targets)
+
+    def score(self, model: LatentReasoner, temperature: float) -> Tensor:
+        """Log-probabilities (N,)."""
+        hidden = model.run(self.reading).last_hidden[self.rows, self.columns]
+        return target_log_probabilities(model, hidden, self.targets, temperature)

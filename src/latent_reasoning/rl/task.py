@@ -27,16 +27,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
+from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
-from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.rl.grpo import mean_over, policy_loss
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.device import held_precision, to_device
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
@@ -112,6 +114,8 @@ class AdaptiveLengthTask:
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and self.model.adapter is None:
             self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
+            held = held_precision(self.runtime.precision, self.model.device)
+            hold_frozen(self.start_model, held)
         self._sampled = (-1, 0, 0)
         self._batches: list[GroupBatch] = []
 
@@ -124,13 +128,18 @@ class AdaptiveLengthTask:
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
+    def prepare(self, step: int) -> None:
+        """Nothing: samples depend on the weights."""
+
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
         """The GRPO loss of one micro-batch, weighted by its own denominator.
 
         Takes the batch's trajectory; at the first of several updates, stores the policy's
         log-probabilities in the batch.
         """
-        entry, rollout = self.entry, micro_batch.rollout
+        entry, rollout, device = self.entry, micro_batch.rollout, self.model.device
+        mask, weights = loss_mask(rollout.completions, self.model.settings), rollout.weights
+        longest = entry.max_new_tokens
         log_probs = score_completions(
             self.model,
             rollout.prompts,
@@ -138,18 +147,17 @@ class AdaptiveLengthTask:
             self.sampling,
             micro_batch.take_trajectory(),
         )
-        device = log_probs.device
         result = policy_loss(
             log_probs,
-            micro_batch.advantages.to(device),
-            loss_mask(rollout.completions, self.model.settings).to(device),
+            *to_device((micro_batch.advantages, mask), device),
             kind=entry.loss,
             epsilon=entry.epsilon,
             kl_weight=entry.kl_weight,
-            max_completion_length=entry.max_new_tokens,
-            weights=rollout.weights.to(device),
+            max_completion_length=longest,
+            weights=to_device(weights, device),
             old_log_probs=micro_batch.old_log_probs,
             reference=micro_batch.reference,
+            denominator=mean_over(mask, weights, entry.loss, longest),
         )
         if entry.iterations > 1 and micro_batch.old_log_probs is None:
             micro_batch.old_log_probs = log_probs.detach()

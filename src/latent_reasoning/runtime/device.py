@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from latent_reasoning.config import ConfigError, Runtime
 from latent_reasoning.runtime.gpus import take_gpus
 from latent_reasoning.runtime.parallel import OneProcess, join_processes
+
+T = TypeVar("T")
 
 
 class Machine(NamedTuple):
@@ -49,8 +54,54 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def held_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision in which weights that never change are held: float32 on a CPU."""
+    return torch.float32 if device.type == "cpu" else resolve_precision(name, device)
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision unless `precision` is float32; the weights themselves stay float32."""
+    """Mixed precision unless `precision` is float32; weights that are trained stay float32."""
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostTensor:
+    """A tensor that stays on the host when what holds it is moved."""
+
+    tensor: Tensor
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """The same tensors on `device`, copied without waiting for what runs there.
+
+    `value` is a tensor, a frozen dataclass, list, tuple or dict of such, or anything else, which
+    stays as it is.
+    """
+    return _mapped(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def page_locked(value: T) -> T:
+    """The same tensors in memory from which a GPU copies while the host goes on."""
+    return _mapped(value, Tensor.pin_memory)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    def mapped(part: Any) -> Any:
+        return _mapped(part, function)
+
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, HostTensor | type):
+        return value
+    if dataclasses.is_dataclass(value):
+        holder: Any = value
+        names = (field.name for field in dataclasses.fields(holder))
+        return dataclasses.replace(holder, **{name: mapped(getattr(value, name)) for name in names})
+    if isinstance(value, dict):
+        return {key: mapped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = map(mapped, value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from latent_reasoning.config import Distillation
-from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
+from latent_reasoning.training.text import Labels
 
 STD_EPSILON = 1e-8
 DISTANCES = {
@@ -43,55 +45,101 @@ class StateSummary:
     reasons: Tensor
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Which of a batch's M selected states are compared, as places among them.
+
+    `target` (B,) is the place of each row's target token; `span` (S,) those of the reasoning, with
+    the row of each in `span_rows`; `counts` (B,) says how many a row has.
+    """
+
+    target: Tensor
+    span: Tensor
+    span_rows: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, selected: Tensor, target_map: Tensor, span_map: Tensor) -> Compared:
+        """From maps `(B, T)` on the host; states are selected row by row where `selected` is True.
+
+        Raises `ValueError` for a row without exactly one target token.
+        """
+        if not bool((target_map.sum(1) == 1).all()):
+            raise ValueError("each row has exactly one target token")
+        row_of, in_span = selected.nonzero()[:, 0], span_map[selected]
+        target = target_map[selected].nonzero()[:, 0]
+        return cls(target, in_span.nonzero()[:, 0], row_of[in_span], span_map.sum(1))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a batch, teacher or student, as it will be read; planned on the host.
+
+    `labels` are what it learns; `compared` is None where no states are.
+    """
+
+    reading: Reading
+    labels: Labels
+    compared: Compared | None
+
+    @classmethod
+    def plan(
+        cls,
+        model: LatentReasoner,
+        batch: dict[str, Tensor],
+        side: Literal["teacher", "student"],
+        distillation: Distillation,
+        *,
+        continues: bool = False,
+    ) -> Side:
+        """Plan one side of a `collate_latent` batch, which may continue a question read before."""
+        before = "latent_" if side == "student" else ""
+        target_map = batch[f"{before}target_token_map"]
+        span_map = batch["latent_continue_map" if side == "student" else "reasoning_map"]
+        if not distillation.meaned_weight:
+            span_map = torch.zeros_like(span_map)
+        selected = target_map | span_map
+        compares = bool(distillation.codi_weight or distillation.meaned_weight)
+        reading = plan_reading(
+            model,
+            batch[f"{before}input_ids"],
+            batch[f"{before}attention_mask"],
+            hidden_at=selected if compares else None,
+            continues=continues,
+        )
+        labels = Labels.of(batch[f"{before}labels"], reading.kinds, model.settings)
+        compared = Compared.of(selected, target_map, span_map) if compares else None
+        return cls(reading, labels, compared)
+
+
 def read_with_states(
     model: LatentReasoner,
-    batch: dict[str, Tensor],
-    side: Literal["teacher", "student"],
+    side: Side,
     distillation: Distillation,
     prefix: ReasoningState | None = None,
 ) -> tuple[ReasonerOutput, StateSummary | None]:
-    """Forward of one side of a `collate_latent` batch, and its states where any are compared.
+    """Forward of a planned side on the model's device, and its states where any are compared.
 
-    The batch stays on the CPU, where the reasoner plans its passes. It continues `prefix`.
+    It continues `prefix`.
     """
-    before = "latent_" if side == "student" else ""
-    target_map = batch[f"{before}target_token_map"]
-    span_map = batch["latent_continue_map" if side == "student" else "reasoning_map"]
-    if not distillation.meaned_weight:
-        span_map = torch.zeros_like(span_map)
-    compared = bool(distillation.codi_weight or distillation.meaned_weight)
-    selected = target_map | span_map
-    output = model(
-        batch[f"{before}input_ids"],
-        batch[f"{before}attention_mask"],
-        output_hidden_states=compared,
-        hidden_at=selected,
-        prefix=prefix,
-    )
-    if not compared:
+    compares = side.compared is not None
+    output = model.run(side.reading, output_hidden_states=compares, prefix=prefix)
+    if not compares:
         return output, None
-    selected, target_map, span_map = (
-        positions.to(model.device) for positions in (selected, target_map, span_map)
-    )
     states, blocks = output.hidden_states, distillation.block_range
-    return output, summarise_states(states, selected, target_map, span_map, blocks)
+    return output, summarise_states(states, side.compared, blocks)
 
 
 def summarise_states(
     hidden_states: Sequence[Tensor],
-    selected: Tensor,
-    target_map: Tensor,
-    span_map: Tensor,
+    compared: Compared,
     block_range: tuple[int, int] | None = None,
 ) -> StateSummary:
     """Reduce a batch's hidden states to those that are compared.
 
-    `hidden_states` are the embeddings and each block's states, `(M, d)`, at the positions that are
-    True in `selected` `(B, T)`: at least those of `target_map` and `span_map`. Raises `ValueError`
-    for a row without exactly one target token, or a block that the model lacks.
+    `hidden_states` are the embeddings and each block's states, `(M, d)`, at the selected positions.
+    Raises `ValueError` for a block that the model lacks.
     """
-    if not bool((target_map.sum(1) == 1).all()):
-        raise ValueError("each row has exactly one target token")
     blocks = hidden_states[1:]
     first, last = block_range or (0, len(blocks) - 1)
     if last >= len(blocks):
@@ -99,12 +147,11 @@ def summarise_states(
             f"distillation.block_range {first}..{last} does not fit a model whose blocks are "
             f"0..{len(blocks) - 1}"
         )
-    states = torch.stack(list(blocks[first : last + 1]))
-    row_of, in_span, counts = selected.nonzero()[:, 0], span_map[selected], span_map.sum(1)
-    sums = states.new_zeros(len(states), len(selected), states.shape[-1])
-    sums = sums.index_add(1, row_of[in_span], states[:, in_span])
+    states, counts = torch.stack(list(blocks[first : last + 1])), compared.counts
+    sums = states.new_zeros(len(states), len(counts), states.shape[-1])
+    sums = sums.index_add(1, compared.span_rows, states[:, compared.span])
     mean = sums / counts.clamp(min=1)[:, None]
-    return StateSummary(states[:, target_map[selected]], mean, counts > 0)
+    return StateSummary(states[:, compared.target], mean, counts > 0)
 
 
 def distillation_losses(

@@ -18,41 +18,76 @@ from torch import Tensor
 from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import LatentExample
+from latent_reasoning.model.reading import Reading
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.sft.distillation import StateSummary, distillation_losses, read_with_states
-from latent_reasoning.sft.shared_question import read_question
+from latent_reasoning.sft.distillation import (
+    Side,
+    StateSummary,
+    distillation_losses,
+    read_with_states,
+)
+from latent_reasoning.sft.shared_question import plan_question
 from latent_reasoning.sft.teacher import TeacherStates
-from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import count_labels, cross_entropy
 
 TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
 
 
+@dataclass(frozen=True)
+class LatentReading:
+    """A `collate_latent` batch as it will be read; planned on the host.
+
+    The `question` is read once for both sides; None: each reads its own. There is no `teacher`
+    where another one is `frozen`, whose states these are.
+    """
+
+    question: Reading | None
+    teacher: Side | None
+    student: Side
+    frozen: StateSummary | None
+
+    @classmethod
+    def plan(
+        cls,
+        model: LatentReasoner,
+        batch: dict[str, Tensor],
+        distillation: Distillation,
+        frozen: StateSummary | None = None,
+    ) -> LatentReading:
+        """Plan a batch on the host; `frozen` holds the states of a teacher with its own weights."""
+        question = teacher = None
+        if frozen is None:
+            question, batch = plan_question(model, batch)
+            continues = question is not None
+            teacher = Side.plan(model, batch, "teacher", distillation, continues=continues)
+        continues = question is not None
+        student = Side.plan(model, batch, "student", distillation, continues=continues)
+        return cls(question, teacher, student, frozen)
+
+
 def latent_sft_losses(
     model: LatentReasoner,
-    batch: dict[str, Tensor],
+    batch: LatentReading,
     distillation: Distillation,
     *,
     stop_label_smoothing: float = 0.0,
-    frozen_teacher: StateSummary | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted parts of the loss of one collated batch; their sum is the loss.
+    """The weighted parts of the loss of one batch on the model's device; their sum is the loss.
 
-    `batch` comes from `collate_latent`, on the CPU; `frozen_teacher` holds the states of a teacher
-    with weights of its own.
+    The host waits for nothing here.
     """
     losses: dict[str, Tensor] = {}
-    question = None
-    if frozen_teacher is None:
-        question, batch = read_question(model, batch)
-        output, teacher = read_with_states(model, batch, "teacher", distillation, question)
-        losses[TEACHER_LOSS] = cross_entropy(model, output, batch["labels"])
-    else:
-        teacher = frozen_teacher
-    output, student = read_with_states(model, batch, "student", distillation, question)
-    labels = batch["latent_labels"]
+    question = None if batch.question is None else model.read(batch.question)
+    teacher = batch.frozen
+    if batch.teacher is not None:
+        output, teacher = read_with_states(model, batch.teacher, distillation, question)
+        losses[TEACHER_LOSS] = cross_entropy(model, output, batch.teacher.labels)
+    output, student = read_with_states(model, batch.student, distillation, question)
+    labels = batch.student.labels
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
     if teacher is not None and student is not None:
         losses |= distillation_losses(teacher, student, distillation)
@@ -61,10 +96,10 @@ def latent_sft_losses(
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A collated micro-batch; `indices` are its examples, `scale` the factor of each part of its
+    """A planned micro-batch; `indices` are its examples, `scale` the factor of each part of its
     loss (token-exact accumulation; 1 for a part that it lacks)."""
 
-    tensors: dict[str, Tensor]
+    reading: LatentReading
     indices: list[int]
     scale: dict[str, float]
 
@@ -98,9 +133,17 @@ class LatentSftTask:
             by_length=self.by_tokens,
             processes=self.processes,
         )
+        self.ahead = BatchesAhead(self._make, self.plan)
 
     def micro_batches(self, step: int) -> list[LatentBatch]:
-        """This process's share of the step's examples, collated."""
+        """This process's share of the step's examples, collated and planned."""
+        return self.ahead.of(step)
+
+    def prepare(self, step: int) -> None:
+        """Make the micro-batches of `step` ready."""
+        self.ahead.prepare(step, self.model.device)
+
+    def _make(self, step: int) -> list[LatentBatch]:
         batches = [
             (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
             for indices in self.plan.micro_batches(step)
@@ -109,23 +152,24 @@ class LatentSftTask:
         if self.by_tokens and len(batches) > 1:
             scales = token_scales([batch for _, batch in batches])
         return [
-            LatentBatch(batch, indices, scale)
+            LatentBatch(self._plan(indices, batch), indices, scale)
             for (indices, batch), scale in self.processes.share(
                 list(zip(batches, scales, strict=True))
             )
         ]
 
+    def _plan(self, indices: list[int], batch: dict[str, Tensor]) -> LatentReading:
+        """The collated examples as they will be read, with the states of a frozen teacher."""
+        frozen = None if self.teacher_states is None else self.teacher_states.at(indices)
+        return LatentReading.plan(self.model, batch, self.entry.distillation, frozen)
+
     def loss(self, micro_batch: LatentBatch) -> LossOutput:
         """The sum of the parts of the loss; each part is a metric too."""
-        frozen = None
-        if self.teacher_states is not None:
-            frozen = self.teacher_states.at(micro_batch.indices, self.model.device)
         parts = latent_sft_losses(
             self.model,
-            micro_batch.tensors,
+            to_device(micro_batch.reading, self.model.device),
             self.entry.distillation,
             stop_label_smoothing=self.entry.stop_label_smoothing,
-            frozen_teacher=frozen,
         )
         scale = micro_batch.scale
         parts = {name: loss * scale.get(name, 1.0) for name, loss in parts.items()}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.examples import IGNORED_LABEL
+from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.state import ReasoningState
 
 SIDES = {
     "": ("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),
@@ -23,25 +23,25 @@ SIDES = {
 """The tensors of a `collate_latent` batch for the teacher and for the student."""
 
 
-def read_question(
+def plan_question(
     model: LatentReasoner, batch: dict[str, Tensor]
-) -> tuple[ReasoningState | None, dict[str, Tensor]]:
-    """The state after the shared beginning of each row, and the batch without that beginning.
+) -> tuple[Reading | None, dict[str, Tensor]]:
+    """How the shared beginning of each row will be read, and the batch without that beginning.
 
     The rest of a row begins at the first position whose state a loss reads. Where a row shares
-    nothing, or all rows together share fewer tokens than a pass costs, the state is None and the
-    batch is unchanged.
+    nothing, or all rows together share fewer tokens than a pass costs, there is None to read and
+    the batch is unchanged.
     """
     count = _shared_tokens(batch)
     if not bool((count > 0).all()) or int(count.sum()) < model.pass_cost:
         return None, batch
     ids = _from_first_token(batch, "", int(count.max()))
     mask = torch.arange(ids.shape[1]) < count[:, None]
-    state = model.read(ids.to(model.device), mask.to(model.device))
+    reading = plan_prompts(model, ids, mask, last=False)
     rest: dict[str, Tensor] = {}
     for side in SIDES:
         rest |= _without(batch, side, count)
-    return state, rest
+    return reading, rest
 
 
 def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:

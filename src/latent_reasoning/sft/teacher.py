@@ -26,8 +26,9 @@ from latent_reasoning.data.rows import DataError, Row, read_rows, row_lines
 from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
-from latent_reasoning.sft.distillation import StateSummary, read_with_states
+from latent_reasoning.sft.distillation import Side, StateSummary, read_with_states
 
 STATES_FILE = "teacher-states.npy"
 TRACES_FILE = "teacher-traces.jsonl"
@@ -42,12 +43,11 @@ class TeacherStates:
     states: np.ndarray
     reasons: np.ndarray
 
-    def at(self, indices: Sequence[int], device: torch.device) -> StateSummary:
-        """The states of some examples."""
-        states = torch.from_numpy(np.ascontiguousarray(self.states[list(indices)])).to(device)
+    def at(self, indices: Sequence[int]) -> StateSummary:
+        """The states of some examples, on the host."""
+        states = torch.from_numpy(np.ascontiguousarray(self.states[list(indices)]))
         target, mean = states.permute(1, 2, 0, 3)
-        reasons = torch.from_numpy(self.reasons[list(indices)]).to(device)
-        return StateSummary(target, mean, reasons)
+        return StateSummary(target, mean, torch.from_numpy(self.reasons[list(indices)]))
 
 
 def teacher_states(
@@ -95,7 +95,8 @@ def _write_states(
         states = None
         for indices in bucket_by_length([len(example) for example in examples], batch_size):
             batch = collate_plain([examples[index] for index in indices], pad_id)
-            _, summary = read_with_states(teacher, batch, "teacher", distillation)
+            side = to_device(Side.plan(teacher, batch, "teacher", distillation), teacher.device)
+            _, summary = read_with_states(teacher, side, distillation)
             both = torch.stack([summary.target, summary.mean]).permute(2, 0, 1, 3)
             if states is None:
                 shape = (len(examples), *both.shape[1:])

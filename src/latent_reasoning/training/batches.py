@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
 
 from latent_reasoning.config import ConfigError, Runtime, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length
 from latent_reasoning.runtime import seeds
+from latent_reasoning.runtime.device import page_locked
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,3 +66,33 @@ class BatchPlan:
             return [indices[first : first + size] for first in range(0, len(indices), size)]
         buckets = bucket_by_length([self.lengths[i] for i in indices], self.micro_batch_size)
         return [[indices[position] for position in bucket] for bucket in buckets]
+
+
+class BatchesAhead(Generic[T]):
+    """A step's micro-batches, made while the device still works on the step before.
+
+    `make` makes those of a step from nothing but the plan and the examples.
+    """
+
+    def __init__(self, make: Callable[[int], list[T]], plan: BatchPlan) -> None:
+        self._make = make
+        self._plan = plan
+        self._ready: tuple[tuple[int, int, int], list[T]] | None = None
+
+    def of(self, step: int) -> list[T]:
+        """The micro-batches of `step`, made now if they are not ready."""
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == self._key(step):
+            return ready[1]
+        return self._make(step)
+
+    def prepare(self, step: int, device: torch.device) -> None:
+        """Make those of `step`, in memory from which a GPU copies them while the host goes on."""
+        batches = self._make(step)
+        if device.type == "cuda":
+            batches = page_locked(batches)
+        self._ready = self._key(step), batches
+
+    def _key(self, step: int) -> tuple[int, int, int]:
+        """What micro-batches depend on: a rollback reorders them, a lack of memory halves them."""
+        return step, self._plan.rollbacks, self._plan.micro_batch_size

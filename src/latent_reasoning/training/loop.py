@@ -130,9 +130,6 @@ class Trainer:
             group["lr"] = rate * group["rate_factor"]
         self.model.train()
         values = self._gradients_within_memory()
-        trained = list(parameter_names(self.model))
-        norm = nn.utils.clip_grad_norm_(trained, self.training.max_grad_norm)
-        values["gradient_norm"] = float(norm)  # before clipping
         trouble = self.guard.judge_step(progress.guard, progress.step, values)
         if trouble is not None:
             return trouble
@@ -163,7 +160,9 @@ class Trainer:
             self.model.zero_grad()
             try:
                 with self.autocast():
-                    return accumulate_gradients(self.model, self.task, progress.step)
+                    return accumulate_gradients(
+                        self.model, self.task, progress.step, self.training.max_grad_norm
+                    )
             except OutOfMemoryError as error:
                 reason = str(error)
             size = plan.micro_batch_size
@@ -271,14 +270,19 @@ class Trainer:
 # ------------------------------------------------------------------------------ one step's parts
 
 
-def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, float]:
+def accumulate_gradients(
+    model: nn.Module, task: Task, step: int, max_grad_norm: float | None = None
+) -> dict[str, float]:
     """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
 
-    Both cover the micro-batches of all processes. Raises `OutOfMemoryError` on all processes where
-    memory does not suffice on one.
+    Both cover the micro-batches of all processes. With `max_grad_norm` the gradient is clipped to
+    it, and the metrics have its norm before that, `gradient_norm`. The host waits for the device
+    once, for the metrics, after all its work has been given out (and with several processes, once
+    more for what they tell each other). Raises `OutOfMemoryError` on all processes where memory
+    does not suffice on one.
     """
     processes = task.processes
-    outputs = []
+    outputs: list[tuple[float, Values]] = []
     with memory_shortage(processes):
         micro_batches = task.micro_batches(step)
         whole = processes.count == 1 and len(micro_batches) == 1
@@ -286,13 +290,33 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
             output = task.loss(micro_batch)
             # The total weight is known only at the end, where the gradient is divided by it.
             (output.loss if whole else output.loss * output.weight).backward()
-            outputs.append((output.weight, _numbers({"loss": output.loss} | output.metrics)))
-    outputs = processes.gather(outputs)
+            outputs.append((output.weight, {"loss": output.loss.detach()} | output.metrics))
+    if processes.count > 1:
+        numbers = _numbers([values for _, values in outputs])
+        weights = (weight for weight, _ in outputs)
+        outputs = processes.gather(list(zip(weights, numbers, strict=True)))
     processes.sum_gradients(parameter_names(model))
     total = sum(weight for weight, _ in outputs)
     if not whole:
         gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
         torch._foreach_div_(gradients, total)
+    norm: Values = {}
+    if max_grad_norm is not None:
+        trained = list(parameter_names(model))
+        norm["gradient_norm"] = nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    if next(model.parameters()).device.type != "cpu":
+        task.prepare(step + 1)
+    *values, norms = _numbers([*(values for _, values in outputs), norm])
+    pairs = [(weight, own) for (weight, _), own in zip(outputs, values, strict=True)]
+    return _weighted_means(pairs) | norms
+
+
+Values = dict[str, float | Tensor]
+"""Metrics by name, as numbers or as scalars that are still on the device."""
+
+
+def _weighted_means(outputs: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Means of the metrics of weighted micro-batches, each over those that have it."""
     names = dict.fromkeys(name for _, values in outputs for name in values)
     share = {name: [(w, v[name]) for w, v in outputs if name in v] for name in names}
     return {
@@ -301,14 +325,18 @@ def accumulate_gradients(model: nn.Module, task: Task, step: int) -> dict[str, f
     }
 
 
-def _numbers(values: dict[str, float | Tensor]) -> dict[str, float]:
-    """Scalars as plain floats, with one transfer from the device."""
-    tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
-    from_tensors = iter(torch.stack(tensors).tolist() if tensors else [])
-    return {
-        name: next(from_tensors) if isinstance(value, Tensor) else float(value)
-        for name, value in values.items()
-    }
+def _numbers(parts: list[Values]) -> list[dict[str, float]]:
+    """The same with plain floats, by one transfer from the device."""
+    scalars = [value for values in parts for value in values.values() if isinstance(value, Tensor)]
+    stacked = torch.stack([scalar.detach().double() for scalar in scalars]) if scalars else None
+    numbers = iter([] if stacked is None else stacked.tolist())
+    return [
+        {
+            name: next(numbers) if isinstance(value, Tensor) else float(value)
+            for name, value in values.items()
+        }
+        for values in parts
+    ]
 
 
 # ------------------------------------------------------------------------------------- selection

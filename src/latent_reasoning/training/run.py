@@ -23,11 +23,12 @@ from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
 from latent_reasoning.model.card import Origin, card_text
 from latent_reasoning.model.folder import write_model
+from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.command import entry_of, parser
-from latent_reasoning.runtime.device import Machine, join_machine
+from latent_reasoning.runtime.device import Machine, held_precision, join_machine
 from latent_reasoning.runtime.files import (
     atomic_directory,
     sha256_of,
@@ -107,6 +108,7 @@ class TrainingRun:
         with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
             self.seed_weights()
             model, tokenizer, task = build(self)
+            hold_frozen(model, held_precision(self.experiment.runtime.precision, self.device))
             result = self.train(task, stop)
         return self.save(model, tokenizer, result)
 

@@ -47,6 +47,12 @@ class Task(Protocol):
         `processes.share` selects them from the micro-batches of all processes.
         """
 
+    def prepare(self, step: int) -> None:
+        """Make ready of `step` what does not depend on the weights, if anything.
+
+        Called while the device still works on the step before.
+        """
+
     def loss(self, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch, with its graph."""
 

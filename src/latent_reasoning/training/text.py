@@ -13,48 +13,57 @@ from torch import Tensor
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
-from latent_reasoning.model.heads import target_log_probabilities
-from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reasoner import LatentReasoner, ReasonerOutput
+from latent_reasoning.model.heads import Targets, target_log_probabilities
+from latent_reasoning.model.passes import SpecialIds
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is learned in a batch: the M positions that predict a label, and their targets."""
+
+    rows: Tensor
+    columns: Tensor
+    targets: Targets
+
+    @classmethod
+    def of(cls, labels: Tensor, kinds: Tensor, special: SpecialIds | None) -> Labels:
+        """From labels `(B, T)`, -100 where nothing is learned, and the positions' `kinds`."""
+        learned = labels[:, 1:] != IGNORED_LABEL
+        rows, columns = learned.nonzero(as_tuple=True)
+        return cls(rows, columns, Targets.of(labels[:, 1:][learned], kinds[rows, columns], special))
 
 
 def cross_entropy(
     model: LatentReasoner,
     output: ReasonerOutput,
-    labels: Tensor,
+    labels: Labels,
     stop_label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy of the next token over the labels `(B, T)` that are not -100.
+    """Mean cross-entropy of the next token over the labels.
 
     Logits are computed at labelled positions only. `stop_label_smoothing` is the probability mass
     that moves to the opposite stop decision at START and CONTINUE positions.
     """
-    learned = labels[:, 1:] != IGNORED_LABEL
-    rows, columns = (index.to(model.device) for index in learned.nonzero(as_tuple=True))
-    targets = labels[:, 1:][learned].to(model.device)
-    hidden, kinds = output.last_hidden[rows, columns], output.kinds[rows, columns]
-    losses = -target_log_probabilities(model, hidden, kinds, targets)
+    hidden, targets = output.last_hidden[labels.rows, labels.columns], labels.targets
+    losses = -target_log_probabilities(model, hidden, targets)
     if stop_label_smoothing:
-        losses = _smooth_stop_labels(model, hidden, kinds, targets, losses, stop_label_smoothing)
+        losses = _smooth_stop_labels(model, hidden, targets, losses, stop_label_smoothing)
     return losses.mean()
 
 
 def _smooth_stop_labels(
-    model: LatentReasoner,
-    hidden: Tensor,
-    kinds: Tensor,
-    targets: Tensor,
-    losses: Tensor,
-    smoothing: float,
+    model: LatentReasoner, hidden: Tensor, targets: Targets, losses: Tensor, smoothing: float
 ) -> Tensor:
     """Mix in the loss of the opposite decision where the next token is a stop decision."""
-    thinking = (kinds == Kind.THINKING).nonzero()[:, 0]
-    settings = model.settings
-    others = settings.continue_id + settings.stop_id - targets[thinking]
-    other_losses = -target_log_probabilities(model, hidden[thinking], kinds[thinking], others)
+    thinking, settings = targets.thinking, model.settings
+    others = settings.continue_id + settings.stop_id - targets.tokens[thinking]
+    other_losses = -target_log_probabilities(model, hidden[thinking], targets.decisions(others))
     return losses.index_add(0, thinking, smoothing * (other_losses - losses[thinking]))
 
 
@@ -70,9 +79,10 @@ padded to the longest (laptop's base model)."""
 
 @dataclass(frozen=True)
 class TextBatch:
-    """A collated micro-batch and its weight in the step."""
+    """A planned micro-batch and its weight in the step."""
 
-    tensors: dict[str, Tensor]
+    reading: Reading
+    labels: Labels
     weight: float
 
 
@@ -107,19 +117,29 @@ class TextTask:
             by_length=self.by_tokens,
             processes=self.processes,
         )
+        self.ahead = BatchesAhead(self._make, self.plan)
 
     def micro_batches(self, step: int) -> list[TextBatch]:
-        """This process's share of the step's examples, collated."""
+        """This process's share of the step's examples, collated and planned."""
+        return self.ahead.of(step)
+
+    def prepare(self, step: int) -> None:
+        """Make the micro-batches of `step` ready."""
+        self.ahead.prepare(step, self.model.device)
+
+    def _make(self, step: int) -> list[TextBatch]:
         batches = []
         for indices in self.processes.share(self.plan.micro_batches(step)):
             batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
-            batches.append(TextBatch(batch, weight))
+            reading = plan_reading(self.model, batch["input_ids"], batch["attention_mask"])
+            labels = Labels.of(batch["labels"], reading.kinds, self.model.settings)
+            batches.append(TextBatch(reading, labels, weight))
         return batches
 
     def loss(self, micro_batch: TextBatch) -> LossOutput:
         """Mean cross-entropy over the micro-batch's labels."""
-        batch = micro_batch.tensors
-        output = self.model(batch["input_ids"], batch["attention_mask"])
-        loss = cross_entropy(self.model, output, batch["labels"])
-        return LossOutput(loss, micro_batch.weight)
+        batch = to_device(micro_batch, self.model.device)
+        output = self.model.run(batch.reading)
+        loss = cross_entropy(self.model, output, batch.labels)
+        return LossOutput(loss, batch.weight)

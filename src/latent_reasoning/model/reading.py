@@ -1,0 +1,127 @@
+"""How a batch will be read: all that depends on its rows, decided on the host beforehand.
+
+Whatever decides about shapes or kernels (how rows are cut into passes, where nothing is padded,
+which states are kept) follows from lengths and ids, which the host has. Decided here, it costs no
+look at a tensor on the device, for which a GPU would have to finish all that it was given before.
+
+B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.model.parts import TextStates, cut_rows, first_needed_column
+from latent_reasoning.model.passes import Pass, SpecialIds, plan_passes
+
+
+@dataclass(frozen=True)
+class ReasonerOutput:
+    """States of a batch in its own layout; values at padding are meaningless.
+
+    `last_hidden` `(B, T, d)` is after the final norm. `hidden_states` are L + 1 tensors, embeddings
+    first, the last one after the final norm: `(B, T, d)`, or `(M, d)` where `hidden_at` selects M
+    positions (row by row). `kinds` `(B, T)` holds the `Kind` of each position.
+    """
+
+    last_hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    kinds: Tensor
+
+
+class Reader(Protocol):
+    """What planning has to know of a model."""
+
+    @property
+    def settings(self) -> SpecialIds | None:
+        """Its special tokens; None for a plain language model."""
+
+    @property
+    def allowance(self) -> float:
+        """Positions of padding in a pass that are not worth another one."""
+
+
+@dataclass(frozen=True)
+class FirstPart:
+    """Rows of the first pass that are read together, in the columns that they use.
+
+    Final states are needed from column `first_read` of these on; `full` says that none is padding.
+    """
+
+    rows: Tensor | slice
+    columns: slice
+    first_read: int
+    full: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch `(B, T)` cut into passes; on the host, or moved to the device that reads it.
+
+    `parts` cut the first pass, where it begins the text; None: the rows continue a text read
+    before. `index` leads from the positions that are wanted to the columns of all passes; None: a
+    single pass has them in order. `chosen` does so for the states of all layers, where only some
+    are wanted. `kinds` `(B, T)` holds the `Kind` of each position.
+    """
+
+    passes: list[Pass]
+    parts: list[FirstPart] | None
+    index: Tensor | None
+    chosen: Tensor | None
+    kinds: Tensor
+
+
+def plan_reading(
+    model: Reader,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    hidden_at: Tensor | None = None,
+    continues: bool = False,
+) -> Reading:
+    """Plan the forward of a batch, of whose positions all states are wanted.
+
+    `hidden_at` `(B, T)` says of which positions the states of all layers are wanted, if not of all.
+    Rows that `continues` go on from a text read before. Raises `ValueError` as `plan_passes` does.
+    """
+    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings)
+    index = None if plan.index is None else plan.index.flatten()
+    chosen = None
+    if hidden_at is not None:
+        chosen = hidden_at.cpu().flatten().nonzero()[:, 0]
+        chosen = chosen if index is None else index[chosen]
+    parts = None if continues else _parts(plan.passes[0], model.allowance, "all")
+    return Reading(plan.passes, parts, index, chosen, plan.kinds)
+
+
+def plan_prompts(
+    model: Reader,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    last: bool = True,
+) -> Reading:
+    """Plan the reading of texts that are continued; of each, the `last` token's state is wanted."""
+    input_ids, attention_mask = input_ids.cpu(), attention_mask.cpu()
+    plan = plan_passes(input_ids, attention_mask, model.settings, keep_rows=True)
+    # The last column is masked for a row whose last token is in an earlier column.
+    last_token = (attention_mask * torch.arange(input_ids.shape[1])).argmax(1)
+    index = torch.arange(input_ids.numel()).view(input_ids.shape)
+    index = index if plan.index is None else plan.index
+    index = index.gather(1, last_token[:, None])[:, 0]
+    wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
+    parts = _parts(plan.passes[0], model.allowance, wanted)
+    return Reading(plan.passes, parts, index if last else None, None, plan.kinds)
+
+
+def _parts(first: Pass, allowance: float, text_states: TextStates) -> list[FirstPart]:
+    parts = []
+    for rows, columns in cut_rows(first.mask, allowance):
+        mask = first.mask[rows, columns]
+        needed = first_needed_column(mask, text_states)
+        parts.append(FirstPart(rows, columns, needed, bool(mask.all())))
+    return parts

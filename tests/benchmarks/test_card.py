@@ -1,0 +1,36 @@
+"""A card's figures are written part by part, and those that are there are not measured again."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import __main__ as command
+from benchmarks import card
+
+PARTS = ["latent_sft", "latent_sft", "cot_sft", "rl_step", "decode_8", "decode_40"]
+
+
+def test_a_card_is_measured_part_by_part_and_goes_on_where_it_stopped(
+    tmp_path, capsys, monkeypatch
+):
+    file = tmp_path / "card.jsonl"
+    options = ["--shape", "tiny", "--device", "cpu", "--repetitions", "1", "--output", str(file)]
+    command.main(options)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    figures = [json.loads(line) for line in lines]
+    assert [figure["part"] for figure in figures] == PARTS
+    assert [figure["path"] for figure in figures] == ["naive", *["project"] * 5]
+    naive, own = figures[:2]
+    assert own["tflop"] < naive["tflop"]
+    assert own["published_hours"] == 30_000 * own["seconds"] / 3600
+    assert "a decoded token of 4 rows: " in capsys.readouterr().out
+    file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+    measured = []
+    measure = card.Card.measure
+    monkeypatch.setattr(
+        card.Card,
+        "measure",
+        lambda self, part, count: measured.append(part.name) or measure(self, part, count),
+    )
+    command.main(options)
+    assert measured == ["decode_40"]
