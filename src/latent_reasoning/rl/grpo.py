@@ -82,12 +82,10 @@ def policy_loss(
     them (bnpo), within each sample first (grpo), over samples x `max_completion_length` (dr_grpo).
     `denominator` is that of `mean_over`, where the host has it already.
     """
-    excluded = ~mask.bool()
-    mask = mask.to(log_probs.dtype)
+    excluded, mask = ~mask.bool(), mask.to(log_probs.dtype)
     weights = torch.ones_like(advantages) if weights is None else weights.to(log_probs.dtype)
     weighted_mask = mask * weights[:, None]
     advantage = advantages.to(log_probs.dtype)[:, None]
-
     # A token outside the loss may have any log-probability; 0 keeps its ratio and KL finite.
     log_probs = log_probs.masked_fill(excluded, 0)
     old = log_probs.detach() if old_log_probs is None else old_log_probs.masked_fill(excluded, 0)

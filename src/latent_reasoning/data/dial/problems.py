@@ -93,21 +93,12 @@ def generate_splits(
             there are too few different questions to fill the splits.
     """
     _check_arguments(train, validation, test, max_steps, step_weights, modulus)
-    generator = random.Random(seed)
+    shape = max_steps, step_weights, modulus, references, random.Random(seed)
     questions: set[str] = set()
     problems_of_other_splits: set[Problem] = set()
     splits: dict[str, list[GeneratedRow]] = {}
     for name, size in (("test", test), ("validation", validation), ("train", train)):
-        rows, problems = _generate_rows(
-            size,
-            max_steps,
-            step_weights,
-            modulus,
-            references,
-            generator,
-            questions,
-            problems_of_other_splits,
-        )
+        rows, problems = _generate_rows(size, *shape, questions, problems_of_other_splits)
         splits[name] = rows
         problems_of_other_splits |= problems
     return {name: splits[name] for name in ("train", "validation", "test")}
