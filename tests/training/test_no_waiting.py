@@ -85,6 +85,7 @@ def loss_and_gradients(model: LatentReasoner, settings: Distillation, frozen) ->
     reading = LatentReading.plan(model, collate_latent(EXAMPLES, EOS), settings, frozen)
     losses = latent_sft_losses(model, reading, settings, stop_label_smoothing=0.1)
     scores = score(model, Scoring.plan(model, PROMPTS, COMPLETIONS), 0.7)
+    scores = scores[scores.isfinite()]  # a token that no policy may write has none
     for name, value in (("sft", sum(losses.values())), ("rl", (scores * scores.detach()).sum())):
         model.zero_grad()
         value.backward()
