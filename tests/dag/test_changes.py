@@ -98,7 +98,10 @@ def models(**entries: Any) -> dict[str, Any]:
         ),
         (
             models(other={"forced_steps": 6}),
-            ["evaluation of other seed 0 on test: forced_steps null -> 6"],
+            [
+                "other seed 0: forced_steps null -> 6",
+                "evaluation of other seed 0 on test: forced_steps null -> 6",
+            ],
         ),
     ],
     ids=lambda value: None if isinstance(value, list) else json.dumps(value)[:60],

@@ -64,7 +64,7 @@ CASES: list[tuple[str, Any, set[str]]] = [
     ("stages.rl.reward.penalty", 1e-3, after("latent-6-rl", "latent-6-by-1-rl")),
     ("models.latent-6.latent_steps.max", 7, after(*SIX)),
     ("models.latent-6-rl.from", "latent-6-by-1", after("latent-6-rl")),
-    ("models.meaned-codi.forced_steps", 5, evaluated("meaned-codi") | {"appendix_tables"}),
+    ("models.meaned-codi.forced_steps", 5, after("meaned-codi")),
     ("evaluation.max_new_tokens", 17, EVERY_EVALUATION),
     ("evaluation.datasets", ["test"], ANALYSIS | {"appendix_tables"}),
     (
