@@ -89,6 +89,8 @@ def test_the_resolved_configuration_is_rewritten_only_where_it_differs(tmp_path:
     written = path.stat().st_mtime_ns
     planning.write_config(experiment, path)
     assert path.stat().st_mtime_ns == written
+    path.write_bytes(path.read_bytes().replace(b"experiment", b"\x8a", 1))
+    planning.write_config(experiment, path)
     assert load(path) == experiment
 
 

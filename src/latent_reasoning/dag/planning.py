@@ -95,9 +95,10 @@ def report_digest(experiment: Experiment, *keys: str) -> str:
 
 
 def write_config(experiment: Experiment, path: Path) -> None:
-    """Write the full configuration atomically if it differs from the file's content."""
+    """Write the full configuration atomically if it differs from the file's content, which may be
+    damaged."""
     text = dump_yaml(experiment)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text_atomically(path, text)
 
 
