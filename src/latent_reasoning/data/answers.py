@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from types import ModuleType
 from typing import Literal
 
 from latent_reasoning.config import NumberRule
@@ -88,15 +89,19 @@ def answers_match(label: str, text: str, rule: NumberRule = "exact") -> bool:
     expected, found = label_value(label, rule), _first(text, rule)
     if expected is None or found is None:
         return False
-    return (public_numbers if rule == "public" else numbers).equal(expected, found[1])
+    return _grammar(rule).equal(expected, found[1])
+
+
+def _grammar(rule: NumberRule) -> ModuleType:
+    return public_numbers if rule == "public" else numbers
 
 
 def _read(answer: str, rule: NumberRule) -> Fraction | float | None:
-    return (public_numbers if rule == "public" else numbers).read_number(answer)
+    return _grammar(rule).read_number(answer)
 
 
 def _first(text: str, rule: NumberRule) -> tuple[str, Fraction | float] | None:
-    return (public_numbers if rule == "public" else numbers).first_number(text)
+    return _grammar(rule).first_number(text)
 
 
 def split_completion(text: str) -> tuple[str, str] | None:

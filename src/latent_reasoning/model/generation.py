@@ -24,8 +24,8 @@ COMPACT_BELOW = 0.75
 """Finished rows leave once at most this share is unfinished, because leaving copies the cache."""
 
 LOOK_EVERY = 8
-"""On a GPU, whether rows have finished is looked at once in so many tokens: a look waits for all
-that the device was given to do."""
+"""On a GPU, the number of tokens between two checks for finished rows: a check waits for all queued
+kernels."""
 
 FORCED_ROWS = 4
 """Where rows share their prompt, a batch has this multiple of `batch_size` rows."""

@@ -83,7 +83,7 @@ def to_device(value: T, device: torch.device) -> T:
 
 
 def page_locked(value: T) -> T:
-    """The same tensors in memory from which a GPU copies while the host goes on."""
+    """The same tensors in page-locked memory, so that copies to a GPU do not block the host."""
     return _mapped(value, Tensor.pin_memory)
 
 

@@ -87,7 +87,7 @@ class BatchesAhead(Generic[T]):
         return self._make(step)
 
     def prepare(self, step: int, device: torch.device) -> None:
-        """Make those of `step`, in memory from which a GPU copies them while the host goes on."""
+        """Make those of `step`, in page-locked memory, so that copies do not block the host."""
         batches = self._make(step)
         if device.type == "cuda":
             batches = page_locked(batches)
