@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from latent_reasoning.config.data import Data
 from latent_reasoning.config.fields import (
@@ -55,6 +55,11 @@ class Guard(Section):
     learning rate; then the training fails."""
 
 
+def _word(value: Any) -> Any:
+    """YAML reads the word `off` as false."""
+    return "off" if value is False else value
+
+
 class Runtime(Section):
     """How the experiment runs; none of these keys retrains anything."""
 
@@ -62,6 +67,12 @@ class Runtime(Section):
     """Where tensors live."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast; auto: bfloat16 on a GPU that has it, else none."""
+    cuda_graphs: Annotated[Literal["auto", "off"], BeforeValidator(_word)] = "auto"
+    """auto: on a GPU, steps of training and decoding are captured as CUDA graphs, with padded
+    shapes, where the base is a Llama."""
+    compile: bool = False
+    """on: `torch.compile` fuses the operations of a block on a GPU; worth its minutes of compiling
+    in trainings of hours."""
     threads: Annotated[PositiveInt, IMPORTANT] = 1
     """Torch threads of one process."""
     processes: PositiveInt = 1

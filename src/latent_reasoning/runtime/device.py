@@ -70,7 +70,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> contextlib.Abstrac
 class HostTensor:
     """A tensor that stays on the host when what holds it is moved."""
 
-    tensor: Tensor
+    tensor: Tensor = dataclasses.field(repr=False)
 
 
 def to_device(value: T, device: torch.device) -> T:
@@ -79,17 +79,19 @@ def to_device(value: T, device: torch.device) -> T:
     `value` is a tensor, a frozen dataclass, list, tuple or dict of such, or anything else, which
     stays as it is.
     """
-    return _mapped(value, lambda tensor: tensor.to(device, non_blocking=True))
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def page_locked(value: T) -> T:
     """The same tensors in page-locked memory, so that copies to a GPU do not block the host."""
-    return _mapped(value, Tensor.pin_memory)
+    return map_tensors(value, Tensor.pin_memory)
 
 
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same with `function` of each tensor in its place; `value` is as in `to_device`."""
+
     def mapped(part: Any) -> Any:
-        return _mapped(part, function)
+        return map_tensors(part, function)
 
     if isinstance(value, Tensor):
         return function(value)

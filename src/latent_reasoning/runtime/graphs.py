@@ -1,0 +1,129 @@
+"""CUDA graphs: what the host gives out once, a GPU repeats without it.
+
+A step of latent reasoning is thousands of small kernels, and to give one out takes the host longer
+than the GPU needs for it. Captured as a graph, they are given out together. A captured function
+works on the same memory each time: its inputs are copied into tensors of its own, its results are
+overwritten by the next run, and neither shapes nor anything else may depend on a tensor's values.
+
+On any other device the function is called anew each time, with the same rules, so that tests can
+run what is captured elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from latent_reasoning.runtime.device import map_tensors
+
+T = TypeVar("T")
+
+WARM_UP = 2
+"""Runs before a capture: libraries choose their kernels and workspaces in them."""
+
+MOST_GRAPHS = 32
+"""Graphs of one function that are kept; inputs of further shapes are worked on without one."""
+
+
+class Captured(Generic[T]):
+    """A function without arguments, captured: `run` repeats it.
+
+    `pool` is the memory that it shares with graphs that never run at the same time and whose
+    results are not needed any more.
+    """
+
+    def __init__(
+        self, function: Callable[[], T], device: torch.device, pool: Any | None = None
+    ) -> None:
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._graph = torch.cuda.CUDAGraph()
+            self._capture(pool)
+
+    def run(self) -> T:
+        """Do it again; the result of an earlier run may be overwritten."""
+        if self._graph is None:
+            return self._function()
+        self._graph.replay()
+        return self._result
+
+    def _capture(self, pool: Any | None) -> None:
+        generator = torch.cuda.get_rng_state()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._function()
+        torch.cuda.current_stream().wait_stream(stream)
+        # Weights that autocast has cast outside would be old ones at the next run.
+        torch.clear_autocast_cache()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._result = self._function()
+        torch.clear_autocast_cache()
+        torch.cuda.set_rng_state(generator)
+
+
+class Programs(Generic[T]):
+    """A function of planned inputs, captured once for each of their shapes.
+
+    Its results are tensors, or what holds them, that must be used before the next call.
+    `around` is called with each capture, to put right what the runs before it have changed.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], T],
+        device: torch.device,
+        *,
+        around: Callable[[Callable[[], Captured[T]]], Captured[T]] = lambda capture: capture(),
+    ) -> None:
+        self._function = function
+        self._device = device
+        self._around = around
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._programs: dict[str, tuple[list[Tensor], Captured[T]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    def __call__(self, inputs: Any) -> T:
+        """The function's result for `inputs`, which are on the host or on the device."""
+        given: list[Tensor] = []
+        key = signature(inputs, given)
+        if key not in self._programs:
+            if len(self._programs) == MOST_GRAPHS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = self._capture(inputs)
+        held, program = self._programs[key]
+        for own, tensor in zip(held, given, strict=True):
+            own.copy_(tensor, non_blocking=True)
+        return program.run()
+
+    def _capture(self, inputs: Any) -> tuple[list[Tensor], Captured[T]]:
+        held: list[Tensor] = []
+
+        def hold(tensor: Tensor) -> Tensor:
+            held.append(torch.empty_like(tensor, device=self._device).copy_(tensor))
+            return held[-1]
+
+        own = map_tensors(inputs, hold)
+        return held, self._around(
+            lambda: Captured(lambda: self._function(own), self._device, self._pool)
+        )
+
+
+def signature(value: Any, tensors: list[Tensor]) -> str:
+    """All of planned inputs but their tensors' values, as text; appends the tensors to `tensors`.
+
+    Inputs of one signature are worked on by one program.
+    """
+
+    def described(tensor: Tensor) -> tuple[Any, ...]:
+        tensors.append(tensor)
+        return tensor.dtype, *tensor.shape
+
+    return repr(map_tensors(value, described))
