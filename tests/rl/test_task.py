@@ -10,7 +10,7 @@ from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.memory import OutOfMemoryError
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
 from tests.runtime.trainings import half_are_right
 

@@ -57,7 +57,8 @@ class LatentReasoner(nn.Module):
     With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
     modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
-    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`.
+    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. With
+    `few_shapes`, batches are padded so that their steps can be captured (`runtime/graphs.py`).
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -68,6 +69,7 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
+        self.few_shapes = False
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -273,6 +275,7 @@ class LatentReasoner(nn.Module):
                 inputs_embeds[part.rows, part.columns],
                 mask,
                 full=part.full,
+                causal=part.causal,
                 first_read=part.first_read,
                 output_hidden_states=output_hidden_states,
                 cached=cached,
@@ -290,13 +293,15 @@ class LatentReasoner(nn.Module):
         mask: Tensor | None = None,
         *,
         full: bool = False,
+        causal: bool = False,
         first_read: int = 0,
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `advance`, but returns states from column `first_read` on only, and the states of all
-        layers if asked for; `full` says that `mask` is True everywhere; `cached` False keeps no
-        keys and values."""
+        layers if asked for; `full` says that `mask` is True everywhere, `causal` that these are the
+        first columns and no padding stands before a token; `cached` False keeps no keys and
+        values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
             full = True
@@ -321,7 +326,7 @@ class LatentReasoner(nn.Module):
             state.mask,
             state.cache if cached else None,
             state.prefix,
-            full=state.full,
+            full=state.full or causal,
             first_read=first_read,
             output_hidden_states=output_hidden_states,
         )

@@ -28,6 +28,15 @@ MOST_GRAPHS = 32
 """Graphs of one function that are kept; inputs of further shapes are worked on without one."""
 
 
+def bucket(count: int) -> int:
+    """The size for `count` things where few sizes are wanted: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..
+
+    It is less than half as large again.
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 2)
+    return -(-count // step) * step
+
+
 class Captured(Generic[T]):
     """A function without arguments, captured: `run` repeats it.
 
