@@ -22,7 +22,19 @@ from tests.sft.test_latent_sft import make_task
 from tests.sft.test_token_sft import examples_of
 from tests.sft.test_token_sft import make_task as make_text_task
 
-CPU = torch.device("cpu")
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        ),
+    ]
+)
+def device(request) -> torch.device:
+    """Where there is no GPU, what would be captured is run anew each time."""
+    return torch.device(request.param)
 
 
 def gradients(task: Task, backward: Backward, steps: int) -> Iterator[tuple[dict, dict]]:
@@ -38,7 +50,7 @@ def assert_the_same(eager: Task, captured: Task) -> list[str]:
     """Compare three steps, before and after gradients and programs are forgotten."""
     log: list[str] = []
     captured.model.few_shapes = True
-    program = CapturedBackward(captured, CPU, log.append)
+    program = CapturedBackward(captured, captured.model.device, log.append)
     expected = list(gradients(eager, Backward(eager), 3))
     found = list(gradients(captured, program, 2))
     program.forget()
@@ -54,10 +66,11 @@ def assert_the_same(eager: Task, captured: Task) -> list[str]:
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("micro_batch", [None, 3])
 @pytest.mark.parametrize("accumulation", ["tokens", "examples"])
-def test_latent_sft(rows, tokenizer, latent_model, lora, micro_batch, accumulation):
-    model = latent_model.double().eval()
+def test_latent_sft(rows, tokenizer, latent_model, device, lora, micro_batch, accumulation):
+    model = latent_model.double()
     if lora:
         attach_lora(model, Lora(r=2, alpha=4, dropout=0.0))
+    model.to(device)
     distillation = Distillation(codi_weight=2.0, meaned_weight=1.0)
     examples = encode(rows, tokenizer)
     options = {
@@ -70,8 +83,8 @@ def test_latent_sft(rows, tokenizer, latent_model, lora, micro_batch, accumulati
     assert log[0] == "latent: 1 shape captured"
 
 
-def test_text(rows, tokenizer, base_model):
-    model = base_model.double()
+def test_text(rows, tokenizer, base_model, device):
+    model = base_model.double().to(device)
     examples = examples_of(rows, tokenizer)
     tasks = [
         make_text_task(m, tokenizer, examples, 7, accumulation="tokens")

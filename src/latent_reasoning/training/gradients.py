@@ -68,6 +68,10 @@ class CapturedBackward(Backward):
         values = self._programs((planned.inputs, factor))
         return planned.weight, {n: v.clone() for n, v in values.items()} | planned.metrics
 
+    def shapes(self) -> int:
+        """The number of captured programs."""
+        return len(self._programs)
+
     def zero_gradients(self) -> None:
         """Set them to 0 where they are."""
         self.task.model.zero_grad()
