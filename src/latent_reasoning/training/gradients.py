@@ -109,6 +109,12 @@ class CapturedBackward(Backward):
         return program
 
 
+def can_be_captured(model: LatentReasoner) -> bool:
+    """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
+    a limited base at lengths."""
+    return runs_directly(model.base) and model.position_limit is None
+
+
 def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Backward:
     """How the gradients of a task are computed; says so where a GPU cannot capture them.
 
@@ -117,7 +123,7 @@ def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Bac
     model, device = task.model, next(task.model.parameters()).device
     if device.type != "cuda" or runtime.cuda_graphs == "off":
         return Backward(task)
-    if not isinstance(model, LatentReasoner) or not runs_directly(model.base):
+    if not isinstance(model, LatentReasoner) or not can_be_captured(model):
         log(f"{task.name}: only steps of a Llama are captured as CUDA graphs: runs without them")
         return Backward(task)
     model.few_shapes = True
