@@ -220,15 +220,14 @@ class _Attention:
         earlier columns and the new ones: (R, `count`, d)."""
         module, (rows, width) = self.module, states.shape[:2]
         cos, sin = self.rotation
-        keys = _rotated(self._heads(self._project(module.k_proj, states)), cos, sin, self.low)
-        values = self._heads(self._project(module.v_proj, states))
+        first = width - count
+        keys, values, *queries = self._projected(states, first)
+        keys = _rotated(keys, cos, sin, self.low)
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, self.layer)
         if not count:
             return states[:, width:]
-        first = width - count
-        queries = self._heads(self._project(module.q_proj, states[:, first:]))
-        queries = _rotated(queries, cos[:, :, first:], sin[:, :, first:], self.low)
+        queries = _rotated(*queries, cos[:, :, first:], sin[:, :, first:], self.low)
         if self.prefix is None and count > 1:
             grouped = _takes_groups(queries, visible)
             if not grouped:
@@ -246,10 +245,23 @@ class _Attention:
         else:
             queries = queries * module.scaling
             mixed = _grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
-        return self._project(module.o_proj, mixed.transpose(1, 2).reshape(rows, count, -1))
+        mixed = mixed.transpose(1, 2).reshape(rows, count, -1)
+        return module.o_proj(mixed) if self.low is None else project([module.o_proj], mixed)[0]
 
-    def _project(self, module: torch.nn.Module, states: Tensor) -> Tensor:
-        return module(states) if self.low is None else project(module, states)
+    def _projected(self, states: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Keys and values of all columns (R, W, d), and queries of those from `first` on, if there
+        are any."""
+        module = self.module
+        read = states[:, first:]
+        if self.low is None:
+            projected = [module.k_proj(states), module.v_proj(states)]
+            projected += [module.q_proj(read)] if read.shape[1] else []
+        elif first:
+            projected = project([module.k_proj, module.v_proj], states)
+            projected += project([module.q_proj], read) if read.shape[1] else []
+        else:
+            projected = project([module.k_proj, module.v_proj, module.q_proj], states)
+        return tuple(self._heads(part) for part in projected)
 
     def _heads(self, states: Tensor) -> Tensor:
         """(R, W, heads * s) -> (R, heads, W, s)."""
@@ -300,8 +312,8 @@ def _mlp(mlp: torch.nn.Module, states: Tensor, low: torch.dtype | None) -> Tenso
     """The MLP of a block on states (R, W, d)."""
     if low is None:
         return mlp(states)
-    gate = mlp.act_fn(project(mlp.gate_proj, states))
-    return project(mlp.down_proj, gate * project(mlp.up_proj, states))
+    gate, up = project([mlp.gate_proj, mlp.up_proj], states)
+    return project([mlp.down_proj], mlp.act_fn(gate) * up)[0]
 
 
 def _rotation(

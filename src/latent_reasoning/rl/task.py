@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
+from latent_reasoning.model.projection import weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
@@ -248,7 +249,7 @@ class AdaptiveLengthTask:
             yield self.start_model or self.model
 
     def _score_by_reference(self, scoring: Scoring) -> Tensor:
-        with self._as_reference() as model, torch.no_grad():
+        with self._as_reference() as model, torch.no_grad(), weights_cast_once():
             return score(model, scoring, self.sampling.temperature)
 
     def _scoring(self, rollout: Rollout) -> Scoring | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latent_reasoning.config import Runtime
 from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.projection import weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.graphs import Captured, Programs
 from latent_reasoning.runtime.memory import memory_shortage
@@ -37,7 +38,8 @@ class Backward:
         Returns weight and metrics. The total weight is known only at the end of a step, where the
         gradient is divided by it.
         """
-        output = self.task.loss(micro_batch)
+        with weights_cast_once():
+            output = self.task.loss(micro_batch)
         (output.loss if whole else output.loss * output.weight).backward()
         return output.weight, {"loss": output.loss.detach()} | output.metrics
 
@@ -88,7 +90,8 @@ class CapturedBackward(Backward):
 
     def _program(self, given: tuple[Any, Tensor]) -> dict[str, Tensor]:
         inputs, factor = given
-        loss, metrics = self.task.program(inputs)
+        with weights_cast_once():
+            loss, metrics = self.task.program(inputs)
         (loss * factor).backward()
         return {name: value.detach() for name, value in ({"loss": loss} | metrics).items()}
 
