@@ -44,14 +44,14 @@ def weights_cast_once() -> Iterator[None]:
 
 
 def project(modules: Sequence[nn.Module], inputs: Tensor) -> list[Tensor]:
-    """The output of each of `modules` for `inputs` (.., d), in the precision of autocast."""
+    """The output of each of `modules` for `inputs` (.., d), as autocast multiplies."""
     if not _have_like_adapters(modules):
         return [module(inputs) for module in modules]
     adapters: Sequence[Any] = modules
     (name,) = adapters[0].active_adapters
-    low, dropout = inputs.dtype, adapters[0].lora_dropout[name]
+    low, dropout = mixed_precision(inputs) or inputs.dtype, adapters[0].lora_dropout[name]
     outputs = _Adapted.apply(
-        inputs.flatten(0, -2),
+        inputs.flatten(0, -2).to(low),
         dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
         adapters[0].scaling[name],
         _cast(low, *(module.lora_A[name].weight for module in adapters)),
