@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.model.cache import GrowingCache, StaticCache
 from latent_reasoning.runtime.device import HostTensor, to_device
 
 
@@ -153,7 +153,7 @@ def run_blocks(
     inputs_embeds: Tensor,
     positions: Tensor,
     mask: Tensor,
-    cache: GrowingCache | None,
+    cache: GrowingCache | StaticCache | None,
     prefix: SharedPrefix | None = None,
     *,
     full: bool = False,
@@ -203,7 +203,7 @@ class _Attention:
     module: torch.nn.Module
     layer: int
     rotation: tuple[Tensor, Tensor]
-    cache: GrowingCache | None
+    cache: GrowingCache | StaticCache | None
     prefix: SharedPrefix | None
 
     def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:

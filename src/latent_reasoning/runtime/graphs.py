@@ -116,6 +116,13 @@ class Programs(Generic[T]):
         )
 
 
+class Kept(dict[str, Any]):
+    """What is captured for a model, by purpose; a copy of the model has nothing captured."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return Kept()
+
+
 def signature(value: Any, tensors: list[Tensor]) -> str:
     """All of planned inputs but their tensors' values, as text; appends the tensors to `tensors`.
 
