@@ -9,7 +9,7 @@ import torch
 
 from latent_reasoning.config import Lora
 from latent_reasoning.model import decoding
-from latent_reasoning.model.decoding import bucket, decodes_statically
+from latent_reasoning.model.decoding import decodes_statically
 from latent_reasoning.model.generation import Generation, generate, generate_forced
 from latent_reasoning.model.lora import attach_lora, merge_lora
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -265,9 +265,3 @@ def test_no_prompts_and_where_steps_are_captured(capsys):
     for _ in range(2):
         assert not decodes_statically(other)
     assert capsys.readouterr().err.count("no CUDA graphs for GPT2LMHeadModel") == 1
-
-
-def test_sizes_come_in_buckets():
-    counts = (1, 2, 3, 4, 5, 7, 13, 65, 97, 128, 129)
-    assert [bucket(n) for n in counts] == [1, 2, 3, 4, 6, 8, 16, 96, 128, 128, 192]
-    assert [bucket(n, 64) for n in (1, 48, 64, 65, 97, 200)] == [64, 64, 64, 96, 128, 256]

@@ -34,7 +34,7 @@ from latent_reasoning.model.static_rows import (
     autocast_dtype,
 )
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import Captured
+from latent_reasoning.runtime.graphs import Captured, bucket
 
 LOOK_EVERY = 8
 """Tokens between two looks at the device: a look waits for all that was given to it."""
@@ -44,6 +44,7 @@ REFILL = 0.25
 several tokens, whatever the number of its rows."""
 
 FEWEST_COLUMNS = 64
+"""Fewer columns than these are not worth a graph of their own."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,12 @@ def write(
         return []
     longest = max(len(b.forced) for b in beginnings) + how.max_new_tokens
     columns = max(len(b.text) + len(b.forced) for b in beginnings) - 1 + how.max_new_tokens
-    rows = bucket(min(rows, len(beginnings)))
-    shape = Shape(rows, bucket(columns, FEWEST_COLUMNS), bucket(longest))
+    shape = Shape(bucket(min(rows, len(beginnings))), _columns(columns), bucket(longest))
     return _decoder(model, how, shape).write(beginnings, how.max_new_tokens)
 
 
-def bucket(count: int, least: int = 1) -> int:
-    """The next size of `least` times a power of two, or three quarters of one, for `count`."""
-    size = least
-    while size < count:
-        size *= 2
-    smaller = size * 3 // 4
-    return smaller if size >= 4 and smaller >= max(count, least) else size
+def _columns(count: int) -> int:
+    return max(FEWEST_COLUMNS, bucket(count))
 
 
 @functools.cache
@@ -177,7 +172,7 @@ class Decoder:
     def _advance(self, active: list[_Row]) -> None:
         """Make as many steps as the host does not have to look in between."""
         steps = min(LOOK_EVERY, max(row.left for row in active))
-        columns = bucket(max(r.length + min(steps, r.left) for r in active), FEWEST_COLUMNS)
+        columns = _columns(max(row.length + min(steps, row.left) for row in active))
         program = self._program(min(columns, self.shape.columns))
         for _ in range(steps):
             program.run()
