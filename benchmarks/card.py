@@ -34,7 +34,7 @@ from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.device import autocast, held_precision, resolve_precision, to_device
 from latent_reasoning.sft.latent_sft import LatentSftTask
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from latent_reasoning.training.optimiser import build_optimizer
 from latent_reasoning.training.task import Task
 from latent_reasoning.training.text import TextTask

@@ -34,7 +34,7 @@ from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.command import positive, run_stage
 from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.runtime.files import write_text_atomically
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from latent_reasoning.training.run import TrainingRun
 
 NEAR = 0.1

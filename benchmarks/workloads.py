@@ -21,7 +21,8 @@ from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Completion, Rollout, draw_uniforms, sample
 from latent_reasoning.rl.task import AdaptiveLengthTask, GroupBatch
 from latent_reasoning.sft.latent_sft import LatentSftTask
-from latent_reasoning.training.loop import Task, accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
+from latent_reasoning.training.task import Task
 from latent_reasoning.training.text import TextTask
 
 FORCED_STEPS = 10

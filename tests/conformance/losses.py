@@ -29,7 +29,7 @@ from latent_reasoning.sft.latent_sft import (
     latent_sft_losses,
 )
 from latent_reasoning.training.checkpoints import parameter_names
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from latent_reasoning.training.task import LossOutput
 from latent_reasoning.training.text import Labels, cross_entropy

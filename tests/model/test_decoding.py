@@ -23,9 +23,9 @@ from tests.model.test_generation import PROMPTS
 def both(model: LatentReasoner, prompts=PROMPTS, **options) -> tuple[list, list]:
     """Completions as on a CPU and by captured steps."""
     settings = {"max_new_tokens": 12, "eos_id": EOS, "batch_size": 3} | options
-    model.cuda_graphs = "off"
+    model.captured.when = "off"
     expected = generate(model, prompts, **settings)
-    model.cuda_graphs = "always"
+    model.captured.when = "always"
     return expected, generate(model, prompts, **settings)
 
 
@@ -86,7 +86,7 @@ def test_forced_completions_are_those_of_the_other_path(batch_size):
     prompts = [[5, 6, 7, START], [9, START], [2, 3, 4, 8, 9, 10, START]]
     options = {"last": 4, "max_new_tokens": 8, "eos_id": EOS, "batch_size": batch_size}
     expected = generate_forced(model, prompts, [STOP, 3, 4], **options)
-    model.cuda_graphs = "always"
+    model.captured.when = "always"
     texts = []
     embed = model.embed
     model.embed = lambda ids: (texts.append(ids.shape), embed(ids))[1]
@@ -247,7 +247,7 @@ def test_with_too_little_memory_fewer_rows_are_written_at_a_time(monkeypatch, ca
 
 def test_an_illegal_prompt_is_refused_as_on_the_other_path():
     model = build_reasoner()
-    model.cuda_graphs = "always"
+    model.captured.when = "always"
     for prompt in ([5, CONTINUE], [CONTINUE], [5, END, 3], [5, START, 4]):
         with pytest.raises(ValueError, match="illegal latent sequence in row 1"):
             generate(model, [[5], prompt], max_new_tokens=3, eos_id=EOS, batch_size=2)
@@ -256,11 +256,11 @@ def test_an_illegal_prompt_is_refused_as_on_the_other_path():
 def test_no_prompts_and_where_steps_are_captured(capsys):
     model = build_reasoner()
     assert not decodes_statically(model)
-    model.cuda_graphs = "always"
+    model.captured.when = "always"
     assert decodes_statically(model)
     assert generate(model, [], max_new_tokens=3, eos_id=EOS, batch_size=2) == []
     other = build_reasoner("gpt2")
-    other.cuda_graphs = "always"
+    other.captured.when = "always"
     decoding._say_once.cache_clear()
     for _ in range(2):
         assert not decodes_statically(other)

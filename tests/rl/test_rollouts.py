@@ -50,7 +50,7 @@ def test_samples_equal_those_drawn_alone(
         allow_rethinking=allow_rethinking,
         max_latent_steps=max_latent_steps,
     )
-    model.cuda_graphs = cuda_graphs
+    model.captured.when = cuda_graphs
     settings = SamplingSettings(1.0, 9, EOS)
     uniforms = draw_uniforms(3, 10, 9, seed=5)
     rollout, _ = sample(model, PROMPTS, uniforms, settings)
@@ -74,7 +74,7 @@ def test_rows_of_their_own_draw_the_samples_of_shared_rows(reasoner, tied, tempe
     settings = SamplingSettings(temperature, 12, EOS)
     draws = [draw_uniforms(3, 16, 12, seed=seed) for seed in range(3)]
     expected = [sample(model, PROMPTS, uniforms, settings)[0] for uniforms in draws]
-    model.cuda_graphs = "always"
+    model.captured.when = "always"
     for uniforms, shared in zip(draws, expected, strict=True):
         rollout, trajectory = sample(model, PROMPTS, uniforms, settings)
         assert trajectory is None

@@ -10,7 +10,7 @@ from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.memory import OutOfMemoryError
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
 from tests.runtime.trainings import half_are_right
 
@@ -194,7 +194,7 @@ def test_the_gradient_is_the_same_where_each_sample_has_a_row_of_its_own(build, 
     expected_values, expected = gradients(task, step=0)
     task = build(runtime=Runtime(micro_batch_size=size))
     perturb(task.model)
-    task.model.cuda_graphs = "always"
+    task.model.captured.when = "always"
     values, found = gradients(task, step=0)
     assert [batch.trajectory for batch in task.micro_batches(0)] == [None] * (2 if size else 1)
     assert values == pytest.approx(expected_values, rel=1e-9)
@@ -225,7 +225,7 @@ def test_mixed_precision_loses_no_gradient(build, size, lora, cuda_graphs):
     for module in task.model.adapter.reference.values() if lora else ():
         if module is not None:
             module.float()
-    task.model.cuda_graphs = cuda_graphs
+    task.model.captured.when = cuda_graphs
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, mixed = gradients(task, step=0)
     batches = task.micro_batches(0)

@@ -10,7 +10,7 @@ import torch
 from latent_reasoning.config import Data, Runtime, SftModel, Training
 from latent_reasoning.sft.examples import token_sft_examples
 from latent_reasoning.training.batches import BatchPlan
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from latent_reasoning.training.text import TextTask
 
 TRAINING = Training(steps=4, batch_size=20)
@@ -42,7 +42,7 @@ def test_a_whole_batch_cut_for_speed_has_the_loss_of_the_whole_batch(rows, token
     examples = examples_of(rows, tokenizer)
     task = make_task(base_model, tokenizer, examples)
     batches = task.micro_batches(0)
-    assert [len(batch.reading.kinds) for batch in batches] == [16, 4]
+    assert [len(batch.inputs.reading.kinds) for batch in batches] == [16, 4]
     loss, own = gradients(base_model, task)
     reference = copy.deepcopy(base_model)
     expected, whole = gradients(reference, make_task(reference, tokenizer, examples, 20))

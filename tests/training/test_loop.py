@@ -18,7 +18,7 @@ from torch import nn
 
 from latent_reasoning.training.checkpoints import FolderInUseError
 from latent_reasoning.training.divergence import DivergenceError
-from latent_reasoning.training.loop import accumulate_gradients
+from latent_reasoning.training.gradients import accumulate_gradients
 from latent_reasoning.training.metrics import read_metrics, write_training_csv
 from latent_reasoning.training.optimiser import build_optimizer, decay_groups, learning_rate
 from tests.training.tiny_training import (

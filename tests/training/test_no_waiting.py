@@ -92,13 +92,14 @@ def loss_and_gradients(model: LatentReasoner, settings: Distillation, frozen) ->
     return results
 
 
+@pytest.mark.parametrize("few_shapes", [False, True])
 @pytest.mark.parametrize("recurrent_filter", ["none", "MLP", "linear", "linear_ln", "SRE"])
 @pytest.mark.parametrize(
     ("lora", "tied", "meaned", "frozen"),
     [(True, True, 3.0, False), (True, False, 0.0, True), (False, False, 3.0, False)],
 )
 def test_the_program_for_a_gpu_gives_the_numbers_of_the_one_for_a_cpu(
-    monkeypatch, recurrent_filter, lora, tied, meaned, frozen
+    monkeypatch, recurrent_filter, lora, tied, meaned, frozen, few_shapes
 ):
     monkeypatch.setattr(reasoner, "PASS_COST", 0)
     model = build_reasoner(modules=lora, tied=tied, recurrent_filter=recurrent_filter)
@@ -110,6 +111,7 @@ def test_the_program_for_a_gpu_gives_the_numbers_of_the_one_for_a_cpu(
     teacher = StateSummary(states, states, torch.ones(3, dtype=torch.bool)) if frozen else None
     expected = loss_and_gradients(model, distillation, teacher)
     monkeypatch.setattr(LatentReasoner, "allowance", math.inf)
+    model.few_shapes = few_shapes
     monkeypatch.setattr(heads, "_stores_no_logits", has_frozen_head)
     monkeypatch.setattr(blocks, "_takes_groups", lambda queries, visible: visible is None)
     found = loss_and_gradients(model, distillation, teacher)

@@ -5,7 +5,7 @@ Padding is on the left: id `pad_id`, mask 0, label -100, maps False.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +40,25 @@ def collate_latent(examples: Sequence[LatentExample], pad_id: int) -> dict[str, 
     student["continue_map"] = _pad_left([s.continue_map for s in students], np.bool_, False)
     teacher = collate_plain([example.teacher for example in examples], pad_id)
     return {**teacher, **{f"latent_{name}": values for name, values in student.items()}}
+
+
+PADDING = {"labels": IGNORED_LABEL}
+"""What stands at padding; 0 or False where a tensor is not named."""
+
+
+def from_column(
+    batch: dict[str, Tensor], names: Iterable[str], begin: Tensor, width: int
+) -> dict[str, Tensor]:
+    """Left-padded tensors (B, T) of a batch from the columns `begin` (B,) on: right-padded (B,
+    `width`)."""
+    columns = begin[:, None] + torch.arange(width)
+    narrow = {}
+    for name in names:
+        values = batch[name]
+        fill = PADDING.get(name.removeprefix("latent_"), 0)
+        last = values.shape[1] - 1
+        narrow[name] = values.gather(1, columns.clamp(max=last)).masked_fill(columns > last, fill)
+    return narrow
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -58,8 +58,7 @@ class Written:
 
 def decodes_statically(model: LatentReasoner) -> bool:
     """Whether `write` can be used and should be: on a GPU, unless the configuration says no."""
-    where = model.device.type == "cuda" or model.cuda_graphs == "always"
-    if model.cuda_graphs == "off" or not where:
+    if not model.captured.wanted_on(model.device):
         return False
     # A rotation that changes with the length of the text (position_limit) looks at positions.
     if runs_directly(model.base) and model.position_limit is None:

@@ -10,6 +10,7 @@ M positions, d hidden size, V vocabulary.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from latent_reasoning.model.frozen_head import frozen_head_log_probabilities, has_frozen_head
 from latent_reasoning.model.passes import Kind, SpecialIds
+from latent_reasoning.model.reading import padded
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.graphs import bucket
 
 CONTINUES, STOPS = 0, 1
 """Order of the two decisions in the stop head's logits."""
@@ -62,6 +65,23 @@ class Targets:
             is_thinking = torch.zeros_like(is_thinking)
         text, thinking = ((~is_thinking).nonzero()[:, 0], is_thinking.nonzero()[:, 0])
         return cls(tokens, kinds, text, thinking)
+
+    def of_few_shapes(self) -> tuple[Tensor, Tensor, Targets]:
+        """The same in one of few sizes: next tokens first, then stop decisions.
+
+        Also returns which of these M targets stands in each place of the new ones, and float32
+        `counts`: 1 where it does, 0 where it only makes up the number.
+        """
+        places, counts, borders = [], [], [0]
+        for part in (self.text, self.thinking):
+            count = bucket(len(part))
+            places.append(padded(part, count))
+            counts.append((torch.arange(count) < len(part)).float())
+            borders.append(borders[-1] + count)
+        place = torch.cat(places)
+        text, thinking = (torch.arange(*ends) for ends in itertools.pairwise(borders))
+        targets = Targets(self.tokens[place], self.kinds[place], text, thinking)
+        return place, torch.cat(counts), targets
 
     def decisions(self, tokens: Tensor) -> Targets:
         """The stop decisions alone, with other `tokens`."""

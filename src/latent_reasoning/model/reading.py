@@ -9,7 +9,7 @@ B rows, T positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latent_reasoning.model.parts import TextStates, cut_rows, first_needed_column
 from latent_reasoning.model.passes import Pass, SpecialIds, plan_passes
+from latent_reasoning.runtime.graphs import bucket
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,24 @@ class Reader(Protocol):
     def allowance(self) -> float:
         """Positions of padding in a pass that are not worth another one."""
 
+    @property
+    def few_shapes(self) -> bool:
+        """Whether batches are padded to few shapes, each of which is captured once."""
+
 
 @dataclass(frozen=True)
 class FirstPart:
     """Rows of the first pass that are read together, in the columns that they use.
 
-    Final states are needed from column `first_read` of these on; `full` says that none is padding.
+    Final states are needed from column `first_read` of these on; `full` says that none is padding,
+    `causal` that no padding stands before a token, so that no token can see any.
     """
 
     rows: Tensor | slice
     columns: slice
     first_read: int
     full: bool
+    causal: bool
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,17 @@ def plan_reading(
     `hidden_at` `(B, T)` says of which positions the states of all layers are wanted, if not of all.
     Rows that `continues` go on from a text read before. Raises `ValueError` as `plan_passes` does.
     """
-    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings)
+    few = model.few_shapes
+    sizes = {"keep_rows": True, "size": bucket} if few else {}
+    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings, **sizes)
     index = None if plan.index is None else plan.index.flatten()
     chosen = None
     if hidden_at is not None:
         chosen = hidden_at.cpu().flatten().nonzero()[:, 0]
         chosen = chosen if index is None else index[chosen]
-    parts = None if continues else _parts(plan.passes[0], model.allowance, "all")
-    return Reading(plan.passes, parts, index, chosen, plan.kinds)
+        chosen = padded(chosen, bucket(len(chosen))) if few else chosen
+    parts = None if continues else _parts(plan.passes[0], model.allowance, "all", few)
+    return Reading(_as_they_are(plan.passes, few), parts, index, chosen, plan.kinds)
 
 
 def plan_prompts(
@@ -114,14 +124,33 @@ def plan_prompts(
     index = index if plan.index is None else plan.index
     index = index.gather(1, last_token[:, None])[:, 0]
     wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
-    parts = _parts(plan.passes[0], model.allowance, wanted)
-    return Reading(plan.passes, parts, index if last else None, None, plan.kinds)
+    few = model.few_shapes
+    parts = _parts(plan.passes[0], model.allowance, wanted, few)
+    passes = _as_they_are(plan.passes, few)
+    return Reading(passes, parts, index if last else None, None, plan.kinds)
 
 
-def _parts(first: Pass, allowance: float, text_states: TextStates) -> list[FirstPart]:
+def padded(values: Tensor, count: int) -> Tensor:
+    """`values` (N, ..) as `count` of them: the first one stands in for those that there are not."""
+    return torch.cat([values, values[:1].expand(count - len(values), *values.shape[1:])])
+
+
+def _as_they_are(passes: list[Pass], few_shapes: bool) -> list[Pass]:
+    """Where there are to be few shapes, no pass is another one for having nothing padded."""
+    return [replace(step, full=False) for step in passes] if few_shapes else passes
+
+
+def _parts(
+    first: Pass, allowance: float, text_states: TextStates, few_shapes: bool
+) -> list[FirstPart]:
+    if few_shapes:
+        width = first.mask.shape[1]
+        begins_with_tokens = bool(first.mask[:, 0].all())
+        first_read = width if text_states == "none" else 0
+        return [FirstPart(slice(None), slice(None), first_read, False, begins_with_tokens)]
     parts = []
     for rows, columns in cut_rows(first.mask, allowance):
         mask = first.mask[rows, columns]
-        needed = first_needed_column(mask, text_states)
-        parts.append(FirstPart(rows, columns, needed, bool(mask.all())))
+        needed, full = first_needed_column(mask, text_states), bool(mask.all())
+        parts.append(FirstPart(rows, columns, needed, full, full))
     return parts

@@ -45,7 +45,7 @@ from latent_reasoning.model.special_rows import (
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import Kept
+from latent_reasoning.runtime.graphs import CapturedParts
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
@@ -58,8 +58,8 @@ class LatentReasoner(nn.Module):
     With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
     modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
-    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`.
-    `cuda_graphs` is `runtime.cuda_graphs`, or `always` to run what is captured without a GPU too.
+    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. With
+    `few_shapes`, batches are padded so that their steps can be captured (`runtime/graphs.py`).
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -70,8 +70,8 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
-        self.cuda_graphs: Literal["auto", "off", "always"] = "auto"
-        self.captured = Kept()
+        self.few_shapes = False
+        self.captured = CapturedParts()
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -212,8 +212,7 @@ class LatentReasoner(nn.Module):
             for token in ("start", "end"):
                 is_token = (input_ids == token_id(self.settings, token)).unsqueeze(-1)
                 row = self.special_rows.input_row(token).to(embeddings.dtype)
-                row = scaled_rows(self.base, row)
-                embeddings = torch.where(is_token, row, embeddings)
+                embeddings = torch.where(is_token, scaled_rows(self.base, row), embeddings)
         return embeddings
 
     def latent_input(self, hidden: Tensor) -> Tensor:
@@ -277,6 +276,7 @@ class LatentReasoner(nn.Module):
                 inputs_embeds[part.rows, part.columns],
                 mask,
                 full=part.full,
+                causal=part.causal,
                 first_read=part.first_read,
                 output_hidden_states=output_hidden_states,
                 cached=cached,
@@ -294,13 +294,15 @@ class LatentReasoner(nn.Module):
         mask: Tensor | None = None,
         *,
         full: bool = False,
+        causal: bool = False,
         first_read: int = 0,
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `advance`, but returns states from column `first_read` on only, and the states of all
-        layers if asked for; `full` says that `mask` is True everywhere; `cached` False keeps no
-        keys and values."""
+        layers if asked for; `full` says that `mask` is True everywhere, `causal` that these are the
+        first columns and no padding stands before a token; `cached` False keeps no keys and
+        values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
             full = True
@@ -325,7 +327,7 @@ class LatentReasoner(nn.Module):
             state.mask,
             state.cache if cached else None,
             state.prefix,
-            full=state.full,
+            full=state.full or causal,
             first_read=first_read,
             output_hidden_states=output_hidden_states,
         )
@@ -365,8 +367,9 @@ class LatentReasoner(nn.Module):
         thinking = (kinds == Kind.THINKING).unsqueeze(-1)
         logits = logits.masked_fill_(thinking, minus_infinity)
         logits[..., settings.end_id] = minus_infinity
-        stop_logits = self.stop_logits(hidden).to(logits.dtype)
-        stop_logits = torch.where(thinking, stop_logits, minus_infinity)
+        stop_logits = torch.where(
+            thinking, self.stop_logits(hidden).to(logits.dtype), minus_infinity
+        )
         logits.index_copy_(-1, self._stop_ids, stop_logits)
         if not settings.allow_rethinking:
             is_answer = kinds == Kind.ANSWER

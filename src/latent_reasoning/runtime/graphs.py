@@ -12,7 +12,7 @@ run what is captured elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ WARM_UP = 2
 
 MOST_GRAPHS = 32
 """Graphs of one function that are kept; inputs of further shapes are worked on without one."""
+
+
+def bucket(count: int) -> int:
+    """The size for `count` things where few sizes are wanted: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..
+
+    It is less than half as large again.
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 2)
+    return -(-count // step) * step
 
 
 class Captured(Generic[T]):
@@ -116,11 +125,23 @@ class Programs(Generic[T]):
         )
 
 
-class Kept(dict[str, Any]):
-    """What is captured for a model, by purpose; a copy of the model has nothing captured."""
+class CapturedParts(dict[str, Any]):
+    """What is captured for a model, by purpose; a copy of the model has nothing captured.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        return Kept()
+    `when` is `runtime.cuda_graphs`, or `always`: what is captured on a GPU then works in the same
+    way on any device, given out kernel by kernel.
+    """
+
+    when: Literal["auto", "off", "always"] = "auto"
+
+    def wanted_on(self, device: torch.device) -> bool:
+        """Whether programs for captures are to be used on a device."""
+        return self.when == "always" or (self.when == "auto" and device.type == "cuda")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedParts:
+        parts = CapturedParts()
+        parts.when = self.when
+        return parts
 
 
 def signature(value: Any, tensors: list[Tensor]) -> str:

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from latent_reasoning.config import Distillation
-from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reading import Reading, ReasonerOutput, padded, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
+from latent_reasoning.runtime.graphs import bucket
 from latent_reasoning.training.text import Labels
 
 STD_EPSILON = 1e-8
@@ -50,7 +51,8 @@ class Compared:
     """Which of a batch's M selected states are compared, as places among them.
 
     `target` (B,) is the place of each row's target token; `span` (S,) those of the reasoning, with
-    the row of each in `span_rows`; `counts` (B,) says how many a row has.
+    the row of each in `span_rows`; `counts` (B,) says how many a row has. A place that only makes
+    up the number belongs to row B.
     """
 
     target: Tensor
@@ -59,7 +61,9 @@ class Compared:
     counts: Tensor
 
     @classmethod
-    def of(cls, selected: Tensor, target_map: Tensor, span_map: Tensor) -> Compared:
+    def of(
+        cls, selected: Tensor, target_map: Tensor, span_map: Tensor, few_shapes: bool = False
+    ) -> Compared:
         """From maps `(B, T)` on the host; states are selected row by row where `selected` is True.
 
         Raises `ValueError` for a row without exactly one target token.
@@ -68,7 +72,12 @@ class Compared:
             raise ValueError("each row has exactly one target token")
         row_of, in_span = selected.nonzero()[:, 0], span_map[selected]
         target = target_map[selected].nonzero()[:, 0]
-        return cls(target, in_span.nonzero()[:, 0], row_of[in_span], span_map.sum(1))
+        span, span_rows = in_span.nonzero()[:, 0], row_of[in_span]
+        if few_shapes:
+            count = bucket(len(span))
+            span_rows = functional.pad(span_rows, (0, count - len(span)), value=len(selected))
+            span = padded(span, count)
+        return cls(target, span, span_rows, span_map.sum(1))
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,9 @@ class Side:
             hidden_at=selected if compares else None,
             continues=continues,
         )
-        labels = Labels.of(batch[f"{before}labels"], reading.kinds, model.settings)
-        compared = Compared.of(selected, target_map, span_map) if compares else None
+        few = model.few_shapes
+        labels = Labels.of(batch[f"{before}labels"], reading.kinds, model.settings, few)
+        compared = Compared.of(selected, target_map, span_map, few) if compares else None
         return cls(reading, labels, compared)
 
 
@@ -148,8 +158,8 @@ def summarise_states(
             f"0..{len(blocks) - 1}"
         )
     states, counts = torch.stack(list(blocks[first : last + 1])), compared.counts
-    sums = states.new_zeros(len(states), len(counts), states.shape[-1])
-    sums = sums.index_add(1, compared.span_rows, states[:, compared.span])
+    sums = states.new_zeros(len(states), len(counts) + 1, states.shape[-1])
+    sums = sums.index_add(1, compared.span_rows, states[:, compared.span])[:, :-1]
     mean = sums / counts.clamp(min=1)[:, None]
     return StateSummary(states[:, compared.target], mean, counts > 0)
 

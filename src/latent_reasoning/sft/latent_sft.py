@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from latent_reasoning.config import Distillation, LatentSftModel, Runtime
@@ -31,7 +32,7 @@ from latent_reasoning.sft.distillation import (
 from latent_reasoning.sft.shared_question import plan_question
 from latent_reasoning.sft.teacher import TeacherStates
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
-from latent_reasoning.training.task import LossOutput
+from latent_reasoning.training.task import LossOutput, Planned
 from latent_reasoning.training.text import count_labels, cross_entropy
 
 TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
@@ -96,12 +97,11 @@ def latent_sft_losses(
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A planned micro-batch; `indices` are its examples, `scale` the factor of each part of its
-    loss (token-exact accumulation; 1 for a part that it lacks)."""
+    """A planned micro-batch; `scale` holds the factor of each part of its loss, float64
+    (token-exact accumulation; 1 for a part that it lacks)."""
 
     reading: LatentReading
-    indices: list[int]
-    scale: dict[str, float]
+    scale: dict[str, Tensor]
 
 
 @dataclass
@@ -135,7 +135,7 @@ class LatentSftTask:
         )
         self.ahead = BatchesAhead(self._make, self.plan)
 
-    def micro_batches(self, step: int) -> list[LatentBatch]:
+    def micro_batches(self, step: int) -> list[Planned]:
         """This process's share of the step's examples, collated and planned."""
         return self.ahead.of(step)
 
@@ -143,16 +143,16 @@ class LatentSftTask:
         """Make the micro-batches of `step` ready."""
         self.ahead.prepare(step, self.model.device)
 
-    def _make(self, step: int) -> list[LatentBatch]:
+    def _make(self, step: int) -> list[Planned]:
         batches = [
             (indices, collate_latent([self.examples[index] for index in indices], self.pad_id))
             for indices in self.plan.micro_batches(step)
         ]
-        scales: list[dict[str, float]] = [{} for _ in batches]
+        scales: list[dict[str, Tensor]] = [{} for _ in batches]
         if self.by_tokens and len(batches) > 1:
             scales = token_scales([batch for _, batch in batches])
         return [
-            LatentBatch(self._plan(indices, batch), indices, scale)
+            Planned(LatentBatch(self._plan(indices, batch), scale), len(indices))
             for (indices, batch), scale in self.processes.share(
                 list(zip(batches, scales, strict=True))
             )
@@ -163,29 +163,39 @@ class LatentSftTask:
         frozen = None if self.teacher_states is None else self.teacher_states.at(indices)
         return LatentReading.plan(self.model, batch, self.entry.distillation, frozen)
 
-    def loss(self, micro_batch: LatentBatch) -> LossOutput:
+    def planned(self, micro_batch: Planned) -> Planned:
+        """The micro-batch as it is."""
+        return micro_batch
+
+    def loss(self, micro_batch: Planned) -> LossOutput:
         """The sum of the parts of the loss; each part is a metric too."""
+        loss, parts = self.program(to_device(micro_batch.inputs, self.model.device))
+        return LossOutput(loss, micro_batch.weight, parts)
+
+    def program(self, inputs: LatentBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `loss`, on the model's device."""
         parts = latent_sft_losses(
             self.model,
-            to_device(micro_batch.reading, self.model.device),
+            inputs.reading,
             self.entry.distillation,
             stop_label_smoothing=self.entry.stop_label_smoothing,
         )
-        scale = micro_batch.scale
-        parts = {name: loss * scale.get(name, 1.0) for name, loss in parts.items()}
-        return LossOutput(sum(parts.values()), len(micro_batch.indices), parts)
+        for name in parts.keys() & inputs.scale.keys():
+            parts[name] = parts[name] * inputs.scale[name].to(parts[name].dtype)
+        return sum(parts.values()), parts
 
 
-def token_scales(batches: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+def token_scales(batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Factors, for each micro-batch and part, that make the mean over examples exact in tokens.
 
     The cross-entropies are means over labels; micro-batches are weighted by examples. A factor is
     the micro-batch's share of the step's labels over its share of the step's examples.
     """
     examples = [len(batch["labels"]) for batch in batches]
-    scales: list[dict[str, float]] = [{} for _ in batches]
+    scales: list[dict[str, Tensor]] = [{} for _ in batches]
     for part, key in ((TEACHER_LOSS, "labels"), (STUDENT_LOSS, "latent_labels")):
         labels = [count_labels(batch[key]) for batch in batches]
         for scale, own, count in zip(scales, labels, examples, strict=True):
-            scale[part] = (own / sum(labels)) / (count / sum(examples))
+            factor = (own / sum(labels)) / (count / sum(examples))
+            scale[part] = torch.tensor(factor, dtype=torch.float64)
     return scales

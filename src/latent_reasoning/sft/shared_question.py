@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latent_reasoning.data.collation import from_column
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.graphs import bucket
 
 SIDES = {
     "": ("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),
@@ -32,16 +34,15 @@ def plan_question(
     nothing, or all rows together share fewer tokens than a pass costs, there is None to read and
     the batch is unchanged.
     """
-    count = _shared_tokens(batch)
+    count, without = _shared_tokens(batch), _in_few_shapes if model.few_shapes else _without
     if not bool((count > 0).all()) or int(count.sum()) < model.pass_cost:
-        return None, batch
-    ids = _from_first_token(batch, "", int(count.max()))
+        nothing = torch.zeros_like(count)
+        return None, without(batch, nothing) if model.few_shapes else batch
+    longest = int(count.max())
+    ids = _from_first_token(batch, "", bucket(longest) if model.few_shapes else longest)
     mask = torch.arange(ids.shape[1]) < count[:, None]
     reading = plan_prompts(model, ids, mask, last=False)
-    rest: dict[str, Tensor] = {}
-    for side in SIDES:
-        rest |= _without(batch, side, count)
-    return reading, rest
+    return reading, without(batch, count)
 
 
 def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:
@@ -65,11 +66,24 @@ def _from_first_token(batch: dict[str, Tensor], side: str, width: int) -> Tensor
     return ids.gather(1, columns.clamp(max=ids.shape[1] - 1))
 
 
-def _without(batch: dict[str, Tensor], side: str, count: Tensor) -> dict[str, Tensor]:
-    """One side of the batch without the first `count` (B,) tokens of each row."""
-    begin = _first_token(batch, side) + count
-    narrow = {f"{side}{name}": batch[f"{side}{name}"] for name in SIDES[side]}
-    columns = torch.arange(batch[f"{side}input_ids"].shape[1])
-    mask = f"{side}attention_mask"
-    narrow[mask] = narrow[mask] * (columns >= begin[:, None])
-    return {name: tensor[:, int(begin.min()) :] for name, tensor in narrow.items()}
+def _without(batch: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+    """Both sides of the batch without the first `count` (B,) tokens of each row."""
+    rest: dict[str, Tensor] = {}
+    for side, names in SIDES.items():
+        begin = _first_token(batch, side) + count
+        narrow = {f"{side}{name}": batch[f"{side}{name}"] for name in names}
+        columns = torch.arange(batch[f"{side}input_ids"].shape[1])
+        mask = f"{side}attention_mask"
+        narrow[mask] = narrow[mask] * (columns >= begin[:, None])
+        rest |= {name: tensor[:, int(begin.min()) :] for name, tensor in narrow.items()}
+    return rest
+
+
+def _in_few_shapes(batch: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+    """As `_without`, padded on the right, to one of few widths."""
+    rest: dict[str, Tensor] = {}
+    for side, names in SIDES.items():
+        begin = _first_token(batch, side) + count
+        width = bucket(int((batch[f"{side}input_ids"].shape[1] - begin).max()))
+        rest |= from_column(batch, [f"{side}{name}" for name in names], begin, width)
+    return rest

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import autocast, resolve_precision
-from latent_reasoning.runtime.memory import OutOfMemoryError, memory_shortage, release
+from latent_reasoning.runtime.memory import OutOfMemoryError, release
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.runtime.tracking import Tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, Progress, parameter_names
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, Trouble, describe
+from latent_reasoning.training.gradients import accumulate_gradients, backward_of
 from latent_reasoning.training.metrics import MetricsLog, ProgressLines
 from latent_reasoning.training.optimiser import build_optimizer, learning_rate
 from latent_reasoning.training.task import Task
@@ -77,6 +77,7 @@ class Trainer:
         device = next(self.model.parameters()).device
         precision = resolve_precision(self.runtime.precision, device)
         self.autocast = partial(autocast, device, precision)
+        self.backward = backward_of(self.task, self.runtime, self.log)
         self.optimizer = build_optimizer(self.model, self.training)
         self.rate = learning_rate(self.training)
         self.guard = DivergenceGuard(self.runtime.guard, self.training.max_grad_norm)
@@ -157,11 +158,15 @@ class Trainer:
         step_seed = seeds.seed_for(self.seed, purpose, rollbacks)
         while True:
             torch.manual_seed(step_seed)
-            self.model.zero_grad()
+            self.backward.zero_gradients()
             try:
                 with self.autocast():
                     return accumulate_gradients(
-                        self.model, self.task, progress.step, self.training.max_grad_norm
+                        self.model,
+                        self.task,
+                        progress.step,
+                        self.training.max_grad_norm,
+                        self.backward,
                     )
             except OutOfMemoryError as error:
                 reason = str(error)
@@ -174,7 +179,7 @@ class Trainer:
                 )
             plan.limit_micro_batches(size // 2)
             progress.micro_batch_size = size // 2
-            self.model.zero_grad()
+            self.backward.forget()
             release()
             self.log(
                 f"warning: {self.name}: out of memory at step {progress.step + 1} with "
@@ -265,78 +270,6 @@ class Trainer:
             selection=selection,
             rollbacks=progress.guard.rollbacks,
         )
-
-
-# ------------------------------------------------------------------------------ one step's parts
-
-
-def accumulate_gradients(
-    model: nn.Module, task: Task, step: int, max_grad_norm: float | None = None
-) -> dict[str, float]:
-    """Gradient of the weighted mean loss over the step's micro-batches, and its metrics.
-
-    Both cover the micro-batches of all processes. With `max_grad_norm` the gradient is clipped to
-    it, and the metrics have its norm before that, `gradient_norm`. The host waits for the device
-    once, for the metrics, after all its work has been given out (and with several processes, once
-    more for what they tell each other). Raises `OutOfMemoryError` on all processes where memory
-    does not suffice on one.
-    """
-    processes = task.processes
-    outputs: list[tuple[float, Values]] = []
-    with memory_shortage(processes):
-        micro_batches = task.micro_batches(step)
-        whole = processes.count == 1 and len(micro_batches) == 1
-        for micro_batch in micro_batches:
-            output = task.loss(micro_batch)
-            # The total weight is known only at the end, where the gradient is divided by it.
-            (output.loss if whole else output.loss * output.weight).backward()
-            outputs.append((output.weight, {"loss": output.loss.detach()} | output.metrics))
-    if processes.count > 1:
-        numbers = _numbers([values for _, values in outputs])
-        weights = (weight for weight, _ in outputs)
-        outputs = processes.gather(list(zip(weights, numbers, strict=True)))
-    processes.sum_gradients(parameter_names(model))
-    total = sum(weight for weight, _ in outputs)
-    if not whole:
-        gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
-        torch._foreach_div_(gradients, total)
-    norm: Values = {}
-    if max_grad_norm is not None:
-        trained = list(parameter_names(model))
-        norm["gradient_norm"] = nn.utils.clip_grad_norm_(trained, max_grad_norm)
-    if next(model.parameters()).device.type != "cpu":
-        task.prepare(step + 1)
-    *values, norms = _numbers([*(values for _, values in outputs), norm])
-    pairs = [(weight, own) for (weight, _), own in zip(outputs, values, strict=True)]
-    return _weighted_means(pairs) | norms
-
-
-Values = dict[str, float | Tensor]
-"""Metrics by name, as numbers or as scalars that are still on the device."""
-
-
-def _weighted_means(outputs: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Means of the metrics of weighted micro-batches, each over those that have it."""
-    names = dict.fromkeys(name for _, values in outputs for name in values)
-    share = {name: [(w, v[name]) for w, v in outputs if name in v] for name in names}
-    return {
-        name: sum(w * v for w, v in pairs) / (sum(w for w, _ in pairs) or 1.0)
-        for name, pairs in share.items()
-    }
-
-
-def _numbers(parts: list[Values]) -> list[dict[str, float]]:
-    """The same with plain floats, by one transfer from the device."""
-    scalars = [value for values in parts for value in values.values() if isinstance(value, Tensor)]
-    stacked = torch.stack([scalar.detach().double() for scalar in scalars]) if scalars else None
-    numbers = iter([] if stacked is None else stacked.tolist())
-    return [
-        {
-            name: next(numbers) if isinstance(value, Tensor) else float(value)
-            for name, value in values.items()
-        }
-        for values in parts
-    ]
 
 
 # ------------------------------------------------------------------------------------- selection

@@ -25,6 +25,21 @@ class LossOutput:
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A micro-batch of which a device can compute loss and gradient without the host.
+
+    `inputs` holds all tensors that the loss is computed from, in frozen dataclasses, lists and
+    dicts, on the host or the device; shapes and whatever else decides which kernels run depend on
+    it alone. `weight` and `metrics` are what the host knows already of the micro-batch's
+    `LossOutput`.
+    """
+
+    inputs: Any
+    weight: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class Task(Protocol):
     """What a stage trains: its model, data, loss and validation."""
 
@@ -55,6 +70,12 @@ class Task(Protocol):
 
     def loss(self, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch, with its graph."""
+
+    def planned(self, micro_batch: Any) -> Planned | None:
+        """The micro-batch for `program`; None where its loss cannot be captured."""
+
+    def program(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of planned inputs that are on the device; the host waits for nothing."""
 
     def validate(self) -> dict[str, float]:
         """Greedy `validation_accuracy`, `validation_reasoning_tokens`, ..; may be empty.

@@ -11,32 +11,54 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latent_reasoning.config import Runtime, Training
-from latent_reasoning.data.collation import collate_plain
+from latent_reasoning.data.collation import collate_plain, from_column
 from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.passes import SpecialIds
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.graphs import bucket
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
-from latent_reasoning.training.task import LossOutput
+from latent_reasoning.training.task import LossOutput, Planned
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is learned in a batch: the M positions that predict a label, and their targets."""
+    """What is learned in a batch: the M positions that predict a label, and their targets.
+
+    `counts` (M,) is 0 where a place only makes up the number, and 1 elsewhere; None: 1 everywhere.
+    """
 
     rows: Tensor
     columns: Tensor
     targets: Targets
+    counts: Tensor | None = None
 
     @classmethod
-    def of(cls, labels: Tensor, kinds: Tensor, special: SpecialIds | None) -> Labels:
+    def of(
+        cls,
+        labels: Tensor,
+        kinds: Tensor,
+        special: SpecialIds | None,
+        few_shapes: bool = False,
+    ) -> Labels:
         """From labels `(B, T)`, -100 where nothing is learned, and the positions' `kinds`."""
         learned = labels[:, 1:] != IGNORED_LABEL
         rows, columns = learned.nonzero(as_tuple=True)
-        return cls(rows, columns, Targets.of(labels[:, 1:][learned], kinds[rows, columns], special))
+        targets = Targets.of(labels[:, 1:][learned], kinds[rows, columns], special)
+        if not few_shapes:
+            return cls(rows, columns, targets)
+        places, counts, targets = targets.of_few_shapes()
+        return cls(rows[places], columns[places], targets, counts)
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean of the labels' losses (M,)."""
+        if self.counts is None:
+            return losses.mean()
+        counts = self.counts.to(losses.dtype)
+        return (losses * counts).sum() / counts.sum()
 
 
 def cross_entropy(
@@ -54,7 +76,7 @@ def cross_entropy(
     losses = -target_log_probabilities(model, hidden, targets)
     if stop_label_smoothing:
         losses = _smooth_stop_labels(model, hidden, targets, losses, stop_label_smoothing)
-    return losses.mean()
+    return labels.mean(losses)
 
 
 def _smooth_stop_labels(
@@ -79,11 +101,10 @@ padded to the longest (laptop's base model)."""
 
 @dataclass(frozen=True)
 class TextBatch:
-    """A planned micro-batch and its weight in the step."""
+    """A micro-batch as it will be read, and what is learned in it."""
 
     reading: Reading
     labels: Labels
-    weight: float
 
 
 @dataclass
@@ -119,7 +140,7 @@ class TextTask:
         )
         self.ahead = BatchesAhead(self._make, self.plan)
 
-    def micro_batches(self, step: int) -> list[TextBatch]:
+    def micro_batches(self, step: int) -> list[Planned]:
         """This process's share of the step's examples, collated and planned."""
         return self.ahead.of(step)
 
@@ -127,19 +148,29 @@ class TextTask:
         """Make the micro-batches of `step` ready."""
         self.ahead.prepare(step, self.model.device)
 
-    def _make(self, step: int) -> list[TextBatch]:
+    def _make(self, step: int) -> list[Planned]:
         batches = []
         for indices in self.processes.share(self.plan.micro_batches(step)):
             batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
+            few = self.model.few_shapes
+            if few:
+                begin = batch["attention_mask"].argmax(1)
+                batch = from_column(batch, batch, begin, bucket(batch["input_ids"].shape[1]))
             reading = plan_reading(self.model, batch["input_ids"], batch["attention_mask"])
-            labels = Labels.of(batch["labels"], reading.kinds, self.model.settings)
-            batches.append(TextBatch(reading, labels, weight))
+            labels = Labels.of(batch["labels"], reading.kinds, self.model.settings, few)
+            batches.append(Planned(TextBatch(reading, labels), weight))
         return batches
 
-    def loss(self, micro_batch: TextBatch) -> LossOutput:
+    def planned(self, micro_batch: Planned) -> Planned:
+        """The micro-batch as it is."""
+        return micro_batch
+
+    def loss(self, micro_batch: Planned) -> LossOutput:
         """Mean cross-entropy over the micro-batch's labels."""
-        batch = to_device(micro_batch, self.model.device)
-        output = self.model.run(batch.reading)
-        loss = cross_entropy(self.model, output, batch.labels)
-        return LossOutput(loss, batch.weight)
+        loss, _ = self.program(to_device(micro_batch.inputs, self.model.device))
+        return LossOutput(loss, micro_batch.weight)
+
+    def program(self, inputs: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy over the labels, on the model's device."""
+        return cross_entropy(self.model, self.model.run(inputs.reading), inputs.labels), {}
