@@ -367,9 +367,7 @@ class LatentReasoner(nn.Module):
         thinking = (kinds == Kind.THINKING).unsqueeze(-1)
         logits = logits.masked_fill_(thinking, minus_infinity)
         logits[..., settings.end_id] = minus_infinity
-        stop_logits = torch.where(
-            thinking, self.stop_logits(hidden).to(logits.dtype), minus_infinity
-        )
+        stop_logits = torch.where(thinking, self.stop_logits(hidden).to(logits), minus_infinity)
         logits.index_copy_(-1, self._stop_ids, stop_logits)
         if not settings.allow_rethinking:
             is_answer = kinds == Kind.ANSWER
