@@ -162,6 +162,24 @@ def test_a_row_that_is_done_does_not_change():
     assert torch.equal(rows.keys[:, 0, :, :read], before["keys"][:, 0, :, :read])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_captured_steps_on_a_gpu_write_what_a_look_a_token_writes(precision):
+    model = with_adapter(build_reasoner(modules=True, allow_rethinking=True, max_latent_steps=3))
+    model.to("cuda")
+    if precision == torch.bfloat16:
+        model.float()
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+        expected, found = both(model, max_new_tokens=80)
+        again = both(model, max_new_tokens=80)[1]
+    assert_equal(again, found)
+    decoder = model.captured["greedy"]
+    assert decoder.steps > 80
+    assert all(program._graph is not None for program in decoder._programs.values())
+    if precision == torch.float64:
+        assert_equal(found, expected)
+
+
 @pytest.fixture
 def warming_up(monkeypatch) -> None:
     """Captures make runs of their own, as on a GPU."""

@@ -6,6 +6,13 @@ import torch
 from latent_reasoning.rl.rollouts import SamplingSettings, collect, draw_uniforms, sample
 from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
 
 def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> tuple[int, ...]:
     """One completion, each token from a full forward of the whole sequence."""
@@ -69,8 +76,10 @@ def test_samples_equal_those_drawn_alone(
 
 @pytest.mark.parametrize("temperature", [0.6, 1.3])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_of_their_own_draw_the_samples_of_shared_rows(reasoner, tied, temperature):
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_of_their_own_draw_the_samples_of_shared_rows(reasoner, tied, temperature, device):
     model = reasoner(tied=tied, modules=True, allow_rethinking=True, max_latent_steps=3)
+    model.to(device).captured.when = "off"
     settings = SamplingSettings(temperature, 12, EOS)
     draws = [draw_uniforms(3, 16, 12, seed=seed) for seed in range(3)]
     expected = [sample(model, PROMPTS, uniforms, settings)[0] for uniforms in draws]
