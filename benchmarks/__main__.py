@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.card import SHAPES, measure_card
+from benchmarks.card import PATHS, SHAPES, measure_card
 from benchmarks.inputs import Shape, build_inputs, trained_inputs
 from benchmarks.measure import Measurement, count_flops, measure_memory, time_workload
 from benchmarks.report import as_table, draw_summary, write
@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.shape is not None:
         file = options.output or results_root() / "benchmarks" / "card.jsonl"
         device = resolve_device(options.device)
-        measure_card(options.shape, device, options.micro_batch, options.repetitions, file)
+        paths = options.paths or (PATHS if device.type == "cuda" else PATHS[:2])
+        measure_card(options.shape, device, options.micro_batch, options.repetitions, file, paths)
         return
     torch.set_num_threads(1)
     table = "summary" if options.model is None else "trained"
@@ -89,6 +90,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=96, help="longest answer of the trained model")
     add("--shape", choices=SHAPES, help="time the steps at a model's size on one device instead")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --shape")
+    add("--paths", nargs="+", choices=PATHS, help="with --shape (all that the device has)")
     add("--micro-batch", type=int, help="rows of a micro-batch, with --shape (all rows)")
     add("--output", type=Path, help="the file to write")
     options = parser.parse_args(arguments)

@@ -15,9 +15,10 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,8 +34,9 @@ from latent_reasoning.model.generation import generate
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.device import autocast, held_precision, resolve_precision, to_device
+from latent_reasoning.runtime.memory import release
 from latent_reasoning.sft.latent_sft import LatentSftTask
-from latent_reasoning.training.gradients import accumulate_gradients
+from latent_reasoning.training.gradients import Backward, accumulate_gradients, backward_of
 from latent_reasoning.training.optimiser import build_optimizer
 from latent_reasoning.training.task import Task
 from latent_reasoning.training.text import TextTask
@@ -78,30 +80,43 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 PUBLISHED_STEPS = {"latent_sft": 30_000, "cot_sft": 30_000, "rl_step": 60_000}
 NAIVE_ROWS = 32
 """Rows of a micro-batch of the naive path, as published."""
+PATHS = ("naive", "eager", "captured")
 DECODED = (8, 40)
 """A decoded token's time is the difference of these two lengths over their difference."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A figure to be measured: what is run, and how many tokens a run reads."""
+    """A figure to be measured: what is run, and how many tokens a run reads.
+
+    `shapes` counts what has been captured so far.
+    """
 
     name: str
     path: str
     run: Callable[[int], object]
     tokens: int
+    shapes: Callable[[], int] = lambda: 0
 
 
 class Card:
     """A device, a shape and the parts that are measured there."""
 
-    def __init__(self, shape: str, device: torch.device, micro_batch: int | None) -> None:
+    def __init__(
+        self, shape: str, device: torch.device, micro_batch: int | None, paths: Sequence[str]
+    ) -> None:
         self.shape, self.device = SHAPES[shape], device
         self.micro_batch = min(micro_batch or self.shape.rows, self.shape.rows)
         self.precision = resolve_precision("auto", device)
+        self.paths = paths
+        self.operations: dict[str, int] = {}
         self.inputs = self._inputs()
         training = Training(steps=1, batch_size=self.shape.rows)
         self.optimizer = build_optimizer(self.inputs.model, training)
+
+    def wants(self, path: str) -> bool:
+        """Whether a path is to be measured: `naive`, `eager` or `captured`."""
+        return path in self.paths
 
     def _inputs(self) -> Inputs:
         inputs = build_inputs(self.shape)
@@ -113,17 +128,36 @@ class Card:
         """The parts in order; the weights are held as training does from the second one on."""
         model, rows = self.inputs.model, self.inputs.sft
         texts = sum(len(row.teacher) + len(row.student) for row in rows)
-        yield Part("latent_sft", "naive", self._naive_step, texts)
+        if self.wants("naive"):
+            yield Part("latent_sft", "naive", self._naive_step, texts)
         hold_frozen(model, held_precision("auto", self.device))
-        runtime = Runtime(device=self.device.type, micro_batch_size=self.micro_batch)
+        for path in ("eager", "captured"):
+            if not self.wants(path):
+                continue
+            graphs: Literal["auto", "off"] = "auto" if path == "captured" else "off"
+            runtime = Runtime(
+                device=self.device.type, micro_batch_size=self.micro_batch, cuda_graphs=graphs
+            )
+            model.few_shapes = False
+            for name, task, tokens in self._tasks(runtime, texts):
+                backward = backward_of(task, runtime, print)
+                shapes = getattr(backward, "shapes", lambda: 0)
+                yield Part(name, path, self._step_of(task, backward), tokens, shapes)
+                backward.forget()
+                release()
+            for tokens in DECODED:
+                yield Part(f"decode_{tokens}", path, self._decoding(tokens), 0)
+
+    def _tasks(self, runtime: Runtime, texts: int) -> Iterator[tuple[str, Task, int]]:
+        """What is trained, and how many tokens a step of it reads."""
+        model, rows = self.inputs.model, self.inputs.sft
         training = Training(steps=1, batch_size=len(rows))
         common = {"seed": 0, "pad_id": self.inputs.tokenizer.eos_token_id, "validate": dict}
         entry = LatentSftModel(distillation=DISTILLATION, training=training)
-        latent = LatentSftTask("latent", model, rows, entry, runtime, **common)
-        yield Part("latent_sft", "project", self._step_of(latent), texts)
+        yield "latent_sft", LatentSftTask("latent", model, rows, entry, runtime, **common), texts
         teachers = [row.teacher for row in rows]
         text = TextTask("cot", model, teachers, training, runtime, **common)
-        yield Part("cot_sft", "project", self._step_of(text), sum(map(len, teachers)))
+        yield "cot_sft", text, sum(map(len, teachers))
         prompts, size = self.inputs.grpo, self.shape.group_size
         policy = RlModel(
             **{"from": "latent"},
@@ -138,21 +172,19 @@ class Card:
             self.inputs.tokenizer,
             prompts,
             policy,
-            Runtime(device=self.device.type),
+            runtime.model_copy(update={"micro_batch_size": None}),
             seed=0,
             validate=dict,
         )
         samples = size * sum(len(prompt.ids) + self.shape.rollout_tokens for prompt in prompts)
-        yield Part("rl_step", "project", self._step_of(rl), samples)
-        for tokens in DECODED:
-            yield Part(f"decode_{tokens}", "project", self._decoding(tokens), 0)
+        yield "rl_step", rl, samples
 
-    def _step_of(self, task: Task) -> Callable[[int], None]:
+    def _step_of(self, task: Task, backward: Backward) -> Callable[[int], None]:
         def step(repetition: int) -> None:
             task.model.train()
-            self.optimizer.zero_grad()
+            backward.zero_gradients()
             with autocast(self.device, self.precision):
-                accumulate_gradients(task.model, task, repetition, max_grad_norm=2.0)
+                accumulate_gradients(task.model, task, repetition, 2.0, backward)
             self.optimizer.step()
 
         return step
@@ -183,20 +215,28 @@ class Card:
         return decode
 
     def measure(self, part: Part, repetitions: int) -> dict[str, object]:
-        """One warm-up with its operations counted, then timed runs."""
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
+        """One warm-up with its operations counted, then timed runs.
+
+        A captured program is taken to do the operations of the eager one: padding is not work.
+        """
+        if part.path == "captured":
             part.run(0)
+        else:
+            with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
+                part.run(0)
+            self.operations[part.name] = counter.get_total_flops()
+        part.run(1)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = []
-        for repetition in range(1, repetitions + 1):
+        for repetition in range(2, repetitions + 2):
             self._finish()
             start = time.perf_counter()
             part.run(repetition)
             self._finish()
             seconds.append(time.perf_counter() - start)
-        median, operations = statistics.median(seconds), counter.get_total_flops()
+        median, operations = statistics.median(seconds), self.operations.get(part.name)
         peak = next((rate for name, rate in PEAKS.items() if name in self.name), None)
         steps = PUBLISHED_STEPS.get(part.name)
         return {
@@ -204,9 +244,10 @@ class Card:
             "seconds_min": min(seconds),
             "seconds_max": max(seconds),
             "tokens_per_second": part.tokens / median,
-            "tflop": operations / 1e12,
-            "share_of_peak": None if peak is None else operations / median / peak,
+            "tflop": None if operations is None else operations / 1e12,
+            "share_of_peak": peak and operations and operations / median / peak,
             "peak_gib": self._peak_gib(),
+            "graphs": part.shapes(),
             "published_hours": None if steps is None else steps * median / 3600,
         }
 
@@ -226,13 +267,20 @@ class Card:
 
 
 def measure_card(
-    shape: str, device: torch.device, micro_batch: int | None, repetitions: int, file: Path
+    shape: str,
+    device: torch.device,
+    micro_batch: int | None,
+    repetitions: int,
+    file: Path,
+    paths: Sequence[str],
 ) -> None:
     """Measure what `file` lacks of a shape on a device, and append it part by part."""
-    card = Card(shape, device, micro_batch)
+    card = Card(shape, device, micro_batch, paths)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     done = [json.loads(line) for line in lines]
+    counted = {line["part"]: line["tflop"] for line in done if line["shape"] == shape}
+    card.operations |= {part: int(tflop * 1e12) for part, tflop in counted.items() if tflop}
     for part in card.parts():
         key = {
             "shape": shape,
@@ -249,9 +297,9 @@ def measure_card(
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(done[-1]) + "\n")
         print(next(line for line in done if key.items() <= line.items()), flush=True)
-    short, long = (
-        next(line["seconds"] for line in reversed(done) if line["part"] == f"decode_{tokens}")
-        for tokens in DECODED
-    )
-    print(f"a decoded token of {card.shape.rows} rows: ", end="")
-    print(f"{1000 * (long - short) / (DECODED[1] - DECODED[0]):.2f} ms")
+    for path in paths:
+        times = {line["part"]: line["seconds"] for line in done if line["path"] == path}
+        short, long = (times.get(f"decode_{tokens}") for tokens in DECODED)
+        if short and long:
+            print(f"{path}: a decoded token of {card.shape.rows} rows: ", end="")
+            print(f"{1000 * (long - short) / (DECODED[1] - DECODED[0]):.2f} ms")

@@ -19,7 +19,7 @@ def test_a_card_is_measured_part_by_part_and_goes_on_where_it_stopped(
     lines = file.read_text(encoding="utf-8").splitlines()
     figures = [json.loads(line) for line in lines]
     assert [figure["part"] for figure in figures] == PARTS
-    assert [figure["path"] for figure in figures] == ["naive", *["project"] * 5]
+    assert [figure["path"] for figure in figures] == ["naive", *["eager"] * 5]
     naive, own = figures[:2]
     assert own["tflop"] < naive["tflop"]
     assert own["published_hours"] == 30_000 * own["seconds"] / 3600

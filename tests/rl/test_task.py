@@ -10,7 +10,11 @@ from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.runtime.memory import OutOfMemoryError
-from latent_reasoning.training.gradients import accumulate_gradients
+from latent_reasoning.training.gradients import (
+    Backward,
+    CapturedBackward,
+    accumulate_gradients,
+)
 from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
 from tests.runtime.trainings import half_are_right
 
@@ -200,6 +204,33 @@ def test_the_gradient_is_the_same_where_each_sample_has_a_row_of_its_own(build, 
     assert values == pytest.approx(expected_values, rel=1e-9)
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, rtol=1e-7, atol=1e-10), name
+
+
+@pytest.mark.parametrize(
+    ("lora", "size", "kind"), [(True, None, "bnpo"), (False, 3, "grpo"), (True, 1, "dr_grpo")]
+)
+def test_captured_updates_have_the_gradients_of_eager_ones(build, lora, size, kind):
+    results = []
+    for few_shapes in (False, True):
+        runtime = Runtime(micro_batch_size=size, checkpoint_every=2)
+        task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5)
+        perturb(task.model)
+        task.model.few_shapes = few_shapes
+        if task.start_model is not None:
+            task.start_model.few_shapes = few_shapes
+        backward = Backward(task)
+        if few_shapes:
+            backward = CapturedBackward(task, torch.device("cpu"), print)
+        for step in range(2):
+            backward.zero_gradients()
+            values = accumulate_gradients(task.model, task, step, 1.0, backward)
+            own = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.requires_grad}
+            results.append((few_shapes, values, own))
+    assert any(task.planned(batch) is not None for batch in task.micro_batches(1))
+    for (_, values, own), (_, other_values, other) in zip(results[:2], results[2:], strict=True):
+        assert other_values == pytest.approx(values, rel=1e-8, abs=1e-11)
+        for name, gradient in own.items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("bound", [2, None])

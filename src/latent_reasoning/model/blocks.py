@@ -22,7 +22,9 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from latent_reasoning.model.cache import GrowingCache, StaticCache
+from latent_reasoning.model.projection import mixed_precision, project
 from latent_reasoning.runtime.device import HostTensor, to_device
+from latent_reasoning.runtime.graphs import bucket
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,20 @@ class RowOrder:
     on_host: HostTensor
 
     @classmethod
-    def of(cls, rows: Tensor, texts: int) -> RowOrder:
-        """Arrange `rows` (R,) on the host, where they are needed to select among them."""
+    def of(cls, rows: Tensor, texts: int, few_shapes: bool = False) -> RowOrder:
+        """Arrange `rows` (R,) on the host, where they are needed to select among them.
+
+        With `few_shapes` there are slots in every case, and one of few numbers of them.
+        """
         rows = rows.cpu()
         one_hot = functional.one_hot(rows, texts)
         rank = (one_hot.cumsum(0) - 1).gather(1, rows[:, None])[:, 0]
         most = int(rank.max()) + 1
+        most = bucket(most) if few_shapes else most
         places = rows * most + rank
         slots = torch.zeros(texts * most, dtype=torch.long, device=rows.device)
         slots[places] = torch.arange(len(rows), device=rows.device)
-        if torch.equal(slots, places):
+        if not few_shapes and torch.equal(slots, places):
             slots = places = None
         return cls(rows, most, slots, places, HostTensor(rows))
 
@@ -180,19 +186,21 @@ def run_blocks(
         return output.last_hidden_state[:, first_read:], every
     model = base.model
     width = inputs_embeds.shape[1]
+    low = mixed_precision(inputs_embeds)
     visible = _visible(mask, full, width, prefix, inputs_embeds.dtype)
     rotation = _rotation(model, inputs_embeds, positions)
     hidden, every = inputs_embeds, []
     for index, block in enumerate(model.layers):
         every.append(hidden)
-        states = block.input_layernorm(hidden)
+        states = _normed(block.input_layernorm, hidden, low)
         if first_read and index == len(model.layers) - 1:
             hidden = hidden[:, first_read:]
             visible = _visible(mask, full, width - first_read, prefix, inputs_embeds.dtype)
-        attention = _Attention(block.self_attn, index, rotation, cache, prefix)
+        attention = _Attention(block.self_attn, index, rotation, cache, prefix, low)
         hidden = hidden + attention(states, hidden.shape[1], visible)
-        hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
-    hidden = model.norm(hidden)
+        states = _normed(block.post_attention_layernorm, hidden, low)
+        hidden = hidden + _mlp(block.mlp, states, low)
+    hidden = _normed(model.norm, hidden, hidden.dtype if low else None)
     return hidden, (*every, hidden) if output_hidden_states else None
 
 
@@ -205,21 +213,22 @@ class _Attention:
     rotation: tuple[Tensor, Tensor]
     cache: GrowingCache | StaticCache | None
     prefix: SharedPrefix | None
+    low: torch.dtype | None
 
     def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:
         """Attention of the last `count` new columns (R, W, d) over the shared text, the row's
         earlier columns and the new ones: (R, `count`, d)."""
         module, (rows, width) = self.module, states.shape[:2]
         cos, sin = self.rotation
-        keys = _rotated(self._heads(module.k_proj(states)), cos, sin)
-        values = self._heads(module.v_proj(states))
+        keys = _rotated(self._heads(self._project(module.k_proj, states)), cos, sin, self.low)
+        values = self._heads(self._project(module.v_proj, states))
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, self.layer)
         if not count:
             return states[:, width:]
         first = width - count
-        queries = self._heads(module.q_proj(states[:, first:]))
-        queries = _rotated(queries, cos[:, :, first:], sin[:, :, first:])
+        queries = self._heads(self._project(module.q_proj, states[:, first:]))
+        queries = _rotated(queries, cos[:, :, first:], sin[:, :, first:], self.low)
         if self.prefix is None and count > 1:
             grouped = _takes_groups(queries, visible)
             if not grouped:
@@ -237,7 +246,10 @@ class _Attention:
         else:
             queries = queries * module.scaling
             mixed = _grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
-        return module.o_proj(mixed.transpose(1, 2).reshape(rows, count, -1))
+        return self._project(module.o_proj, mixed.transpose(1, 2).reshape(rows, count, -1))
+
+    def _project(self, module: torch.nn.Module, states: Tensor) -> Tensor:
+        return module(states) if self.low is None else project(module, states)
 
     def _heads(self, states: Tensor) -> Tensor:
         """(R, W, heads * s) -> (R, heads, W, s)."""
@@ -275,6 +287,23 @@ def _grouped_attention(
     return mixed.reshape(rows, heads, width, size)
 
 
+def _normed(norm: torch.nn.Module, hidden: Tensor, low: torch.dtype | None) -> Tensor:
+    """`norm` of states (R, W, d), in `low` precision if products are."""
+    if low is None:
+        return norm(hidden)
+    weight = norm.weight.to(hidden.dtype)
+    epsilon = norm.eps if isinstance(norm, torch.nn.RMSNorm) else norm.variance_epsilon
+    return functional.rms_norm(hidden, weight.shape, weight, epsilon).to(low)
+
+
+def _mlp(mlp: torch.nn.Module, states: Tensor, low: torch.dtype | None) -> Tensor:
+    """The MLP of a block on states (R, W, d)."""
+    if low is None:
+        return mlp(states)
+    gate = mlp.act_fn(project(mlp.gate_proj, states))
+    return project(mlp.down_proj, gate * project(mlp.up_proj, states))
+
+
 def _rotation(
     model: torch.nn.Module, inputs_embeds: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -284,8 +313,11 @@ def _rotation(
     return cos.unsqueeze(1), sin.unsqueeze(1)
 
 
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor, low: torch.dtype | None) -> Tensor:
     """Rotary position embedding of (R, heads, W, s) by `_rotation`'s cosines and sines."""
+    if low is not None:  # products of keys and queries are in this precision in any case
+        left, right = states.chunk(2, -1)
+        return torch.addcmul(states * cos, torch.cat([right, left], -1), sin).to(low)
     # Products and sum round as in transformers: some recorded gradients are so sensitive that a
     # fused operation, though more exact, changes them by a thousandth.
     left, right = states.chunk(2, -1)

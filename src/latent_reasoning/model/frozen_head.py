@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latent_reasoning.model.bases import adjusts_logits
 from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.projection import mixed_precision
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_rows import ids_on
 
@@ -77,7 +78,7 @@ class _LogProbabilities(torch.autograd.Function):
         start_row: Tensor | None,
         may_start: Tensor | None,
     ) -> Tensor:
-        low = _precision_of_products(hidden)
+        low = mixed_precision(hidden) or hidden.dtype
         matrix = matrix.to(low)
         gradient = torch.empty_like(hidden)
         high = torch.promote_types(hidden.dtype, torch.float32)
@@ -115,11 +116,3 @@ class _LogProbabilities(torch.autograd.Function):
         if start_row is not None:
             by_start = ((upstream * start_share) @ hidden.to(upstream.dtype)).to(start_row.dtype)
         return by_hidden, None, None, None, None, None, by_start, None
-
-
-def _precision_of_products(hidden: Tensor) -> torch.dtype:
-    """The precision in which autocast multiplies, or that of the states without it."""
-    kind = hidden.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return hidden.dtype

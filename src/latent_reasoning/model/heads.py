@@ -110,7 +110,9 @@ def target_log_probabilities(
     for part in text.split(count) if len(text) else ():
         compute = functools.partial(_text_log_probabilities, model, temperature=temperature)
         if len(text) > count and torch.is_grad_enabled():
-            compute = functools.partial(checkpoint, compute, use_reentrant=False)
+            compute = functools.partial(
+                checkpoint, compute, use_reentrant=False, preserve_rng_state=False
+            )
         log_probs = compute(hidden[part], kinds[part], tokens[part])
         result = result.index_add(0, part, log_probs)
     if len(thinking):

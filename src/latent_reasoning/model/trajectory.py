@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
@@ -23,6 +24,7 @@ from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.graphs import bucket
 
 
 @dataclass
@@ -46,7 +48,11 @@ class Trajectory:
     def plan(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Reading:
         """How the prompts will be read, decided on the host."""
         # Padding is masked everywhere: any id of the vocabulary serves.
-        return plan_prompts(model, *pad_prompts(prompts, pad_id=0))
+        ids, mask = pad_prompts(prompts, pad_id=0)
+        if model.few_shapes:
+            more = bucket(ids.shape[1]) - ids.shape[1]
+            ids, mask = (functional.pad(tensor, (more, 0)) for tensor in (ids, mask))
+        return plan_prompts(model, ids, mask)
 
     @classmethod
     def read(cls, model: LatentReasoner, reading: Reading) -> Trajectory:

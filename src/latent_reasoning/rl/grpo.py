@@ -38,7 +38,7 @@ class PolicyLoss:
 
     numerator: Tensor
     """Sum to be minimised, with gradient."""
-    denominator: float
+    denominator: float | Tensor
     """What the sum is divided by: tokens (bnpo), samples (grpo), samples x length (dr_grpo)."""
     kl: Tensor
     """Mean KL to the reference over these tokens (0 without a reference)."""
@@ -71,7 +71,7 @@ def policy_loss(
     weights: Tensor | None = None,
     old_log_probs: Tensor | None = None,
     reference: Tensor | None = None,
-    denominator: float | None = None,
+    denominator: float | Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped policy-gradient loss with a KL term.
 

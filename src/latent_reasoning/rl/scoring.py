@@ -11,7 +11,7 @@ U distinct completions of at most T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.heads import CONTINUES, STOPS, Targets, target_log_probabilities
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reading import Reading, plan_reading
+from latent_reasoning.model.reading import Reading, padded, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.graphs import bucket
 
 
 def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
@@ -52,7 +53,7 @@ class Scoring:
     `prompts` are read where there is no trajectory yet; it is extended to `steps` latent steps, and
     each of `decisions` (D, 3) is (prompt, step, choice). `places` (N, 2) are the (completion,
     token) of each log-probability, decisions first, then `answers`, then `alone`; the result has
-    `shape` (U, T).
+    `shape` (U, T). Places that only make up the number are in row U.
     """
 
     prompts: Reading | None
@@ -71,8 +72,12 @@ class Scoring:
         completions: Sequence[Completion],
         *,
         begun: bool = False,
+        few_shapes: bool = False,
     ) -> Scoring:
-        """Plan it; with `begun` there is a trajectory of the prompts already."""
+        """Plan it; with `begun` there is a trajectory of the prompts already.
+
+        With `few_shapes` the result is larger than needed, to be of few shapes, and 0 there.
+        """
         special = model.settings
         thinks_again = [special.start_id in completion.ids for completion in completions]
         shared = [i for i, again in enumerate(thinks_again) if not again]
@@ -85,14 +90,32 @@ class Scoring:
             (path.index, path.decisions + i) for path in answered for i, _ in enumerate(path.answer)
         ]
         places += [(i, token) for i in again for token in range(len(completions[i].ids))]
-        return cls(
+        planned = cls(
             Trajectory.plan(model, prompts) if paths and not begun else None,
             max((path.decisions for path in paths), default=0) - 1,
             torch.tensor([_decision(path, step) for path, step in taken]).view(-1, 3),
-            _Answers.plan(answered, len(prompts), special) if answered else None,
+            _Answers.plan(answered, len(prompts), special, few_shapes) if answered else None,
             _Alone.plan(model, prompts, [completions[i] for i in again]) if again else None,
             torch.tensor(places),
             (len(completions), max(len(completion.ids) for completion in completions)),
+        )
+        return planned._of_few_shapes() if few_shapes else planned
+
+    def _of_few_shapes(self) -> Scoring:
+        rows, width = map(bucket, self.shape)
+        taken, answered = bucket(len(self.decisions)), 0
+        if self.answers is not None:
+            answered = len(self.answers.at)
+        places = torch.tensor([[rows, 0]]).repeat(taken + answered, 1)
+        decided = len(self.decisions)
+        places[:decided] = self.places[:decided]
+        places[taken:][: len(self.places) - decided] = self.places[decided:]
+        return replace(
+            self,
+            steps=bucket(self.steps + 1) - 1,
+            decisions=padded(self.decisions, taken),
+            places=places,
+            shape=(rows, width),
         )
 
 
@@ -118,8 +141,9 @@ def score(
             parts.append(scoring.answers.score(model, trajectory, temperature))
     if scoring.alone is not None:
         parts.append(scoring.alone.score(model, temperature))
-    values = torch.cat(parts)
-    return values.new_zeros(scoring.shape).index_put(tuple(scoring.places.T), values)
+    values, (rows, width) = torch.cat(parts), scoring.shape
+    result = values.new_zeros(rows + 1, width).index_put(tuple(scoring.places.T), values)
+    return result[:-1]
 
 
 def score_completions(
@@ -180,22 +204,32 @@ class _Answers:
     targets: Targets
 
     @classmethod
-    def plan(cls, rows: list[_Path], prompts: int, special: LatentSettings) -> _Answers:
+    def plan(
+        cls, rows: list[_Path], prompts: int, special: LatentSettings, few_shapes: bool
+    ) -> _Answers:
+        size = bucket if few_shapes else int
+        tokens = torch.tensor([token for row in rows for token in row.answer])
+        # A row that only makes up the number is the first one again, and predicts nothing.
+        rows = [*rows, *rows[:1] * (size(len(rows)) - len(rows))]
         lengths = torch.tensor([len(row.answer) for row in rows])
         # Padding is on the right here: no token of a row comes after it, so none sees it.
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        mask = torch.arange(size(int(lengths.max()))) < lengths[:, None]
         inputs = torch.full(mask.shape, special.stop_id)
         read = [token for row in rows for token in (special.stop_id, *row.answer[:-1])]
         inputs[mask] = torch.tensor(read)
-        tokens = torch.tensor([token for row in rows for token in row.answer])
         kinds = torch.full_like(tokens, int(Kind.ANSWER))
+        at = mask.flatten().nonzero()[: len(tokens), 0]
+        targets = Targets.of(tokens, kinds, special)
+        if few_shapes:
+            places, _, targets = targets.of_few_shapes()
+            at = at[places]
         return cls(
-            RowOrder.of(torch.tensor([row.prompt for row in rows]), prompts),
+            RowOrder.of(torch.tensor([row.prompt for row in rows]), prompts, few_shapes),
             torch.tensor([row.steps for row in rows]),
             inputs,
-            None if mask.all() else mask,
-            mask.flatten().nonzero()[:, 0],
-            Targets.of(tokens, kinds, special),
+            None if mask.all() and not few_shapes else mask,
+            at,
+            targets,
         )
 
     def score(self, model: LatentReasoner, trajectory: Trajectory, temperature: float) -> Tensor:

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RlModel, Runtime
@@ -32,17 +34,18 @@ from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
-from latent_reasoning.rl.grpo import mean_over, policy_loss
+from latent_reasoning.rl.grpo import PolicyLoss, mean_over, policy_loss
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
-from latent_reasoning.rl.scoring import loss_mask, score_completions
+from latent_reasoning.rl.scoring import Scoring, loss_mask, score, score_completions
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import held_precision, to_device
+from latent_reasoning.runtime.graphs import Programs
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
-from latent_reasoning.training.task import LossOutput
+from latent_reasoning.training.task import LossOutput, Planned
 
 Draw = Callable[..., tuple[Rollout, Trajectory | None]]
 """Samples prompts with their parts of the random numbers: `sample` or `sample_all_lengths`."""
@@ -55,7 +58,8 @@ class GroupBatch:
     `advantages` is (U,), `metrics` the means of the whole step. `reference` (U, T) holds the
     log-probabilities under the reference policy, None without a KL term. `trajectory` is that of
     sampling, valid only for the first update on these samples; `old_log_probs` (U, T) are the
-    policy's log-probabilities at that update, kept where more updates follow.
+    policy's log-probabilities at that update, kept where more updates follow. Where the update is
+    captured, `scoring` says how the completions are scored, and `reference` has its shape.
     """
 
     rollout: Rollout
@@ -64,6 +68,7 @@ class GroupBatch:
     reference: Tensor | None
     trajectory: Trajectory | None
     old_log_probs: Tensor | None = None
+    scoring: Scoring | None = None
 
     def take_trajectory(self) -> Trajectory | None:
         """Return the trajectory of sampling and remove it from the batch: it can be used only once.
@@ -73,6 +78,20 @@ class GroupBatch:
         """
         trajectory, self.trajectory = self.trajectory, None
         return trajectory
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What the policy loss of U completions of at most T tokens is computed from, rows and columns
+    that only make up the number included: `mask` and `reference` (U, T), `weights` and `advantages`
+    (U,), and what the loss is divided by, `denominator` ()."""
+
+    scoring: Scoring
+    advantages: Tensor
+    mask: Tensor
+    weights: Tensor
+    reference: Tensor | None
+    denominator: Tensor
 
 
 @dataclass
@@ -117,6 +136,7 @@ class AdaptiveLengthTask:
             held = held_precision(self.runtime.precision, self.model.device)
             hold_frozen(self.start_model, held)
         self._sampled = (-1, 0, 0)
+        self._reference = Programs(self._score_by_reference, self.model.device)
         self._batches: list[GroupBatch] = []
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
@@ -125,6 +145,8 @@ class AdaptiveLengthTask:
         # Halved micro-batches are sampled again, because a trajectory belongs to its batch.
         wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
         if wanted != self._sampled:
+            if wanted[2] != self._sampled[2]:
+                self._reference.clear()
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
@@ -137,9 +159,8 @@ class AdaptiveLengthTask:
         Takes the batch's trajectory; at the first of several updates, stores the policy's
         log-probabilities in the batch.
         """
-        entry, rollout, device = self.entry, micro_batch.rollout, self.model.device
-        mask, weights = loss_mask(rollout.completions, self.model.settings), rollout.weights
-        longest = entry.max_new_tokens
+        rollout, device = micro_batch.rollout, self.model.device
+        mask, weights, denominator = self._averaged_over(rollout)
         log_probs = score_completions(
             self.model,
             rollout.prompts,
@@ -147,31 +168,97 @@ class AdaptiveLengthTask:
             self.sampling,
             micro_batch.take_trajectory(),
         )
-        result = policy_loss(
+        result = self._policy_loss(
             log_probs,
             *to_device((micro_batch.advantages, mask), device),
-            kind=entry.loss,
-            epsilon=entry.epsilon,
-            kl_weight=entry.kl_weight,
-            max_completion_length=longest,
             weights=to_device(weights, device),
             old_log_probs=micro_batch.old_log_probs,
             reference=micro_batch.reference,
-            denominator=mean_over(mask, weights, entry.loss, longest),
+            denominator=denominator,
         )
-        if entry.iterations > 1 and micro_batch.old_log_probs is None:
+        if self.entry.iterations > 1 and micro_batch.old_log_probs is None:
             micro_batch.old_log_probs = log_probs.detach()
-        metrics = {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
-        return LossOutput(result.loss, result.denominator, metrics | micro_batch.metrics)
+        return LossOutput(result.loss, denominator, _metrics(result) | micro_batch.metrics)
+
+    def planned(self, micro_batch: GroupBatch) -> Planned | None:
+        """The update on a micro-batch; None where its scoring is not captured."""
+        scoring = micro_batch.scoring
+        if scoring is None:
+            return None
+        mask, weights, denominator = self._averaged_over(micro_batch.rollout)
+        rows, columns = (size - own for size, own in zip(scoring.shape, mask.shape, strict=True))
+        inputs = PolicyInputs(
+            scoring,
+            functional.pad(micro_batch.advantages, (0, rows)),
+            functional.pad(mask, (0, columns, 0, rows)),
+            functional.pad(weights, (0, rows)),
+            micro_batch.reference,
+            torch.tensor(denominator),
+        )
+        return Planned(inputs, denominator, micro_batch.metrics)
+
+    def program(self, inputs: PolicyInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The GRPO loss of a first update, on the model's device."""
+        result = self._policy_loss(
+            score(self.model, inputs.scoring, self.sampling.temperature),
+            inputs.advantages,
+            inputs.mask,
+            weights=inputs.weights,
+            reference=inputs.reference,
+            denominator=inputs.denominator,
+        )
+        return result.loss, _metrics(result)
+
+    def _averaged_over(self, rollout: Rollout) -> tuple[Tensor, Tensor, float]:
+        """Tokens in the loss (U, T), samples of each completion (U,), and the loss's divisor."""
+        mask, weights = loss_mask(rollout.completions, self.model.settings), rollout.weights
+        return mask, weights, mean_over(mask, weights, self.entry.loss, self.entry.max_new_tokens)
+
+    def _policy_loss(
+        self, log_probs: Tensor, advantages: Tensor, mask: Tensor, **values: Any
+    ) -> PolicyLoss:
+        return policy_loss(
+            log_probs,
+            advantages,
+            mask,
+            kind=self.entry.loss,
+            epsilon=self.entry.epsilon,
+            kl_weight=self.entry.kl_weight,
+            max_completion_length=self.entry.max_new_tokens,
+            **values,
+        )
 
     @torch.no_grad()
-    def reference_log_probs(self, rollout: Rollout) -> Tensor | None:
-        """Log-probabilities (U, T) under the initial model; None without a KL term."""
+    def reference_log_probs(
+        self, rollout: Rollout, scoring: Scoring | None = None
+    ) -> Tensor | None:
+        """Log-probabilities (U, T) under the initial model, of the shape that `scoring` has; None
+        without a KL term."""
         if not self.entry.kl_weight:
             return None
-        reference = self.start_model or self.model
+        if scoring is not None:
+            return self._reference(scoring).clone()
+        with self._as_reference() as model:
+            return score_completions(model, rollout.prompts, rollout.completions, self.sampling)
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[LatentReasoner]:
+        """The initial model."""
         with contextlib.nullcontext() if self.start_model else adapter_disabled(self.model):
-            return score_completions(reference, rollout.prompts, rollout.completions, self.sampling)
+            yield self.start_model or self.model
+
+    def _score_by_reference(self, scoring: Scoring) -> Tensor:
+        with self._as_reference() as model, torch.no_grad():
+            return score(model, scoring, self.sampling.temperature)
+
+    def _scoring(self, rollout: Rollout) -> Scoring | None:
+        """How completions are scored by captured programs; None where they are not."""
+        special = self.model.settings
+        thinks_again = any(special.start_id in each.ids for each in rollout.completions)
+        if not self.model.few_shapes or self.iterations > 1 or thinks_again:
+            return None
+        scoring = Scoring.plan(self.model, rollout.prompts, rollout.completions, few_shapes=True)
+        return to_device(scoring, self.model.device)
 
     def _sample(self, round_: int) -> list[GroupBatch]:
         """Sample and judge this process's share of a step's groups; reward those of all."""
@@ -183,12 +270,17 @@ class AdaptiveLengthTask:
         # A single micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all their graphs at once, and saving memory is what they are for.
         draw: Draw = sample if self.entry.estimator == "sampled" else sample_all_lengths
-        with memory_shortage(self.processes), torch.set_grad_enabled(len(parts) == 1):
+        graph = len(parts) == 1 and not self.model.few_shapes
+        with memory_shortage(self.processes), torch.set_grad_enabled(graph):
             sampled = [
                 draw(self.model, [prompt.ids for prompt in part], *own, self.sampling)
                 for part, own in zip(prompts, self.processes.share(draws), strict=True)
             ]
-            references = [self.reference_log_probs(rollout) for rollout, _ in sampled]
+            scorings = [self._scoring(rollout) for rollout, _ in sampled]
+            references = [
+                self.reference_log_probs(rollout, scoring)
+                for (rollout, _), scoring in zip(sampled, scorings, strict=True)
+            ]
         rollouts = [rollout for rollout, _ in sampled]
         outcomes = [
             judge_completions(rollout, part, self.tokenizer)
@@ -203,9 +295,16 @@ class AdaptiveLengthTask:
         )
         advantages = self.processes.share(advantages)
         return [
-            GroupBatch(rollout, values, metrics, reference, trajectory if len(parts) == 1 else None)
-            for (rollout, trajectory), values, reference in zip(
-                sampled, advantages, references, strict=True
+            GroupBatch(
+                rollout,
+                values,
+                metrics,
+                reference,
+                trajectory if graph else None,
+                scoring=scoring,
+            )
+            for (rollout, trajectory), values, reference, scoring in zip(
+                sampled, advantages, references, scorings, strict=True
             )
         ]
 
@@ -222,6 +321,10 @@ class AdaptiveLengthTask:
         if self.entry.estimator == "sampled":
             return (uniforms,)
         return uniforms, draw_stratified(prompts, group_size, seed(seeds.STOP_LENGTHS))
+
+
+def _metrics(result: PolicyLoss) -> dict[str, float | Tensor]:
+    return {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
 
 
 def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:

@@ -99,6 +99,10 @@ class Programs(Generic[T]):
     def __len__(self) -> int:
         return len(self._programs)
 
+    def clear(self) -> None:
+        """Forget all programs, and free their memory."""
+        self._programs.clear()
+
     def __call__(self, inputs: Any) -> T:
         """The function's result for `inputs`, which are on the host or on the device."""
         given: list[Tensor] = []

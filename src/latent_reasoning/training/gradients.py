@@ -68,6 +68,10 @@ class CapturedBackward(Backward):
         values = self._programs((planned.inputs, factor))
         return planned.weight, {n: v.clone() for n, v in values.items()} | planned.metrics
 
+    def shapes(self) -> int:
+        """The number of captured programs."""
+        return len(self._programs)
+
     def zero_gradients(self) -> None:
         """Set them to 0 where they are."""
         self.task.model.zero_grad()
@@ -105,6 +109,12 @@ class CapturedBackward(Backward):
         return program
 
 
+def can_be_captured(model: LatentReasoner) -> bool:
+    """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
+    a limited base at lengths."""
+    return runs_directly(model.base) and model.position_limit is None
+
+
 def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Backward:
     """How the gradients of a task are computed; says so where a GPU cannot capture them.
 
@@ -113,7 +123,7 @@ def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Bac
     model, device = task.model, next(task.model.parameters()).device
     if device.type != "cuda" or runtime.cuda_graphs == "off":
         return Backward(task)
-    if not isinstance(model, LatentReasoner) or not runs_directly(model.base):
+    if not isinstance(model, LatentReasoner) or not can_be_captured(model):
         log(f"{task.name}: only steps of a Llama are captured as CUDA graphs: runs without them")
         return Backward(task)
     model.few_shapes = True
