@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.projection import mixed_precision
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.static_rows import (
     Beginning,
@@ -31,7 +32,6 @@ from latent_reasoning.model.static_rows import (
     Shape,
     StaticRows,
     Writing,
-    autocast_dtype,
 )
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.graphs import Captured, bucket
@@ -112,7 +112,8 @@ def _what_is_captured(model: LatentReasoner, how: Writing) -> tuple[Any, ...]:
     """All that a step depends on but the values of tensors: where they lie, modes, settings."""
     tensors = (*model.parameters(), *model.buffers())
     places = tuple((tensor.data_ptr(), tensor.dtype, tensor.requires_grad) for tensor in tensors)
-    modes = (model.training, model.base_dropout, autocast_dtype(model.device))
+    low = mixed_precision(model.base.get_input_embeddings().weight)
+    modes = (model.training, model.base_dropout, low)
     return model.settings, how.eos_id, how.temperature, modes, places
 
 

@@ -20,6 +20,7 @@ from latent_reasoning.model.blocks import run_blocks
 from latent_reasoning.model.cache import GrowingCache, StaticCache
 from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
 from latent_reasoning.model.passes import Kind, SpecialIds
+from latent_reasoning.model.projection import mixed_precision
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
 
@@ -131,7 +132,7 @@ class StaticRows:
             return torch.zeros(sizes, dtype=dtype, device=self.device)
 
         # Attention multiplies in autocast's precision whatever it is given.
-        held = autocast_dtype(self.device) or matrix.dtype
+        held = mixed_precision(matrix) or matrix.dtype
         self.keys, self.values = zeros(*blocks, dtype=held), zeros(*blocks, dtype=held)
         self.token, self.length, self.written, self.limit = (zeros(rows) for _ in range(4))
         self.kinds, self.run_steps = zeros(rows), zeros(rows)
@@ -259,10 +260,3 @@ def after_token(
     after = torch.where(kinds == Kind.THINKING, int(Kind.ANSWER), kinds)
     kinds = torch.where(is_thinking, int(Kind.THINKING), after)
     return kinds, torch.where(is_continue, run_steps + 1, 0)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The precision of products on a device, None outside autocast."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
