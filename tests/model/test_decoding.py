@@ -13,11 +13,20 @@ from latent_reasoning.model.decoding import decodes_statically
 from latent_reasoning.model.generation import Generation, generate, generate_forced
 from latent_reasoning.model.lora import attach_lora, merge_lora
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.static_rows import Beginning, Filling, Shape, StaticRows, Writing
+from latent_reasoning.model.static_rows import (
+    Beginning,
+    CastWeights,
+    Filling,
+    Shape,
+    StaticRows,
+    Writing,
+)
 from latent_reasoning.runtime import graphs
 from latent_reasoning.runtime.memory import OutOfMemoryError
 from tests.model.models import CONTINUE, END, EOS, START, STOP, build_base, build_reasoner
 from tests.model.test_generation import PROMPTS
+
+CASTS_OF_NOTHING = CastWeights.__init__
 
 
 def both(model: LatentReasoner, prompts=PROMPTS, **options) -> tuple[list, list]:
@@ -220,6 +229,37 @@ def test_weights_that_change_in_place_are_seen_and_others_captured_anew():
     expected, found = both(model)
     assert_equal(found, expected)
     assert model.captured["greedy"] is not decoder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("recurrent_filter", ["MLP", "SRE"])
+def test_weights_cast_once_change_nothing_in_mixed_precision(monkeypatch, tied, recurrent_filter):
+    model = build_reasoner(tied=tied, modules=True, recurrent_filter=recurrent_filter)
+    model = with_adapter(model).float()
+    model.captured.when = "always"
+    options = {"max_new_tokens": 20, "eos_id": EOS, "batch_size": 3}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def written() -> list[Generation]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return generate(model, PROMPTS, **options)
+
+    before = written()
+    rows = model.captured["greedy"].rows
+    assert len(rows.linear._casts) == 2 * 7 * 3 + (4 if recurrent_filter == "MLP" else 0)
+    assert len(rows.head._casts) == 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+        assert tensor.dtype == state[name].dtype
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    after = written()
+    assert model.captured["greedy"].rows is rows
+    assert after != before
+    monkeypatch.setattr(CastWeights, "__init__", lambda self, *_: CASTS_OF_NOTHING(self, [], None))
+    model.captured.clear()
+    assert written() == after
 
 
 def test_buffers_grow_to_hold_what_was_asked_before():

@@ -9,12 +9,13 @@ R rows, K columns, T tokens, d hidden size, V vocabulary, L blocks, G heads of k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_reasoning.model.blocks import run_blocks
 from latent_reasoning.model.cache import GrowingCache, StaticCache
@@ -116,6 +117,40 @@ class Shape(NamedTuple):
         return Shape(*map(max, self, other))
 
 
+class CastWeights:
+    """Weights cast once to the precision of autocast's products, which casts them in each step.
+
+    Results are the same to the bit. Without autocast (`low` None) there is nothing to cast.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], low: torch.dtype | None) -> None:
+        weights = [
+            parameter
+            for module in modules
+            for parameter in module.parameters(recurse=False)
+            if low is not None and parameter.dtype == torch.float32
+        ]
+        self._weights = list(dict.fromkeys(weights))
+        self._casts = [weight.detach().to(low) for weight in self._weights]
+
+    def refresh(self) -> None:
+        """Cast them anew, in place."""
+        if self._casts:
+            torch._foreach_copy_(self._casts, [weight.detach() for weight in self._weights])
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """The modules compute with the casts; so does what is captured, from then on."""
+        own = [weight.data for weight in self._weights]
+        for weight, cast in zip(self._weights, self._casts, strict=True):
+            weight.data = cast
+        try:
+            yield
+        finally:
+            for weight, data in zip(self._weights, own, strict=True):
+                weight.data = data
+
+
 class StaticRows:
     """R rows being written. One that is done does not change, whatever steps are made."""
 
@@ -131,8 +166,12 @@ class StaticRows:
         def zeros(*sizes: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(sizes, dtype=dtype, device=self.device)
 
+        low, head = mixed_precision(matrix), model.base.get_output_embeddings()
+        linear = (m for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+        # The output matrix may be the input matrix too, which is read as it is.
+        self.linear, self.head = CastWeights(linear, low), CastWeights([head], low)
         # Attention multiplies in autocast's precision whatever it is given.
-        held = mixed_precision(matrix) or matrix.dtype
+        held = low or matrix.dtype
         self.keys, self.values = zeros(*blocks, dtype=held), zeros(*blocks, dtype=held)
         self.token, self.length, self.written, self.limit = (zeros(rows) for _ in range(4))
         self.kinds, self.run_steps = zeros(rows), zeros(rows)
@@ -145,6 +184,8 @@ class StaticRows:
 
     def fill(self, plan: Filling) -> None:
         """Read texts and start rows from them."""
+        for weights in (self.linear, self.head):
+            weights.refresh()
         plan = to_device(plan, self.device)
         width = plan.texts.shape[1]
         # Numbers of a row's last text that were not finite would reach what is masked.
@@ -178,11 +219,13 @@ class StaticRows:
 
     def step(self, columns: int) -> None:
         """Read the last token of each row, in the first `columns`, and write the next one."""
-        hidden = self._read(columns)
+        with self.linear.used():
+            hidden = self._read(columns)
         active = ~self.done
         at = torch.where(active, self.written, self.shape.tokens)[:, None]
         given = self.ids.gather(1, at)[:, 0]
-        chosen, probabilities = self._choose(hidden, at)
+        with self.head.used():
+            chosen, probabilities = self._choose(hidden, at)
         token = torch.where(given >= 0, given, chosen)
         self.ids.scatter_(1, at, token[:, None])
         if probabilities is not None:
