@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent_reasoning.model.generation import _Writer, generate, generate_forced
+from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.reasoner import LatentReasoner
 from tests.model.models import (
     CONTINUE,
@@ -124,30 +124,3 @@ def test_writing_ends_at_the_last_position_as_at_the_maximum_length():
         for generation, prompt in zip(generations, PROMPTS, strict=False):
             ids = [*prompt, *[CONTINUE] * steps, STOP, 3]
             assert generation.ids == slow_greedy(model, ids, 65 - len(ids))
-
-
-@pytest.mark.parametrize(("bound", "rethinks"), [(None, True), (2, True)])
-def test_answers_are_the_same_where_rows_are_looked_at_only_now_and_then(
-    monkeypatch, bound, rethinks
-):
-    """As on a GPU, where a look at the device waits for it."""
-    model = build_reasoner(max_latent_steps=bound, allow_rethinking=rethinks)
-    expected = completions(model)
-    assert any(written.latent_steps for written in expected)
-    writes = []
-    begin = _Writer.__init__
-
-    def now_and_then(self, *arguments):
-        begin(self, *arguments)
-        self.look_every = 5
-        writes.append(self)
-
-    monkeypatch.setattr(_Writer, "__init__", now_and_then)
-    found = completions(model)
-    assert len(writes) == 3
-    for own, other in zip(found, expected, strict=True):
-        assert own.ids == other.ids
-        assert own.latent_steps == other.latent_steps
-        assert len(own.stop_probabilities) == len(other.stop_probabilities)
-        pairs = zip(own.stop_probabilities, other.stop_probabilities, strict=True)
-        assert all(pair[0] == pytest.approx(pair[1], abs=1e-6) for pair in pairs)

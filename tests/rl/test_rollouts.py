@@ -6,6 +6,13 @@ import torch
 from latent_reasoning.rl.rollouts import SamplingSettings, collect, draw_uniforms, sample
 from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
 
 def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> tuple[int, ...]:
     """One completion, each token from a full forward of the whole sequence."""
@@ -31,17 +38,26 @@ def naive_sample(model, prompt: list[int], uniforms: list[float], settings) -> t
 
 
 @pytest.mark.parametrize(
-    ("max_latent_steps", "allow_rethinking", "architecture"),
-    [(2, False, "llama"), (None, False, "gpt2"), (2, True, "llama"), (None, True, "gpt2")],
+    ("max_latent_steps", "allow_rethinking", "architecture", "cuda_graphs"),
+    [
+        (2, False, "llama", "auto"),
+        (None, False, "gpt2", "auto"),
+        (2, True, "llama", "auto"),
+        (None, True, "gpt2", "auto"),
+        (2, False, "llama", "always"),
+        (2, True, "llama", "always"),
+        (None, True, "llama", "always"),
+    ],
 )
 def test_samples_equal_those_drawn_alone(
-    reasoner, max_latent_steps, allow_rethinking, architecture
+    reasoner, max_latent_steps, allow_rethinking, architecture, cuda_graphs
 ):
     model = reasoner(
         architecture=architecture,
         allow_rethinking=allow_rethinking,
         max_latent_steps=max_latent_steps,
     )
+    model.captured.when = cuda_graphs
     settings = SamplingSettings(1.0, 9, EOS)
     uniforms = draw_uniforms(3, 10, 9, seed=5)
     rollout, _ = sample(model, PROMPTS, uniforms, settings)
@@ -56,6 +72,28 @@ def test_samples_equal_those_drawn_alone(
     assert any(START in sample_ids for sample_ids in ids) == allow_rethinking
     assert any(sample_ids[-1] != EOS for sample_ids in ids)
     assert sum(completion.count for completion in rollout.completions) == 30
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.3])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_of_their_own_draw_the_samples_of_shared_rows(reasoner, tied, temperature, device):
+    model = reasoner(tied=tied, modules=True, allow_rethinking=True, max_latent_steps=3)
+    model.to(device).captured.when = "off"
+    settings = SamplingSettings(temperature, 12, EOS)
+    draws = [draw_uniforms(3, 16, 12, seed=seed) for seed in range(3)]
+    expected = [sample(model, PROMPTS, uniforms, settings)[0] for uniforms in draws]
+    model.captured.when = "always"
+    for uniforms, shared in zip(draws, expected, strict=True):
+        rollout, trajectory = sample(model, PROMPTS, uniforms, settings)
+        assert trajectory is None
+        assert rollout.prompts == shared.prompts
+        assert rollout.completions == shared.completions
+        assert torch.equal(rollout.sample_completion, shared.sample_completion)
+    # The prompts are read once; the rows take one step a token, and a few until the host looks.
+    decoder = model.captured["sampled"]
+    assert decoder.shape.rows == 48
+    assert decoder.steps <= 3 * 12
 
 
 def test_the_base_model_is_called_once_a_token_not_once_a_sample(reasoner):

@@ -191,6 +191,21 @@ def test_sampling_runs_along_the_trajectory_that_the_gradient_runs_through(build
     assert batch.trajectory is None
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_the_gradient_is_the_same_where_each_sample_has_a_row_of_its_own(build, size):
+    task = build(runtime=Runtime(micro_batch_size=size))
+    perturb(task.model)
+    expected_values, expected = gradients(task, step=0)
+    task = build(runtime=Runtime(micro_batch_size=size))
+    perturb(task.model)
+    task.model.captured.when = "always"
+    values, found = gradients(task, step=0)
+    assert [batch.trajectory for batch in task.micro_batches(0)] == [None] * (2 if size else 1)
+    assert values == pytest.approx(expected_values, rel=1e-9)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-7, atol=1e-10), name
+
+
 @pytest.mark.parametrize(
     ("lora", "size", "kind"), [(True, None, "bnpo"), (False, 3, "grpo"), (True, 1, "dr_grpo")]
 )
@@ -230,8 +245,9 @@ def test_samples_cannot_lie_between_checkpoint_and_update(build):
         build(iterations=3, runtime=Runtime(checkpoint_every=200))
 
 
+@pytest.mark.parametrize("cuda_graphs", ["auto", "always"])
 @pytest.mark.parametrize(("size", "lora"), [(None, False), (1, False), (1, True)])
-def test_mixed_precision_loses_no_gradient(build, size, lora):
+def test_mixed_precision_loses_no_gradient(build, size, lora, cuda_graphs):
     """Autocast reuses casts of weights: one made while sampling, or under the reference policy,
     must not cut off the gradient."""
     task = build(runtime=Runtime(micro_batch_size=size), kl_weight=0.5, lora=lora)
@@ -240,6 +256,7 @@ def test_mixed_precision_loses_no_gradient(build, size, lora):
     for module in task.model.adapter.reference.values() if lora else ():
         if module is not None:
             module.float()
+    task.model.captured.when = cuda_graphs
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, mixed = gradients(task, step=0)
     batches = task.micro_batches(0)

@@ -13,12 +13,10 @@ from latent_reasoning.config import Distillation, Lora
 from latent_reasoning.data.collation import collate_latent, collate_plain
 from latent_reasoning.model import blocks, heads, reasoner
 from latent_reasoning.model.frozen_head import has_frozen_head
-from latent_reasoning.model.generation import _Writer
 from latent_reasoning.model.lora import attach_lora
-from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reading import plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.model.static_rows import Beginning, Filling, Shape, StaticRows, Writing
 from latent_reasoning.rl.grpo import mean_over, policy_loss
 from latent_reasoning.rl.rollouts import Completion
 from latent_reasoning.rl.scoring import Scoring, loss_mask, score
@@ -176,17 +174,25 @@ def test_an_update_of_rl(kind, completions):
 
 
 @torch.no_grad()
-def test_a_decoded_token():
-    model = meta_reasoner(lora=False, max_latent_steps=2).eval()
-    prompts = on_meta(Trajectory.plan(model, PROMPTS))
-    state = model.read(prompts)
-    writer = _Writer(model, state, torch.full((2,), Kind.THINKING, device=META))
-    made = torch.zeros(2, 2, device=META)
+@pytest.mark.parametrize(
+    ("temperature", "lora", "recurrent_filter"),
+    [(None, False, "MLP"), (None, True, "SRE"), (0.7, True, "MLP"), (0.7, True, "none")],
+)
+def test_a_decoded_token(temperature, lora, recurrent_filter):
+    model = meta_reasoner(lora=lora, max_latent_steps=2, recurrent_filter=recurrent_filter)
+    model.train(temperature is not None)
+    rows = StaticRows(model, Writing(EOS, 5, temperature), Shape(4, 96, 8))
+    begun = [Beginning.of(model.settings, [*prompt, STOP, 3]) for prompt in (*PROMPTS, PROMPTS[0])]
+    rows.fill(Filling.plan([0, 3, 1], begun, tokens=8, new=5))
+    names = [name for name, value in vars(rows).items() if isinstance(value, torch.Tensor)]
+    held = {name: (getattr(rows, name), getattr(rows, name).shape) for name in names}
     for guard in (contextlib.nullcontext, nothing_waits):
         with guard():
-            writer._read(writer._choose(made), more=True)
-    assert writer.look_every > 1
-    assert writer.state.mask.shape == (2, 6)
+            rows.step(64)
+    # What a graph works on must neither move nor change its shape.
+    for name, (tensor, shape) in held.items():
+        assert getattr(rows, name) is tensor, name
+        assert tensor.shape == shape, name
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
     )
     model, precision = load_model(folder, device.type), resolve_precision(runtime.precision, device)
     hold_frozen(model.requires_grad_(False), held_precision(runtime.precision, device))
+    model.captured.when = runtime.cuda_graphs
     evaluation = evaluate(model, tokenizer, rows, settings, precision)
     summary = write_evaluation(
         layout.evaluation(options.model, options.seed, options.dataset),

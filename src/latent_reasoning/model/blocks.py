@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from latent_reasoning.model.cache import GrowingCache
+from latent_reasoning.model.cache import GrowingCache, StaticCache
 from latent_reasoning.model.projection import mixed_precision, project
 from latent_reasoning.runtime.device import HostTensor, to_device
 from latent_reasoning.runtime.graphs import bucket
@@ -159,7 +159,7 @@ def run_blocks(
     inputs_embeds: Tensor,
     positions: Tensor,
     mask: Tensor,
-    cache: GrowingCache | None,
+    cache: GrowingCache | StaticCache | None,
     prefix: SharedPrefix | None = None,
     *,
     full: bool = False,
@@ -211,7 +211,7 @@ class _Attention:
     module: torch.nn.Module
     layer: int
     rotation: tuple[Tensor, Tensor]
-    cache: GrowingCache | None
+    cache: GrowingCache | StaticCache | None
     prefix: SharedPrefix | None
     low: torch.dtype | None
 

@@ -1,11 +1,13 @@
-"""A key-value cache with room to grow: a new column is written in place.
+"""Key-value caches: one with room to grow, and one whose buffers never move.
 
-transformers' own cache copies everything it holds for each new token. With gradients enabled this
-one does too, because the old tensors belong to the graph.
+transformers' own cache copies everything it holds for each new token. `GrowingCache` writes a new
+column in place; with gradients enabled it copies too, because the old tensors belong to the graph.
+`StaticCache` is for steps that a GPU repeats without the host.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,3 +63,25 @@ class GrowingCache(DynamicCache):
     def __init__(self) -> None:
         super().__init__()
         self.layer_class_to_replicate = _GrowingLayer
+
+
+@dataclass(frozen=True)
+class StaticCache:
+    """The first `columns` of buffers `keys` and `values` `(L, R, heads, K, d)` of all blocks.
+
+    Each row writes one new column, at `at` `(R,)`. What it has in later ones means nothing and must
+    be masked.
+    """
+
+    keys: Tensor
+    values: Tensor
+    at: Tensor
+    columns: int
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write a column `(R, heads, 1, d)` of a block; returns its used keys and values."""
+        index = self.at[:, None, None, None].expand_as(key_states)
+        keys, values = self.keys[layer], self.values[layer]
+        keys.scatter_(2, index, key_states.to(keys.dtype))
+        values.scatter_(2, index, value_states.to(values.dtype))
+        return keys[:, :, : self.columns], values[:, :, : self.columns]

@@ -1,7 +1,8 @@
 """Greedy generation, cached and batched, built on the reasoner's own primitives.
 
 It is greedy whatever a checkpoint's generation config says (conformance note 17). Prompts of
-similar length share a batch; finished rows leave it.
+similar length share a batch; finished rows leave it. On a GPU, rows are written by captured steps
+instead (`decoding.py`).
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
+from latent_reasoning.model.decoding import Written, decodes_statically, write
 from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
-from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
+from latent_reasoning.model.static_rows import Beginning, Writing, after_token
 from latent_reasoning.model.trajectory import Trajectory
-from latent_reasoning.runtime.memory import in_halves
+from latent_reasoning.runtime.memory import in_fewer_rows, in_halves
 
 COMPACT_BELOW = 0.75
 """Finished rows leave once at most this share is unfinished, because leaving copies the cache."""
-
-LOOK_EVERY = 8
-"""On a GPU, the number of tokens between two checks for finished rows: a check waits for all queued
-kernels."""
 
 FORCED_ROWS = 4
 """Where rows share their prompt, a batch has this multiple of `batch_size` rows."""
@@ -61,7 +60,10 @@ def generate(
     sets eval mode and autocast. A batch too large for the memory is written in halves.
     """
 
-    def write(batch: Sequence[int]) -> list[Generation]:
+    if decodes_statically(model):
+        return _generate_statically(model, prompts, max_new_tokens, eos_id, batch_size)
+
+    def write_batch(batch: Sequence[int]) -> list[Generation]:
         ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
         writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
@@ -73,7 +75,7 @@ def generate(
 
     results: dict[int, Generation] = {}
     for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
-        results |= zip(batch, in_halves(write, batch), strict=True)
+        results |= zip(batch, in_halves(write_batch, batch), strict=True)
     return [results[position] for position in range(len(prompts))]
 
 
@@ -95,11 +97,17 @@ def generate_forced(
     taken once: all lengths branch off one trajectory. A batch too large for the memory is written
     in halves.
     """
+    if decodes_statically(model):
+        step = model.settings.continue_id
+        whole = [[*prompt, *[step] * n, *ending] for prompt in prompts for n in range(last + 1)]
+        rows = FORCED_ROWS * batch_size
+        written = _generate_statically(model, whole, max_new_tokens, eos_id, rows)
+        return [written[n :: last + 1] for n in range(last + 1)]
     counts = torch.arange(last + 1, device=model.device)
     # The rows of a prompt share its keys and values, so more of them fit into memory.
     prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
 
-    def write(batch: Sequence[int]) -> list[list[Generation]]:
+    def write_curves(batch: Sequence[int]) -> list[list[Generation]]:
         trajectory = Trajectory.begin(model, [prompts[position] for position in batch])
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
@@ -117,8 +125,32 @@ def generate_forced(
 
     curves: dict[int, list[Generation]] = {}
     for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
-        curves |= zip(batch, in_halves(write, batch), strict=True)
+        curves |= zip(batch, in_halves(write_curves, batch), strict=True)
     return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+
+
+def _generate_statically(
+    model: LatentReasoner,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_id: int,
+    batch_size: int,
+) -> list[Generation]:
+    """As `generate`, by captured steps; prompts that begin with the same text share its reading."""
+    if not prompts:
+        return []
+    plan_passes(*pad_prompts(prompts, eos_id), model.settings)  # refuses illegal sequences
+    beginnings = [Beginning.of(model.settings, prompt) for prompt in prompts]
+    how = Writing(eos_id, max_new_tokens)
+
+    def write_at_most(rows: int) -> list[Written]:
+        return write(model, beginnings, how, rows)
+
+    def forget() -> None:
+        model.captured.clear()
+
+    rows = in_fewer_rows(write_at_most, min(batch_size, len(prompts)), forget)
+    return [_generation(model, row.ids, row.probabilities, eos_id) for row in rows]
 
 
 def _room(model: LatentReasoner, tokens_read: int) -> int | None:
@@ -150,7 +182,6 @@ class _Writer:
         self.kinds = kinds
         self.rows = torch.arange(len(kinds), device=model.device)
         self.run_steps = torch.zeros_like(self.rows)
-        self.look_every = 1 if model.device.type == "cpu" else LOOK_EVERY
 
     @classmethod
     def after_prompts(
@@ -181,10 +212,6 @@ class _Writer:
             written = step + 1
             done |= tokens == eos_id
             must_leave = self._mark_the_last_position(done)
-            looks = must_leave or written % self.look_every == 0
-            if not looks:
-                self._read(tokens, more=written < max_new_tokens)
-                continue
             unfinished = (~done).nonzero()[:, 0]
             if not len(unfinished):
                 break
@@ -202,8 +229,6 @@ class _Writer:
 
     def _choose(self, probabilities: Tensor) -> Tensor:
         """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""
-        if self.look_every > 1:
-            return self._choose_unseen(probabilities)
         hidden = self.state.last_hidden
         tokens = torch.empty_like(self.rows)
         text = (self.kinds != Kind.THINKING).nonzero()[:, 0]
@@ -218,22 +243,6 @@ class _Writer:
                 stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
         return tokens
-
-    def _choose_unseen(self, probabilities: Tensor) -> Tensor:
-        """As `_choose`, without a look at which rows think: logits and decisions of all rows."""
-        hidden = self.state.last_hidden
-        tokens = self.model.logits(hidden, self.kinds).argmax(-1)
-        if self.settings is None:
-            return tokens
-        thinking = self.kinds == Kind.THINKING
-        logits = decision_logits(self.model, hidden)
-        made = torch.where(thinking[:, None], logits.softmax(-1).float(), 0.0)
-        probabilities.index_copy_(0, self.rows, made)
-        stops = logits[:, STOPS] > logits[:, CONTINUES]
-        if self.settings.max_latent_steps is not None:
-            stops |= self.run_steps >= self.settings.max_latent_steps
-        decisions = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
-        return torch.where(thinking, decisions, tokens)
 
     def _mark_the_last_position(self, done: Tensor) -> bool:
         """Mark rows that can read no further token as `done` (R,), and say whether there are any.
@@ -250,12 +259,7 @@ class _Writer:
         """Update `kinds` and `run_steps` by one more token per row (R,)."""
         if self.settings is None:
             return
-        is_continue = tokens == self.settings.continue_id
-        is_thinking = is_continue | (tokens == self.settings.start_id)
-        was_thinking = self.kinds == Kind.THINKING
-        after = torch.where(was_thinking, int(Kind.ANSWER), self.kinds)
-        self.kinds = torch.where(is_thinking, int(Kind.THINKING), after)
-        self.run_steps = torch.where(is_continue, self.run_steps + 1, 0)
+        self.kinds, self.run_steps = after_token(self.settings, self.kinds, self.run_steps, tokens)
 
     def _keep(self, unfinished: Tensor) -> None:
         """Continue with the unfinished rows alone."""

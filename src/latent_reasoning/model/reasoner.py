@@ -45,6 +45,7 @@ from latent_reasoning.model.special_rows import (
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
 from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.graphs import CapturedParts
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
@@ -70,6 +71,7 @@ class LatentReasoner(nn.Module):
         self.position_limit = position_limit(base)
         self.base_dropout = True
         self.few_shapes = False
+        self.captured = CapturedParts()
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -210,8 +212,7 @@ class LatentReasoner(nn.Module):
             for token in ("start", "end"):
                 is_token = (input_ids == token_id(self.settings, token)).unsqueeze(-1)
                 row = self.special_rows.input_row(token).to(embeddings.dtype)
-                row = scaled_rows(self.base, row)
-                embeddings = torch.where(is_token, row, embeddings)
+                embeddings = torch.where(is_token, scaled_rows(self.base, row), embeddings)
         return embeddings
 
     def latent_input(self, hidden: Tensor) -> Tensor:
@@ -366,8 +367,7 @@ class LatentReasoner(nn.Module):
         thinking = (kinds == Kind.THINKING).unsqueeze(-1)
         logits = logits.masked_fill_(thinking, minus_infinity)
         logits[..., settings.end_id] = minus_infinity
-        stop_logits = self.stop_logits(hidden).to(logits.dtype)
-        stop_logits = torch.where(thinking, stop_logits, minus_infinity)
+        stop_logits = torch.where(thinking, self.stop_logits(hidden).to(logits), minus_infinity)
         logits.index_copy_(-1, self._stop_ids, stop_logits)
         if not settings.allow_rethinking:
             is_answer = kinds == Kind.ANSWER

@@ -8,6 +8,9 @@ a confident model the 16 samples of a prompt are a few rows. A sample that emits
 Randomness is drawn in advance: one uniform number for each prompt, sample and token, inverted
 through the token's distribution. The samples thus depend neither on how prompts are batched nor on
 which samples share a row.
+
+On a GPU a look at the device after each token would cost more than rows that compute the same
+thing: there every sample has a row of its own, written by captured steps (`model/decoding.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_reasoning.model.decoding import decodes_statically, write
 from latent_reasoning.model.heads import CONTINUES, decision_logits
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
+from latent_reasoning.model.static_rows import Beginning, Writing
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.device import to_device
 
@@ -81,12 +86,16 @@ def sample(
     prompts: Sequence[list[int]],
     uniforms: Tensor,
     settings: SamplingSettings,
-) -> tuple[Rollout, Trajectory]:
+) -> tuple[Rollout, Trajectory | None]:
     """Sample G completions of each of P prompts from `uniforms` (P, G, `max_new_tokens`).
 
     The trajectory has its graph where gradients are enabled, so that the update can use it; all
-    else is computed without gradients.
+    else is computed without gradients. There is none where every sample has a row of its own (on a
+    GPU); in train mode each sample then has dropout of its own after the prompt, as in the public
+    code.
     """
+    if decodes_statically(model):
+        return _sample_in_rows(model, prompts, uniforms, settings), None
     trajectory = Trajectory.begin(model, prompts)
     draws = to_device(uniforms, model.device)
     steps, stopped = _sample_stops(model, trajectory, draws, settings)
@@ -95,6 +104,27 @@ def sample(
             model, trajectory, steps.cpu(), stopped.cpu(), uniforms, settings
         )
     return collect(prompts, ids, lengths), trajectory
+
+
+def _sample_in_rows(
+    model: LatentReasoner,
+    prompts: Sequence[list[int]],
+    uniforms: Tensor,
+    settings: SamplingSettings,
+) -> Rollout:
+    """The same samples without a shared trajectory, each in a row of its own."""
+    beginnings = [
+        Beginning.of(model.settings, prompt, draws)
+        for prompt, group in zip(prompts, uniforms, strict=True)
+        for draws in group
+    ]
+    how = Writing(settings.eos_id, settings.max_new_tokens, settings.temperature)
+    written = write(model, beginnings, how, len(beginnings))
+    ids = torch.full(uniforms.shape, settings.eos_id)
+    for row, sample_ids in zip(ids.flatten(0, 1), written, strict=True):
+        row[: len(sample_ids.ids)] = torch.tensor(sample_ids.ids)
+    lengths = torch.tensor([len(row.ids) for row in written])
+    return collect(prompts, ids, lengths.view(ids.shape[:2]))
 
 
 def collect(prompts: Sequence[list[int]], ids: Tensor, lengths: Tensor) -> Rollout:

@@ -48,7 +48,7 @@ from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.task import LossOutput, Planned
 
-Draw = Callable[..., tuple[Rollout, Trajectory]]
+Draw = Callable[..., tuple[Rollout, Trajectory | None]]
 """Samples prompts with their parts of the random numbers: `sample` or `sample_all_lengths`."""
 
 

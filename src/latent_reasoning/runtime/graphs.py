@@ -12,7 +12,7 @@ run what is captured elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -127,6 +127,25 @@ class Programs(Generic[T]):
         return held, self._around(
             lambda: Captured(lambda: self._function(own), self._device, self._pool)
         )
+
+
+class CapturedParts(dict[str, Any]):
+    """What is captured for a model, by purpose; a copy of the model has nothing captured.
+
+    `when` is `runtime.cuda_graphs`, or `always`: what is captured on a GPU then works in the same
+    way on any device, given out kernel by kernel.
+    """
+
+    when: Literal["auto", "off", "always"] = "auto"
+
+    def wanted_on(self, device: torch.device) -> bool:
+        """Whether programs for captures are to be used on a device."""
+        return self.when == "always" or (self.when == "auto" and device.type == "cuda")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedParts:
+        parts = CapturedParts()
+        parts.when = self.when
+        return parts
 
 
 def signature(value: Any, tensors: list[Tensor]) -> str:

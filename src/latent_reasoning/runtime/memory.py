@@ -77,10 +77,34 @@ def in_halves(run: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list
     if len(items) == 1:
         raise OutOfMemoryError(f"out of memory with a single prompt ({reason})")
     half = len(items) // 2
+    _warn(len(items), half, reason)
+    return in_halves(run, items[:half]) + in_halves(run, items[half:])
+
+
+def in_fewer_rows(run: Callable[[int], T], rows: int, forget: Callable[[], None]) -> T:
+    """`run(rows)`, or with half as many rows at a time for as long as memory does not suffice.
+
+    `forget` drops what an attempt has left. Raises `OutOfMemoryError` if a single row is too much.
+    """
+    while True:
+        try:
+            return run(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = first_line(error)
+        forget()
+        release()
+        if rows == 1:
+            raise OutOfMemoryError(f"out of memory with a single prompt ({reason})")
+        _warn(rows, rows // 2, reason)
+        rows //= 2
+
+
+def _warn(rows: int, half: int, reason: str) -> None:
     print(
-        f"warning: out of memory with {len(items)} prompts at a time, continues with {half}; lower "
+        f"warning: out of memory with {rows} prompts at a time, continues with {half}; lower "
         f"runtime.evaluation_batch_size ({reason})",
         file=sys.stderr,
         flush=True,
     )
-    return in_halves(run, items[:half]) + in_halves(run, items[half:])
