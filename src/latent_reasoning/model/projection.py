@@ -58,7 +58,7 @@ def project(modules: Sequence[nn.Module], inputs: Tensor) -> list[Tensor]:
         *(_cast(low, module.get_base_layer().weight) for module in adapters),
         *(_cast(low, module.lora_B[name].weight) for module in adapters),
     )
-    return [output.view(*inputs.shape[:-1], -1) for output in outputs]
+    return [output.view(*inputs.shape[:-1], output.shape[1]) for output in outputs]
 
 
 def _have_like_adapters(modules: Sequence[nn.Module]) -> bool:
