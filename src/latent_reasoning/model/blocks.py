@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from latent_reasoning.model.cache import GrowingCache, StaticCache
+from latent_reasoning.model.elementwise import APART, Elementwise, fused
 from latent_reasoning.model.projection import mixed_precision, project
 from latent_reasoning.runtime.device import HostTensor, to_device
 from latent_reasoning.runtime.graphs import bucket
@@ -165,6 +166,7 @@ def run_blocks(
     full: bool = False,
     first_read: int = 0,
     output_hidden_states: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """States of new columns (R, W, d) after the final norm, and those of all layers if asked for.
 
@@ -186,7 +188,8 @@ def run_blocks(
         return output.last_hidden_state[:, first_read:], every
     model = base.model
     width = inputs_embeds.shape[1]
-    low = mixed_precision(inputs_embeds)
+    dtype = mixed_precision(inputs_embeds)
+    low = None if dtype is None else Low(dtype, fused() if compiled else APART)
     visible = _visible(mask, full, width, prefix, inputs_embeds.dtype)
     rotation = _rotation(model, inputs_embeds, positions)
     hidden, every = inputs_embeds, []
@@ -200,8 +203,15 @@ def run_blocks(
         hidden = hidden + attention(states, hidden.shape[1], visible)
         states = _normed(block.post_attention_layernorm, hidden, low)
         hidden = hidden + _mlp(block.mlp, states, low)
-    hidden = _normed(model.norm, hidden, hidden.dtype if low else None)
+    hidden = _normed(model.norm, hidden, low and low._replace(dtype=hidden.dtype))
     return hidden, (*every, hidden) if output_hidden_states else None
+
+
+class Low(NamedTuple):
+    """Mixed precision: that of products, and how all else is computed."""
+
+    dtype: torch.dtype
+    elementwise: Elementwise
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,7 @@ class _Attention:
     rotation: tuple[Tensor, Tensor]
     cache: GrowingCache | StaticCache | None
     prefix: SharedPrefix | None
-    low: torch.dtype | None
+    low: Low | None
 
     def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:
         """Attention of the last `count` new columns (R, W, d) over the shared text, the row's
@@ -299,21 +309,22 @@ def _grouped_attention(
     return mixed.reshape(rows, heads, width, size)
 
 
-def _normed(norm: torch.nn.Module, hidden: Tensor, low: torch.dtype | None) -> Tensor:
+def _normed(norm: torch.nn.Module, hidden: Tensor, low: Low | None) -> Tensor:
     """`norm` of states (R, W, d), in `low` precision if products are."""
     if low is None:
         return norm(hidden)
-    weight = norm.weight.to(hidden.dtype)
     epsilon = norm.eps if isinstance(norm, torch.nn.RMSNorm) else norm.variance_epsilon
-    return functional.rms_norm(hidden, weight.shape, weight, epsilon).to(low)
+    return low.elementwise.normed(hidden, norm.weight, epsilon, low.dtype)
 
 
-def _mlp(mlp: torch.nn.Module, states: Tensor, low: torch.dtype | None) -> Tensor:
+def _mlp(mlp: torch.nn.Module, states: Tensor, low: Low | None) -> Tensor:
     """The MLP of a block on states (R, W, d)."""
     if low is None:
         return mlp(states)
     gate, up = project([mlp.gate_proj, mlp.up_proj], states)
-    return project([mlp.down_proj], mlp.act_fn(gate) * up)[0]
+    is_silu = isinstance(mlp.act_fn, torch.nn.SiLU)
+    inner = low.elementwise.gated(gate, up) if is_silu else mlp.act_fn(gate) * up
+    return project([mlp.down_proj], inner)[0]
 
 
 def _rotation(
@@ -325,11 +336,10 @@ def _rotation(
     return cos.unsqueeze(1), sin.unsqueeze(1)
 
 
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor, low: torch.dtype | None) -> Tensor:
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor, low: Low | None) -> Tensor:
     """Rotary position embedding of (R, heads, W, s) by `_rotation`'s cosines and sines."""
-    if low is not None:  # products of keys and queries are in this precision in any case
-        left, right = states.chunk(2, -1)
-        return torch.addcmul(states * cos, torch.cat([right, left], -1), sin).to(low)
+    if low is not None:
+        return low.elementwise.rotated(states, cos, sin, low.dtype)
     # Products and sum round as in transformers: some recorded gradients are so sensitive that a
     # fused operation, though more exact, changes them by a thousandth.
     left, right = states.chunk(2, -1)

@@ -59,7 +59,8 @@ class LatentReasoner(nn.Module):
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
     modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
     `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. With
-    `few_shapes`, batches are padded so that their steps can be captured (`runtime/graphs.py`).
+    `few_shapes`, batches are padded so that steps can be captured (`runtime/graphs.py`); `compiled`
+    is `runtime.compile`.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -72,6 +73,7 @@ class LatentReasoner(nn.Module):
         self.base_dropout = True
         self.few_shapes = False
         self.captured = CapturedParts()
+        self.compiled = False
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -313,11 +315,7 @@ class LatentReasoner(nn.Module):
             order = tokens_first(mask)
             if order is not None:
                 inputs_embeds, mask = in_order(inputs_embeds, order), mask.gather(1, order)
-        # Positions count real tokens: columns that a row skips must not shift its positions.
-        positions = state.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
-        state.mask = torch.cat([state.mask, mask], 1)
-        if state.prefix is not None:
-            positions = positions + state.prefix.mask.sum(1, keepdim=True)
+        positions = state.append(mask)
         if self.position_limit is not None:
             check_length(self.base, self.position_limit, int(positions.max()) + 1)
         hidden, hidden_states = run_blocks(
@@ -330,6 +328,7 @@ class LatentReasoner(nn.Module):
             full=state.full or causal,
             first_read=first_read,
             output_hidden_states=output_hidden_states,
+            compiled=self.compiled,
         )
         if order is not None:
             back = order.argsort(1)

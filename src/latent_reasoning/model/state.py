@@ -32,6 +32,17 @@ class ReasoningState:
         """The state of rows before their first column; `mask` is `(B, K)` for any K."""
         return cls(GrowingCache(), mask[:, :0], None, prefix, full=True)
 
+    def append(self, mask: Tensor) -> Tensor:
+        """Add columns `(B, W)` to the mask; returns their positions, `(B, W)`.
+
+        They count real tokens: columns that a row skips must not shift its positions.
+        """
+        positions = self.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
+        self.mask = torch.cat([self.mask, mask], 1)
+        if self.prefix is not None:
+            positions = positions + self.prefix.mask.sum(1, keepdim=True)
+        return positions
+
     def close_gaps(self) -> None:
         """Move each row's tokens to its last columns, in place: no column between two is empty, and
         none before the longest row.

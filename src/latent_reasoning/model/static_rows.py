@@ -249,7 +249,16 @@ class StaticRows:
         positions = torch.arange(texts.shape[1], device=texts.device).expand_as(texts)
         inputs = self.model.embed(texts)
         width = texts.shape[1]
-        run_blocks(self.model.base, inputs, positions, mask, cache, full=True, first_read=width)
+        run_blocks(
+            self.model.base,
+            inputs,
+            positions,
+            mask,
+            cache,
+            full=True,
+            first_read=width,
+            compiled=self.model.compiled,
+        )
 
     def _read(self, columns: int) -> Tensor:
         """States (R, d) of each row's last token, which becomes a column of its cache."""
@@ -262,7 +271,14 @@ class StaticRows:
         at = self.length.clamp(max=columns - 1)
         mask = torch.arange(columns, device=self.device) <= at[:, None]
         cache = StaticCache(self.keys, self.values, at, columns)
-        hidden, _ = run_blocks(model.base, inputs[:, None], self.length[:, None], mask, cache)
+        hidden, _ = run_blocks(
+            model.base,
+            inputs[:, None],
+            self.length[:, None],
+            mask,
+            cache,
+            compiled=model.compiled,
+        )
         return hidden[:, -1]
 
     def _choose(self, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -124,6 +124,8 @@ def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Bac
     Batches of a model whose steps are captured are planned in few shapes from then on.
     """
     model, device = task.model, next(task.model.parameters()).device
+    if isinstance(model, LatentReasoner):
+        model.compiled = runtime.compile and device.type == "cuda"
     if device.type != "cuda" or runtime.cuda_graphs == "off":
         return Backward(task)
     if not isinstance(model, LatentReasoner) or not can_be_captured(model):
