@@ -151,7 +151,7 @@ class Card:
     def _tasks(self, runtime: Runtime, texts: int) -> Iterator[tuple[str, Task, int]]:
         """What is trained, and how many tokens a step of it reads."""
         model, rows = self.inputs.model, self.inputs.sft
-        training = Training(steps=1, batch_size=len(rows))
+        training = Training(steps=1, batch_size=len(rows), accumulation="tokens")
         common = {"seed": 0, "pad_id": self.inputs.tokenizer.eos_token_id, "validate": dict}
         entry = LatentSftModel(distillation=DISTILLATION, training=training)
         yield "latent_sft", LatentSftTask("latent", model, rows, entry, runtime, **common), texts

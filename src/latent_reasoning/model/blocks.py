@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from latent_reasoning.model.cache import GrowingCache, StaticCache
 from latent_reasoning.model.elementwise import APART, Elementwise, fused
+from latent_reasoning.model.packing import Packing
 from latent_reasoning.model.projection import mixed_precision, project
 from latent_reasoning.runtime.device import HostTensor, to_device
 from latent_reasoning.runtime.graphs import bucket
@@ -164,6 +165,7 @@ def run_blocks(
     prefix: SharedPrefix | None = None,
     *,
     full: bool = False,
+    packed: Tensor | None = None,
     first_read: int = 0,
     output_hidden_states: bool = False,
     compiled: bool = False,
@@ -173,7 +175,9 @@ def run_blocks(
     `positions` is (R, W); `mask` (R, K) says which of the rows' own columns, the new ones included,
     hold a token, and `full` that all are known to. `cache` is extended; None keeps no keys and
     values. Final states are returned from column `first_read` on: for earlier columns the last
-    block only computes keys and values. A `prefix` is supported only where `runs_directly`.
+    block only computes keys and values. Only where `runs_directly`: a `prefix`; `packed` (N,), flat
+    indices of the new columns that hold tokens (`Packing`), with which `first_read` is 0 or W; and
+    in mixed precision what is between products is fused (`compiled`).
     """
     if not runs_directly(base):
         output = base.base_model(
@@ -192,19 +196,25 @@ def run_blocks(
     low = None if dtype is None else Low(dtype, fused() if compiled else APART)
     visible = _visible(mask, full, width, prefix, inputs_embeds.dtype)
     rotation = _rotation(model, inputs_embeds, positions)
-    hidden, every = inputs_embeds, []
+    packing = None if packed is None else Packing(packed, *inputs_embeds.shape[:2])
+    hidden, every = inputs_embeds if packing is None else packing.packed(inputs_embeds), []
+    first = 0
     for index, block in enumerate(model.layers):
         every.append(hidden)
         states = _normed(block.input_layernorm, hidden, low)
         if first_read and index == len(model.layers) - 1:
-            hidden = hidden[:, first_read:]
-            visible = _visible(mask, full, width - first_read, prefix, inputs_embeds.dtype)
-        attention = _Attention(block.self_attn, index, rotation, cache, prefix, low)
-        hidden = hidden + attention(states, hidden.shape[1], visible)
+            first = first_read
+            hidden = hidden[:, first:] if packing is None else hidden[:0]
+            visible = _visible(mask, full, width - first, prefix, inputs_embeds.dtype)
+        attention = _Attention(block.self_attn, index, rotation, cache, prefix, low, packing)
+        hidden = hidden + attention(states, first, visible)
         states = _normed(block.post_attention_layernorm, hidden, low)
         hidden = hidden + _mlp(block.mlp, states, low)
     hidden = _normed(model.norm, hidden, low and low._replace(dtype=hidden.dtype))
-    return hidden, (*every, hidden) if output_hidden_states else None
+    read = (*every, hidden) if output_hidden_states else (hidden,)
+    if packing is not None:
+        read = tuple(map(packing.unpacked, read))
+    return read[-1], read if output_hidden_states else None
 
 
 class Low(NamedTuple):
@@ -224,19 +234,19 @@ class _Attention:
     cache: GrowingCache | StaticCache | None
     prefix: SharedPrefix | None
     low: Low | None
+    packing: Packing | None
 
-    def __call__(self, states: Tensor, count: int, visible: Tensor | None) -> Tensor:
-        """Attention of the last `count` new columns (R, W, d) over the shared text, the row's
-        earlier columns and the new ones: (R, `count`, d)."""
-        module, (rows, width) = self.module, states.shape[:2]
-        cos, sin = self.rotation
-        first = width - count
+    def __call__(self, states: Tensor, first: int, visible: Tensor | None) -> Tensor:
+        """Attention of the new columns (R, W, d) from `first` on, over the shared text, the row's
+        earlier columns and the new ones: (R, W - `first`, d). If they are packed, so is it."""
+        module, (cos, sin) = self.module, self.rotation
         keys, values, *queries = self._projected(states, first)
+        (rows, _, width, _), count = keys.shape, keys.shape[2] - first
         keys = _rotated(keys, cos, sin, self.low)
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, self.layer)
         if not count:
-            return states[:, width:]
+            return states[:, width:] if self.packing is None else states[:0]
         queries = _rotated(*queries, cos[:, :, first:], sin[:, :, first:], self.low)
         if self.prefix is None and count > 1:
             grouped = _takes_groups(queries, visible)
@@ -256,21 +266,26 @@ class _Attention:
             queries = queries * module.scaling
             mixed = _grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
         mixed = mixed.transpose(1, 2).reshape(rows, count, -1)
+        mixed = mixed if self.packing is None else self.packing.packed(mixed)
         return module.o_proj(mixed) if self.low is None else project([module.o_proj], mixed)[0]
 
     def _projected(self, states: Tensor, first: int) -> tuple[Tensor, ...]:
         """Keys and values of all columns (R, W, d), and queries of those from `first` on, if there
         are any."""
         module = self.module
-        read = states[:, first:]
+        read = states
+        if first:
+            read = states[:, first:] if self.packing is None else states[:0]
         if self.low is None:
             projected = [module.k_proj(states), module.v_proj(states)]
-            projected += [module.q_proj(read)] if read.shape[1] else []
+            projected += [module.q_proj(read)] if read.numel() else []
         elif first:
             projected = project([module.k_proj, module.v_proj], states)
-            projected += project([module.q_proj], read) if read.shape[1] else []
+            projected += project([module.q_proj], read) if read.numel() else []
         else:
             projected = project([module.k_proj, module.v_proj, module.q_proj], states)
+        if self.packing is not None:
+            projected = list(map(self.packing.unpacked, projected))
         return tuple(self._heads(part) for part in projected)
 
     def _heads(self, states: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class Pass:
     `rows` are the rows of the previous pass that continue (None: all); `latent` says whether the
     first column is a latent step, fed by the last column of the previous pass; `token_ids` is
     `(R, W)`; `mask` `(R, latent + W)` is False where a row has nothing in that column, and `full`
-    says that it is True everywhere.
+    says that it is True everywhere. `packed` are the flat indices of its tokens where they are read
+    one after the other (`packing.py`).
     """
 
     rows: Tensor | None
@@ -66,6 +67,7 @@ class Pass:
     token_ids: Tensor
     mask: Tensor
     full: bool
+    packed: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor | None, latent: bool, token_ids: Tensor, mask: Tensor) -> Pass:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from latent_reasoning.model.packing import token_places
 from latent_reasoning.model.parts import TextStates, cut_rows, first_needed_column
 from latent_reasoning.model.passes import Pass, SpecialIds, plan_passes
 from latent_reasoning.runtime.graphs import bucket
@@ -105,7 +106,7 @@ def plan_reading(
         chosen = chosen if index is None else index[chosen]
         chosen = padded(chosen, bucket(len(chosen))) if few else chosen
     parts = None if continues else _parts(plan.passes[0], model.allowance, "all", few)
-    return Reading(_as_they_are(plan.passes, few), parts, index, chosen, plan.kinds)
+    return Reading(_of_few_shapes(plan.passes, few), parts, index, chosen, plan.kinds)
 
 
 def plan_prompts(
@@ -126,7 +127,7 @@ def plan_prompts(
     wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
     few = model.few_shapes
     parts = _parts(plan.passes[0], model.allowance, wanted, few)
-    passes = _as_they_are(plan.passes, few)
+    passes = _of_few_shapes(plan.passes, few)
     return Reading(passes, parts, index if last else None, None, plan.kinds)
 
 
@@ -135,9 +136,15 @@ def padded(values: Tensor, count: int) -> Tensor:
     return torch.cat([values, values[:1].expand(count - len(values), *values.shape[1:])])
 
 
-def _as_they_are(passes: list[Pass], few_shapes: bool) -> list[Pass]:
-    """Where there are to be few shapes, no pass is another one for having nothing padded."""
-    return [replace(step, full=False) for step in passes] if few_shapes else passes
+def _of_few_shapes(passes: list[Pass], few_shapes: bool) -> list[Pass]:
+    """Where there are to be few shapes, no pass is another one for having nothing padded; of text,
+    the tokens are packed."""
+    if not few_shapes:
+        return passes
+    return [
+        replace(step, full=False, packed=None if step.latent else token_places(step.mask))
+        for step in passes
+    ]
 
 
 def _parts(

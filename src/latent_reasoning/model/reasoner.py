@@ -53,14 +53,12 @@ tokens at hidden size 128 and 2 at 576 (measured on a CPU)."""
 
 
 class LatentReasoner(nn.Module):
-    """A causal language model that reasons in hidden states.
+    """A causal language model that reasons in hidden states; a plain one without `settings`.
 
-    With `settings` None it is a plain language model: it reads and writes text and never thinks.
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
     modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
-    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. With
-    `few_shapes`, batches are padded so that steps can be captured (`runtime/graphs.py`); `compiled`
-    is `runtime.compile`.
+    `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. For
+    graphs, batches are padded to `few_shapes`; `compiled` is `runtime.compile`.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -71,9 +69,8 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
-        self.few_shapes = False
+        self.few_shapes = self.compiled = False
         self.captured = CapturedParts()
-        self.compiled = False
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
@@ -257,6 +254,7 @@ class LatentReasoner(nn.Module):
                 columns[0] if len(columns) == 1 else torch.cat(columns, 1),
                 step.mask,
                 full=step.full,
+                packed=step.packed,
                 output_hidden_states=output_hidden_states,
             )
             last.append(hidden)
@@ -279,6 +277,7 @@ class LatentReasoner(nn.Module):
                 mask,
                 full=part.full,
                 causal=part.causal,
+                packed=step.packed,
                 first_read=part.first_read,
                 output_hidden_states=output_hidden_states,
                 cached=cached,
@@ -297,14 +296,15 @@ class LatentReasoner(nn.Module):
         *,
         full: bool = False,
         causal: bool = False,
+        packed: Tensor | None = None,
         first_read: int = 0,
         output_hidden_states: bool = False,
         cached: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `advance`, but returns states from column `first_read` on only, and the states of all
         layers if asked for; `full` says that `mask` is True everywhere, `causal` that these are the
-        first columns and no padding stands before a token; `cached` False keeps no keys and
-        values."""
+        first columns and no padding stands before a token; `packed` are the flat indices of tokens
+        to be packed; `cached` False keeps no keys and values."""
         if mask is None:
             mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=self.device)
             full = True
@@ -326,6 +326,7 @@ class LatentReasoner(nn.Module):
             state.cache if cached else None,
             state.prefix,
             full=state.full or causal,
+            packed=packed,
             first_read=first_read,
             output_hidden_states=output_hidden_states,
             compiled=self.compiled,

@@ -31,9 +31,9 @@ MOST_GRAPHS = 32
 def bucket(count: int) -> int:
     """The size for `count` things where few sizes are wanted: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..
 
-    It is less than half as large again.
+    It is less than half as large again, and above 512 less than an eighth.
     """
-    step = 1 << max(0, (count - 1).bit_length() - 2)
+    step = 1 << max(0, (count - 1).bit_length() - (2 if count <= 512 else 4))
     return -(-count // step) * step
 
 
