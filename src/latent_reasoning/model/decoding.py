@@ -113,7 +113,7 @@ def _what_is_captured(model: LatentReasoner, how: Writing) -> tuple[Any, ...]:
     tensors = (*model.parameters(), *model.buffers())
     places = tuple((tensor.data_ptr(), tensor.dtype, tensor.requires_grad) for tensor in tensors)
     low = mixed_precision(model.base.get_input_embeddings().weight)
-    modes = (model.training, model.base_dropout, low)
+    modes = (model.training, model.base_dropout, model.compiled, low)
     return model.settings, how.eos_id, how.temperature, modes, places
 
 

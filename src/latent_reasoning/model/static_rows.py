@@ -21,7 +21,7 @@ from latent_reasoning.model.blocks import run_blocks
 from latent_reasoning.model.cache import GrowingCache, StaticCache
 from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
 from latent_reasoning.model.passes import Kind, SpecialIds
-from latent_reasoning.model.projection import mixed_precision
+from latent_reasoning.model.projection import mixed_precision, weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
 
@@ -219,7 +219,8 @@ class StaticRows:
 
     def step(self, columns: int) -> None:
         """Read the last token of each row, in the first `columns`, and write the next one."""
-        with self.linear.used():
+        # What others have cast before does not lie where a graph may read it.
+        with weights_cast_once(), self.linear.used():
             hidden = self._read(columns)
         active = ~self.done
         at = torch.where(active, self.written, self.shape.tokens)[:, None]
