@@ -120,8 +120,9 @@ class Card:
 
     def _inputs(self) -> Inputs:
         inputs = build_inputs(self.shape)
+        inputs.model.to(self.device)
         attach_lora(inputs.model, Lora(r=min(128, self.shape.hidden_size), alpha=32, dropout=0.1))
-        inputs.model.to(self.device).train()
+        inputs.model.train()
         return inputs
 
     def parts(self) -> Iterator[Part]:

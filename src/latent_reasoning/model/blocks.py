@@ -329,7 +329,8 @@ def _normed(norm: torch.nn.Module, hidden: Tensor, low: Low | None) -> Tensor:
     if low is None:
         return norm(hidden)
     epsilon = norm.eps if isinstance(norm, torch.nn.RMSNorm) else norm.variance_epsilon
-    return low.elementwise.normed(hidden, norm.weight, epsilon, low.dtype)
+    flat = low.elementwise.normed(hidden.flatten(0, -2), norm.weight, epsilon, low.dtype)
+    return flat.view(hidden.shape)
 
 
 def _mlp(mlp: torch.nn.Module, states: Tensor, low: Low | None) -> Tensor:
@@ -338,8 +339,10 @@ def _mlp(mlp: torch.nn.Module, states: Tensor, low: Low | None) -> Tensor:
         return mlp(states)
     gate, up = project([mlp.gate_proj, mlp.up_proj], states)
     is_silu = isinstance(mlp.act_fn, torch.nn.SiLU)
-    inner = low.elementwise.gated(gate, up) if is_silu else mlp.act_fn(gate) * up
-    return project([mlp.down_proj], inner)[0]
+    if not is_silu:
+        return project([mlp.down_proj], mlp.act_fn(gate) * up)[0]
+    inner = low.elementwise.gated(gate.flatten(0, -2), up.flatten(0, -2))
+    return project([mlp.down_proj], inner.view(gate.shape))[0]
 
 
 def _rotation(

@@ -48,5 +48,8 @@ APART = Elementwise(normed, rotated, gated)
 
 @lru_cache
 def fused() -> Elementwise:
-    """The same, compiled."""
+    """The same, compiled; once more for single columns, for gradients, for each precision."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(32, config.recompile_limit)
     return Elementwise(*(torch.compile(operation, dynamic=True) for operation in APART))

@@ -11,7 +11,9 @@ run what is captured elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -70,10 +72,24 @@ class Captured(Generic[T]):
         torch.cuda.current_stream().wait_stream(stream)
         # Weights that autocast has cast outside would be old ones at the next run.
         torch.clear_autocast_cache()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with _no_collection(), torch.cuda.graph(self._graph, pool=pool):
             self._result = self._function()
         torch.clear_autocast_cache()
         torch.cuda.set_rng_state(generator)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected in this block: a graph that is freed while another one is captured
+    breaks it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Programs(Generic[T]):
