@@ -240,14 +240,14 @@ class _Attention:
         """Attention of the new columns (R, W, d) from `first` on, over the shared text, the row's
         earlier columns and the new ones: (R, W - `first`, d). If they are packed, so is it."""
         module, (cos, sin) = self.module, self.rotation
-        keys, values, *queries = self._projected(states, first)
+        keys, values, *rest = self._projected(states, first)
         (rows, _, width, _), count = keys.shape, keys.shape[2] - first
         keys = _rotated(keys, cos, sin, self.low)
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, self.layer)
         if not count:
             return states[:, width:] if self.packing is None else states[:0]
-        queries = _rotated(*queries, cos[:, :, first:], sin[:, :, first:], self.low)
+        queries = _rotated(rest[0], cos[:, :, first:], sin[:, :, first:], self.low)
         if self.prefix is None and count > 1:
             grouped = _takes_groups(queries, visible)
             if not grouped:

@@ -56,12 +56,17 @@ class Written:
     probabilities: list[list[float]]
 
 
+def can_be_captured(model: LatentReasoner) -> bool:
+    """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
+    a rotation that changes with the length of the text (`position_limit`) at positions."""
+    return runs_directly(model.base) and model.position_limit is None
+
+
 def decodes_statically(model: LatentReasoner) -> bool:
     """Whether `write` can be used and should be: on a GPU, unless the configuration says no."""
     if not model.captured.wanted_on(model.device):
         return False
-    # A rotation that changes with the length of the text (position_limit) looks at positions.
-    if runs_directly(model.base) and model.position_limit is None:
+    if can_be_captured(model):
         return True
     _say_once(f"note: no CUDA graphs for {type(model.base).__name__}: tokens are written without")
     return False

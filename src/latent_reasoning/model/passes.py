@@ -94,7 +94,7 @@ def plan_passes(
     attention_mask: Tensor,
     special: SpecialIds | None,
     keep_rows: bool = False,
-    size: Callable[[int], int] = lambda needed: needed,
+    size: Callable[[int], int] = int,
 ) -> PassPlan:
     """Cut a batch `(B, T)` on the CPU into passes; `special` None means a plain language model.
 

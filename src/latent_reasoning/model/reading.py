@@ -97,8 +97,8 @@ def plan_reading(
     Rows that `continues` go on from a text read before. Raises `ValueError` as `plan_passes` does.
     """
     few = model.few_shapes
-    sizes = {"keep_rows": True, "size": bucket} if few else {}
-    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings, **sizes)
+    size = bucket if few else int
+    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings, few, size)
     index = None if plan.index is None else plan.index.flatten()
     chosen = None
     if hidden_at is not None:

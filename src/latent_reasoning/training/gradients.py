@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_reasoning.config import Runtime
-from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.decoding import can_be_captured
 from latent_reasoning.model.projection import weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.graphs import Captured, Programs
@@ -108,14 +108,9 @@ class CapturedBackward(Backward):
             else:
                 parameter.grad.zero_()
         count = len(self._programs) + 1
-        self._log(f"{self.task.name}: {count} shape{'s' if count > 1 else ''} captured")
+        if count & (count - 1) == 0:  # 1, 2, 4, ..: a short log
+            self._log(f"{self.task.name}: {count} shape{'s' if count > 1 else ''} captured")
         return program
-
-
-def can_be_captured(model: LatentReasoner) -> bool:
-    """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
-    a limited base at lengths."""
-    return runs_directly(model.base) and model.position_limit is None
 
 
 def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Backward:
@@ -124,11 +119,13 @@ def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Bac
     Batches of a model whose steps are captured are planned in few shapes from then on.
     """
     model, device = task.model, next(task.model.parameters()).device
-    if isinstance(model, LatentReasoner):
-        model.compiled = runtime.compile and device.type == "cuda"
-    if device.type != "cuda" or runtime.cuda_graphs == "off":
+    if not isinstance(model, LatentReasoner):
         return Backward(task)
-    if not isinstance(model, LatentReasoner) or not can_be_captured(model):
+    model.captured.when = runtime.cuda_graphs
+    model.compiled = runtime.compile and device.type == "cuda"
+    if not model.captured.wanted_on(device):
+        return Backward(task)
+    if not can_be_captured(model):
         log(f"{task.name}: only steps of a Llama are captured as CUDA graphs: runs without them")
         return Backward(task)
     model.few_shapes = True

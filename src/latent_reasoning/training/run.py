@@ -108,7 +108,6 @@ class TrainingRun:
         with stop_request(self.experiment.runtime.time_budget_minutes) as stop:
             self.seed_weights()
             model, tokenizer, task = build(self)
-            model.captured.when = self.experiment.runtime.cuda_graphs
             hold_frozen(model, held_precision(self.experiment.runtime.precision, self.device))
             result = self.train(task, stop)
         return self.save(model, tokenizer, result)
