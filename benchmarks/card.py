@@ -139,7 +139,7 @@ class Card:
             runtime = Runtime(
                 device=self.device.type, micro_batch_size=self.micro_batch, cuda_graphs=graphs
             )
-            model.few_shapes, model.captured.when = False, graphs
+            model.sizes, model.captured.when = None, graphs
             for name, task, tokens in self._tasks(runtime, texts):
                 backward = backward_of(task, runtime, print)
                 shapes = getattr(backward, "shapes", lambda: 0)

@@ -9,6 +9,7 @@ from latent_reasoning.rl import reward
 from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.runtime.memory import OutOfMemoryError
 from latent_reasoning.training.gradients import (
     Backward,
@@ -215,9 +216,7 @@ def test_captured_updates_have_the_gradients_of_eager_ones(build, lora, size, ki
         runtime = Runtime(micro_batch_size=size, checkpoint_every=2)
         task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5)
         perturb(task.model)
-        task.model.few_shapes = few_shapes
-        if task.start_model is not None:
-            task.start_model.few_shapes = few_shapes
+        task.model.sizes = Sizes() if few_shapes else None
         backward = Backward(task)
         if few_shapes:
             backward = CapturedBackward(task, torch.device("cpu"), print)

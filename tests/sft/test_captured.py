@@ -10,6 +10,7 @@ import torch
 
 from latent_reasoning.config import Distillation, Lora, Runtime
 from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.training.gradients import (
     Backward,
     CapturedBackward,
@@ -49,7 +50,7 @@ def gradients(task: Task, backward: Backward, steps: int) -> Iterator[tuple[dict
 def assert_the_same(eager: Task, captured: Task) -> list[str]:
     """Compare three steps, before and after gradients and programs are forgotten."""
     log: list[str] = []
-    captured.model.few_shapes = True
+    captured.model.sizes = Sizes()
     program = CapturedBackward(captured, captured.model.device, log.append)
     expected = list(gradients(eager, Backward(eager), 3))
     found = list(gradients(captured, program, 2))
@@ -96,4 +97,4 @@ def test_text(rows, tokenizer, base_model, device):
 def test_a_cpu_and_a_base_that_is_not_a_llama_are_not_captured(rows, tokenizer, base_model):
     task = make_text_task(base_model, tokenizer, examples_of(rows, tokenizer))
     assert type(backward_of(task, Runtime(), print)) is Backward
-    assert not base_model.few_shapes
+    assert base_model.sizes is None

@@ -20,6 +20,7 @@ from latent_reasoning.model.static_rows import Beginning, Filling, Shape, Static
 from latent_reasoning.rl.grpo import mean_over, policy_loss
 from latent_reasoning.rl.rollouts import Completion
 from latent_reasoning.rl.scoring import Scoring, loss_mask, score
+from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.sft.distillation import StateSummary
 from latent_reasoning.sft.latent_sft import LatentReading, latent_sft_losses
 from latent_reasoning.training.text import Labels, cross_entropy
@@ -111,7 +112,7 @@ def test_the_program_for_a_gpu_gives_the_numbers_of_the_one_for_a_cpu(
     teacher = StateSummary(states, states, torch.ones(3, dtype=torch.bool)) if frozen else None
     expected = loss_and_gradients(model, distillation, teacher)
     monkeypatch.setattr(LatentReasoner, "allowance", math.inf)
-    model.few_shapes = few_shapes
+    model.sizes = Sizes() if few_shapes else None
     monkeypatch.setattr(heads, "_stores_no_logits", has_frozen_head)
     monkeypatch.setattr(blocks, "_takes_groups", lambda queries, visible: visible is None)
     found = loss_and_gradients(model, distillation, teacher)

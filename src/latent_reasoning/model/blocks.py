@@ -26,7 +26,7 @@ from latent_reasoning.model.elementwise import APART, Elementwise, fused
 from latent_reasoning.model.packing import Packing
 from latent_reasoning.model.projection import mixed_precision, project
 from latent_reasoning.runtime.device import HostTensor, to_device
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class RowOrder:
     on_host: HostTensor
 
     @classmethod
-    def of(cls, rows: Tensor, texts: int, few_shapes: bool = False) -> RowOrder:
+    def of(cls, rows: Tensor, texts: int, sizes: Sizes | None = None) -> RowOrder:
         """Arrange `rows` (R,) on the host, where they are needed to select among them.
 
-        With `few_shapes` there are slots in every case, and one of few numbers of them.
+        With `sizes` there are slots in every case, and one of few numbers of them.
         """
         rows = rows.cpu()
         one_hot = functional.one_hot(rows, texts)
         rank = (one_hot.cumsum(0) - 1).gather(1, rows[:, None])[:, 0]
         most = int(rank.max()) + 1
-        most = bucket(most) if few_shapes else most
+        most = most if sizes is None else sizes("rows of a text", most)
         places = rows * most + rank
         slots = torch.zeros(texts * most, dtype=torch.long, device=rows.device)
         slots[places] = torch.arange(len(rows), device=rows.device)
-        if not few_shapes and torch.equal(slots, places):
+        if sizes is None and torch.equal(slots, places):
             slots = places = None
         return cls(rows, most, slots, places, HostTensor(rows))
 

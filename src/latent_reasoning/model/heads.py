@@ -22,7 +22,7 @@ from latent_reasoning.model.frozen_head import frozen_head_log_probabilities, ha
 from latent_reasoning.model.passes import Kind, SpecialIds
 from latent_reasoning.model.reading import padded
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 CONTINUES, STOPS = 0, 1
 """Order of the two decisions in the stop head's logits."""
@@ -66,15 +66,15 @@ class Targets:
         text, thinking = ((~is_thinking).nonzero()[:, 0], is_thinking.nonzero()[:, 0])
         return cls(tokens, kinds, text, thinking)
 
-    def of_few_shapes(self) -> tuple[Tensor, Tensor, Targets]:
+    def of_few_shapes(self, sizes: Sizes) -> tuple[Tensor, Tensor, Targets]:
         """The same in one of few sizes: next tokens first, then stop decisions.
 
         Also returns which of these M targets stands in each place of the new ones, and float32
         `counts`: 1 where it does, 0 where it only makes up the number.
         """
         places, counts, borders = [], [], [0]
-        for part in (self.text, self.thinking):
-            count = bucket(len(part))
+        for kind, part in (("next tokens", self.text), ("decisions", self.thinking)):
+            count = sizes(kind, len(part))
             places.append(padded(part, count))
             counts.append((torch.arange(count) < len(part)).float())
             borders.append(borders[-1] + count)

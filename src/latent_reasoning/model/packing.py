@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 
-def token_places(mask: Tensor) -> Tensor:
-    """Flat indices (N,) of the tokens of `mask` (R, W) on the host, in one of few numbers: R * W
-    stands where it is only made up."""
+def token_places(mask: Tensor, sizes: Sizes) -> Tensor:
+    """Flat indices (N,) of the tokens of `mask` (R, W) on the host, in one of few `sizes`: R * W
+    stands where the number is only made up."""
     tokens = mask.flatten().nonzero()[:, 0]
-    more = bucket(len(tokens)) - len(tokens)
+    more = sizes("tokens", len(tokens)) - len(tokens)
     return torch.cat([tokens, tokens.new_full((more,), mask.numel())])
 
 

@@ -14,13 +14,14 @@ with the text run after it, whose input needs no hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from latent_reasoning.runtime.graphs import Sizes
 
 
 class Kind(IntEnum):
@@ -94,12 +95,12 @@ def plan_passes(
     attention_mask: Tensor,
     special: SpecialIds | None,
     keep_rows: bool = False,
-    size: Callable[[int], int] = int,
+    sizes: Sizes | None = None,
 ) -> PassPlan:
     """Cut a batch `(B, T)` on the CPU into passes; `special` None means a plain language model.
 
     Padding may be on either side. `keep_rows` carries finished rows along, so that the state after
-    the last pass covers all rows. `size` lengthens latent runs and widens text runs, to have few
+    the last pass covers all rows. `sizes` lengthen latent runs and widen text runs, to have few
     shapes. Raises `ValueError` where a sequence is illegal: CONTINUE or STOP
     without START, START or CONTINUE followed by anything else, END in the input, or padding between
     tokens (conformance note 11).
@@ -120,7 +121,7 @@ def plan_passes(
     kinds = torch.where(thinking, int(Kind.THINKING), kinds) * mask
     if not is_continue.any() and not is_stop.any():
         return PassPlan([Pass.of(None, False, input_ids, mask)], None, kinds)
-    passes, index = _cut(input_ids, mask, is_continue, run, keep_rows, size)
+    passes, index = _cut(input_ids, mask, is_continue, run, keep_rows, sizes)
     return PassPlan(passes, index, kinds)
 
 
@@ -153,7 +154,7 @@ def _cut(
     is_continue: Tensor,
     run: Tensor,
     keep_rows: bool,
-    size: Callable[[int], int],
+    sizes: Sizes | None,
 ) -> tuple[list[Pass], Tensor]:
     """Passes and index of a batch in which at least one row has CONTINUE or STOP."""
     passes: list[Pass] = []
@@ -172,9 +173,11 @@ def _cut(
             rows = rows[kept]
         text, latent, ids, at = text[rows], latent[rows], input_ids[rows], index[rows]
         steps = latent.sum(1)
-        step_of, longest = latent.cumsum(1) - 1, size(int(steps.max()))
+        step_of, longest = latent.cumsum(1) - 1, int(steps.max())
         lengths = text.sum(1)
-        width = size(int(lengths.max()))
+        width = int(lengths.max())
+        if sizes is not None:
+            longest, width = sizes(f"steps {r}", longest), sizes(f"text {r}", width)
         text_column = width - lengths[:, None] + text.cumsum(1) - 1
         tokens = torch.zeros(len(rows), width, dtype=input_ids.dtype)
         text_mask = torch.zeros(len(rows), width, dtype=torch.bool)

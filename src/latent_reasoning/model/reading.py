@@ -9,6 +9,7 @@ B rows, T positions.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from latent_reasoning.model.packing import token_places
 from latent_reasoning.model.parts import TextStates, cut_rows, first_needed_column
 from latent_reasoning.model.passes import Pass, SpecialIds, plan_passes
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,13 @@ class Reader(Protocol):
         """Positions of padding in a pass that are not worth another one."""
 
     @property
-    def few_shapes(self) -> bool:
-        """Whether batches are padded to few shapes, each of which is captured once."""
+    def sizes(self) -> Sizes | None:
+        """Sizes that batches are padded to; None: as they are."""
+
+
+def sizes_of(model: Reader, place: str) -> contextlib.AbstractContextManager[None]:
+    """In this block, sizes that batches of `model` are padded to are those of a `place`."""
+    return contextlib.nullcontext() if model.sizes is None else model.sizes.of(place)
 
 
 @dataclass(frozen=True)
@@ -96,17 +102,18 @@ def plan_reading(
     `hidden_at` `(B, T)` says of which positions the states of all layers are wanted, if not of all.
     Rows that `continues` go on from a text read before. Raises `ValueError` as `plan_passes` does.
     """
-    few = model.few_shapes
-    size = bucket if few else int
-    plan = plan_passes(input_ids.cpu(), attention_mask.cpu(), model.settings, few, size)
+    sizes = model.sizes
+    ids, mask = input_ids.cpu(), attention_mask.cpu()
+    plan = plan_passes(ids, mask, model.settings, keep_rows=sizes is not None, sizes=sizes)
     index = None if plan.index is None else plan.index.flatten()
     chosen = None
     if hidden_at is not None:
         chosen = hidden_at.cpu().flatten().nonzero()[:, 0]
         chosen = chosen if index is None else index[chosen]
-        chosen = padded(chosen, bucket(len(chosen))) if few else chosen
-    parts = None if continues else _parts(plan.passes[0], model.allowance, "all", few)
-    return Reading(_of_few_shapes(plan.passes, few), parts, index, chosen, plan.kinds)
+        if sizes is not None:
+            chosen = padded(chosen, sizes("chosen", len(chosen)))
+    parts = None if continues else _parts(model, plan.passes[0], "all")
+    return Reading(_of_few_shapes(plan.passes, sizes), parts, index, chosen, plan.kinds)
 
 
 def plan_prompts(
@@ -125,9 +132,8 @@ def plan_prompts(
     index = index if plan.index is None else plan.index
     index = index.gather(1, last_token[:, None])[:, 0]
     wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
-    few = model.few_shapes
-    parts = _parts(plan.passes[0], model.allowance, wanted, few)
-    passes = _of_few_shapes(plan.passes, few)
+    parts = _parts(model, plan.passes[0], wanted)
+    passes = _of_few_shapes(plan.passes, model.sizes)
     return Reading(passes, parts, index if last else None, None, plan.kinds)
 
 
@@ -136,27 +142,25 @@ def padded(values: Tensor, count: int) -> Tensor:
     return torch.cat([values, values[:1].expand(count - len(values), *values.shape[1:])])
 
 
-def _of_few_shapes(passes: list[Pass], few_shapes: bool) -> list[Pass]:
+def _of_few_shapes(passes: list[Pass], sizes: Sizes | None) -> list[Pass]:
     """Where there are to be few shapes, no pass is another one for having nothing padded; of text,
     the tokens are packed."""
-    if not few_shapes:
+    if sizes is None:
         return passes
     return [
-        replace(step, full=False, packed=None if step.latent else token_places(step.mask))
+        replace(step, full=False, packed=None if step.latent else token_places(step.mask, sizes))
         for step in passes
     ]
 
 
-def _parts(
-    first: Pass, allowance: float, text_states: TextStates, few_shapes: bool
-) -> list[FirstPart]:
-    if few_shapes:
+def _parts(model: Reader, first: Pass, text_states: TextStates) -> list[FirstPart]:
+    if model.sizes is not None:
         width = first.mask.shape[1]
         begins_with_tokens = bool(first.mask[:, 0].all())
         first_read = width if text_states == "none" else 0
         return [FirstPart(slice(None), slice(None), first_read, False, begins_with_tokens)]
     parts = []
-    for rows, columns in cut_rows(first.mask, allowance):
+    for rows, columns in cut_rows(first.mask, model.allowance):
         mask = first.mask[rows, columns]
         needed, full = first_needed_column(mask, text_states), bool(mask.all())
         parts.append(FirstPart(rows, columns, needed, full, full))

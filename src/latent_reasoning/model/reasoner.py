@@ -45,7 +45,7 @@ from latent_reasoning.model.special_rows import (
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import CapturedParts
+from latent_reasoning.runtime.graphs import CapturedParts, Sizes
 
 PASS_COST = 600_000
 """Fixed overhead of a pass, in tokens, times the squared hidden size: a pass costs as much as 37
@@ -58,7 +58,7 @@ class LatentReasoner(nn.Module):
     Parameters are named `base.*`, `recurrent_filter.*` and, where the special tokens' rows are
     modules, `special_rows.*`. Only `lora.py` attaches and merges `adapter`. The base has
     `position_limit` positions (None: no end); its own dropout works only with `base_dropout`. For
-    graphs, batches are padded to `few_shapes`; `compiled` is `runtime.compile`.
+    graphs, batches are padded to few `sizes`; `compiled` is `runtime.compile`.
     """
 
     def __init__(self, base: PreTrainedModel, settings: LatentSettings | None) -> None:
@@ -69,8 +69,8 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
-        self.few_shapes = self.compiled = False
-        self.captured = CapturedParts()
+        self.captured, self.compiled = CapturedParts(), False
+        self.sizes: Sizes | None = None
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None

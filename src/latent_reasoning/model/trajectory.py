@@ -24,7 +24,6 @@ from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import bucket
 
 
 @dataclass
@@ -49,8 +48,8 @@ class Trajectory:
         """How the prompts will be read, decided on the host."""
         # Padding is masked everywhere: any id of the vocabulary serves.
         ids, mask = pad_prompts(prompts, pad_id=0)
-        if model.few_shapes:
-            more = bucket(ids.shape[1]) - ids.shape[1]
+        if model.sizes is not None:
+            more = model.sizes("prompt", ids.shape[1]) - ids.shape[1]
             ids, mask = (functional.pad(tensor, (more, 0)) for tensor in (ids, mask))
         return plan_prompts(model, ids, mask)
 

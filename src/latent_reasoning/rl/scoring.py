@@ -20,13 +20,13 @@ from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.heads import CONTINUES, STOPS, Targets, target_log_probabilities
 from latent_reasoning.model.passes import Kind
-from latent_reasoning.model.reading import Reading, padded, plan_reading
+from latent_reasoning.model.reading import Reading, padded, plan_reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 
 def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
@@ -72,11 +72,11 @@ class Scoring:
         completions: Sequence[Completion],
         *,
         begun: bool = False,
-        few_shapes: bool = False,
+        sizes: Sizes | None = None,
     ) -> Scoring:
         """Plan it; with `begun` there is a trajectory of the prompts already.
 
-        With `few_shapes` the result is larger than needed, to be of few shapes, and 0 there.
+        With `sizes` the result is larger than needed, to be of few shapes, and 0 there.
         """
         special = model.settings
         thinks_again = [special.start_id in completion.ids for completion in completions]
@@ -90,20 +90,22 @@ class Scoring:
             (path.index, path.decisions + i) for path in answered for i, _ in enumerate(path.answer)
         ]
         places += [(i, token) for i in again for token in range(len(completions[i].ids))]
+        with sizes_of(model, "prompts"):
+            reading = Trajectory.plan(model, prompts) if paths and not begun else None
         planned = cls(
-            Trajectory.plan(model, prompts) if paths and not begun else None,
+            reading,
             max((path.decisions for path in paths), default=0) - 1,
             torch.tensor([_decision(path, step) for path, step in taken]).view(-1, 3),
-            _Answers.plan(answered, len(prompts), special, few_shapes) if answered else None,
+            _Answers.plan(answered, len(prompts), special, sizes) if answered else None,
             _Alone.plan(model, prompts, [completions[i] for i in again]) if again else None,
             torch.tensor(places),
             (len(completions), max(len(completion.ids) for completion in completions)),
         )
-        return planned._of_few_shapes() if few_shapes else planned
+        return planned if sizes is None else planned._of_few_shapes(sizes)
 
-    def _of_few_shapes(self) -> Scoring:
-        rows, width = map(bucket, self.shape)
-        taken, answered = bucket(len(self.decisions)), 0
+    def _of_few_shapes(self, sizes: Sizes) -> Scoring:
+        rows, width = sizes("completions", self.shape[0]), sizes("longest", self.shape[1])
+        taken, answered = sizes("decisions taken", len(self.decisions)), 0
         if self.answers is not None:
             answered = len(self.answers.at)
         places = torch.tensor([[rows, 0]]).repeat(taken + answered, 1)
@@ -112,7 +114,7 @@ class Scoring:
         places[taken:][: len(self.places) - decided] = self.places[decided:]
         return replace(
             self,
-            steps=bucket(self.steps + 1) - 1,
+            steps=sizes("decisions", self.steps + 1) - 1,
             decisions=padded(self.decisions, taken),
             places=places,
             shape=(rows, width),
@@ -205,29 +207,31 @@ class _Answers:
 
     @classmethod
     def plan(
-        cls, rows: list[_Path], prompts: int, special: LatentSettings, few_shapes: bool
+        cls, rows: list[_Path], prompts: int, special: LatentSettings, sizes: Sizes | None
     ) -> _Answers:
-        size = bucket if few_shapes else int
+        width, count = max(len(row.answer) for row in rows), len(rows)
+        if sizes is not None:
+            width, count = sizes("answer", width), sizes("answers", count)
         tokens = torch.tensor([token for row in rows for token in row.answer])
         # A row that only makes up the number is the first one again, and predicts nothing.
-        rows = [*rows, *rows[:1] * (size(len(rows)) - len(rows))]
+        rows = [*rows, *rows[:1] * (count - len(rows))]
         lengths = torch.tensor([len(row.answer) for row in rows])
         # Padding is on the right here: no token of a row comes after it, so none sees it.
-        mask = torch.arange(size(int(lengths.max()))) < lengths[:, None]
+        mask = torch.arange(width) < lengths[:, None]
         inputs = torch.full(mask.shape, special.stop_id)
         read = [token for row in rows for token in (special.stop_id, *row.answer[:-1])]
         inputs[mask] = torch.tensor(read)
         kinds = torch.full_like(tokens, int(Kind.ANSWER))
         at = mask.flatten().nonzero()[: len(tokens), 0]
         targets = Targets.of(tokens, kinds, special)
-        if few_shapes:
-            places, _, targets = targets.of_few_shapes()
+        if sizes is not None:
+            places, _, targets = targets.of_few_shapes(sizes)
             at = at[places]
         return cls(
-            RowOrder.of(torch.tensor([row.prompt for row in rows]), prompts, few_shapes),
+            RowOrder.of(torch.tensor([row.prompt for row in rows]), prompts, sizes),
             torch.tensor([row.steps for row in rows]),
             inputs,
-            None if mask.all() and not few_shapes else mask,
+            None if mask.all() and sizes is None else mask,
             at,
             targets,
         )

@@ -32,6 +32,7 @@ from latent_reasoning.config import ConfigError, RlModel, Runtime
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.projection import weights_cast_once
+from latent_reasoning.model.reading import sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
@@ -252,13 +253,16 @@ class AdaptiveLengthTask:
         with self._as_reference() as model, torch.no_grad(), weights_cast_once():
             return score(model, scoring, self.sampling.temperature)
 
-    def _scoring(self, rollout: Rollout) -> Scoring | None:
-        """How completions are scored by captured programs; None where they are not."""
+    def _scoring(self, place: int, rollout: Rollout) -> Scoring | None:
+        """How completions of the micro-batch in a `place` of the step are scored by captured
+        programs; None where they are not."""
         special = self.model.settings
         thinks_again = any(special.start_id in each.ids for each in rollout.completions)
-        if not self.model.few_shapes or self.iterations > 1 or thinks_again:
+        if self.model.sizes is None or self.iterations > 1 or thinks_again:
             return None
-        scoring = Scoring.plan(self.model, rollout.prompts, rollout.completions, few_shapes=True)
+        sizes = self.model.sizes
+        with sizes_of(self.model, f"micro-batch {place}"):
+            scoring = Scoring.plan(self.model, rollout.prompts, rollout.completions, sizes=sizes)
         return to_device(scoring, self.model.device)
 
     def _sample(self, round_: int) -> list[GroupBatch]:
@@ -271,13 +275,13 @@ class AdaptiveLengthTask:
         # A single micro-batch keeps its trajectory's graph for the update. Several would need the
         # memory of all their graphs at once, and saving memory is what they are for.
         draw: Draw = sample if self.entry.estimator == "sampled" else sample_all_lengths
-        graph = len(parts) == 1 and not self.model.few_shapes
+        graph = len(parts) == 1 and self.model.sizes is None
         with memory_shortage(self.processes), torch.set_grad_enabled(graph):
             sampled = [
                 draw(self.model, [prompt.ids for prompt in part], *own, self.sampling)
                 for part, own in zip(prompts, self.processes.share(draws), strict=True)
             ]
-            scorings = [self._scoring(rollout) for rollout, _ in sampled]
+            scorings = [self._scoring(place, rollout) for place, (rollout, _) in enumerate(sampled)]
             references = [
                 self.reference_log_probs(rollout, scoring)
                 for (rollout, _), scoring in zip(sampled, scorings, strict=True)

@@ -19,12 +19,9 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from latent_reasoning.runtime.device import map_tensors
+from latent_reasoning.runtime.device import map_tensors, to_device
 
 T = TypeVar("T")
-
-WARM_UP = 2
-"""Runs before a capture: libraries choose their kernels and workspaces in them."""
 
 MOST_GRAPHS = 32
 """Graphs of one function that are kept; inputs of further shapes are worked on without one."""
@@ -37,6 +34,34 @@ def bucket(count: int) -> int:
     """
     step = 1 << max(0, (count - 1).bit_length() - (2 if count <= 512 else 4))
     return -(-count // step) * step
+
+
+class Sizes:
+    """Sizes that batches are padded to, so that few programs are captured.
+
+    Each kind of size is the largest that was needed so far, as a `bucket`; what needs less than
+    half of it gets one of its own.
+    """
+
+    def __init__(self) -> None:
+        self._largest: dict[tuple[str, ...], int] = {}
+        self._place: tuple[str, ...] = ()
+
+    def __call__(self, kind: str, needed: int) -> int:
+        """The size of a `kind` of which `needed` are needed."""
+        key, size = (*self._place, kind), bucket(needed)
+        largest = self._largest[key] = max(size, self._largest.get(key, 0))
+        return largest if 2 * size >= largest else size
+
+    @contextlib.contextmanager
+    def of(self, place: str) -> Iterator[None]:
+        """In this block, sizes are those of a `place`: a micro-batch, a part of it."""
+        before = self._place
+        self._place = (*before, place)
+        try:
+            yield
+        finally:
+            self._place = before
 
 
 class Captured(Generic[T]):
@@ -66,9 +91,8 @@ class Captured(Generic[T]):
         generator = torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._function()
+        with torch.cuda.stream(stream):  # libraries choose kernels and workspaces
+            self._function()
         torch.cuda.current_stream().wait_stream(stream)
         # Weights that autocast has cast outside would be old ones at the next run.
         torch.clear_autocast_cache()
@@ -93,7 +117,7 @@ def _no_collection() -> Iterator[None]:
 
 
 class Programs(Generic[T]):
-    """A function of planned inputs, captured once for each of their shapes.
+    """A function of planned inputs, captured for each of their shapes that is met a second time.
 
     Its results are tensors, or what holds them, that must be used before the next call.
     `around` is called with each capture, to put right what the runs before it have changed.
@@ -111,6 +135,7 @@ class Programs(Generic[T]):
         self._around = around
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._programs: dict[str, tuple[list[Tensor], Captured[T]]] = {}
+        self._seen: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -118,14 +143,16 @@ class Programs(Generic[T]):
     def clear(self) -> None:
         """Forget all programs, and free their memory."""
         self._programs.clear()
+        self._seen.clear()
 
     def __call__(self, inputs: Any) -> T:
         """The function's result for `inputs`, which are on the host or on the device."""
         given: list[Tensor] = []
         key = signature(inputs, given)
         if key not in self._programs:
-            if len(self._programs) == MOST_GRAPHS:
-                self._programs.pop(next(iter(self._programs)))
+            if key not in self._seen or len(self._programs) == MOST_GRAPHS:
+                self._seen.add(key)
+                return self._function(to_device(inputs, self._device))
             self._programs[key] = self._capture(inputs)
         held, program = self._programs[key]
         for own, tensor in zip(held, given, strict=True):

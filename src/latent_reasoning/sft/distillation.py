@@ -22,7 +22,7 @@ from latent_reasoning.config import Distillation
 from latent_reasoning.model.reading import Reading, ReasonerOutput, padded, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.training.text import Labels
 
 STD_EPSILON = 1e-8
@@ -62,7 +62,7 @@ class Compared:
 
     @classmethod
     def of(
-        cls, selected: Tensor, target_map: Tensor, span_map: Tensor, few_shapes: bool = False
+        cls, selected: Tensor, target_map: Tensor, span_map: Tensor, sizes: Sizes | None = None
     ) -> Compared:
         """From maps `(B, T)` on the host; states are selected row by row where `selected` is True.
 
@@ -73,8 +73,8 @@ class Compared:
         row_of, in_span = selected.nonzero()[:, 0], span_map[selected]
         target = target_map[selected].nonzero()[:, 0]
         span, span_rows = in_span.nonzero()[:, 0], row_of[in_span]
-        if few_shapes:
-            count = bucket(len(span))
+        if sizes is not None:
+            count = sizes("span", len(span))
             span_rows = functional.pad(span_rows, (0, count - len(span)), value=len(selected))
             span = padded(span, count)
         return cls(target, span, span_rows, span_map.sum(1))
@@ -116,9 +116,9 @@ class Side:
             hidden_at=selected if compares else None,
             continues=continues,
         )
-        few = model.few_shapes
-        labels = Labels.of(batch[f"{before}labels"], reading.kinds, model.settings, few)
-        compared = Compared.of(selected, target_map, span_map, few) if compares else None
+        sizes = model.sizes
+        labels = Labels.of(batch[f"{before}labels"], reading.kinds, model.settings, sizes)
+        compared = Compared.of(selected, target_map, span_map, sizes) if compares else None
         return cls(reading, labels, compared)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from latent_reasoning.config import Distillation, LatentSftModel, Runtime
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import LatentExample
-from latent_reasoning.model.reading import Reading
+from latent_reasoning.model.reading import Reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
@@ -64,9 +64,11 @@ class LatentReading:
         if frozen is None:
             question, batch = plan_question(model, batch)
             continues = question is not None
-            teacher = Side.plan(model, batch, "teacher", distillation, continues=continues)
+            with sizes_of(model, "teacher"):
+                teacher = Side.plan(model, batch, "teacher", distillation, continues=continues)
         continues = question is not None
-        student = Side.plan(model, batch, "student", distillation, continues=continues)
+        with sizes_of(model, "student"):
+            student = Side.plan(model, batch, "student", distillation, continues=continues)
         return cls(question, teacher, student, frozen)
 
 
@@ -152,16 +154,18 @@ class LatentSftTask:
         if self.by_tokens and len(batches) > 1:
             scales = token_scales([batch for _, batch in batches])
         return [
-            Planned(LatentBatch(self._plan(indices, batch), scale), len(indices))
-            for (indices, batch), scale in self.processes.share(
-                list(zip(batches, scales, strict=True))
+            Planned(LatentBatch(self._plan(place, indices, batch), scale), len(indices))
+            for place, ((indices, batch), scale) in enumerate(
+                self.processes.share(list(zip(batches, scales, strict=True)))
             )
         ]
 
-    def _plan(self, indices: list[int], batch: dict[str, Tensor]) -> LatentReading:
-        """The collated examples as they will be read, with the states of a frozen teacher."""
+    def _plan(self, place: int, indices: list[int], batch: dict[str, Tensor]) -> LatentReading:
+        """The collated examples in a `place` of a step as they will be read, with the states of a
+        frozen teacher."""
         frozen = None if self.teacher_states is None else self.teacher_states.at(indices)
-        return LatentReading.plan(self.model, batch, self.entry.distillation, frozen)
+        with sizes_of(self.model, f"micro-batch {place}"):
+            return LatentReading.plan(self.model, batch, self.entry.distillation, frozen)
 
     def planned(self, micro_batch: Planned) -> Planned:
         """The micro-batch as it is."""

@@ -16,7 +16,7 @@ from latent_reasoning.data.collation import from_column
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 
 SIDES = {
     "": ("input_ids", "attention_mask", "labels", "reasoning_map", "target_token_map"),
@@ -34,15 +34,14 @@ def plan_question(
     nothing, or all rows together share fewer tokens than a pass costs, there is None to read and
     the batch is unchanged.
     """
-    count, without = _shared_tokens(batch), _in_few_shapes if model.few_shapes else _without
+    count, sizes = _shared_tokens(batch), model.sizes
     if not bool((count > 0).all()) or int(count.sum()) < model.pass_cost:
-        nothing = torch.zeros_like(count)
-        return None, without(batch, nothing) if model.few_shapes else batch
-    longest = int(count.max())
-    ids = _from_first_token(batch, "", bucket(longest) if model.few_shapes else longest)
+        return None, batch if sizes is None else _padded(batch, torch.zeros_like(count), sizes)
+    width = int(count.max())
+    ids = _from_first_token(batch, "", width if sizes is None else sizes("question", width))
     mask = torch.arange(ids.shape[1]) < count[:, None]
     reading = plan_prompts(model, ids, mask, last=False)
-    return reading, without(batch, count)
+    return reading, _without(batch, count) if sizes is None else _padded(batch, count, sizes)
 
 
 def _shared_tokens(batch: dict[str, Tensor]) -> Tensor:
@@ -79,11 +78,11 @@ def _without(batch: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
     return rest
 
 
-def _in_few_shapes(batch: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+def _padded(batch: dict[str, Tensor], count: Tensor, sizes: Sizes) -> dict[str, Tensor]:
     """As `_without`, padded on the right, to one of few widths."""
     rest: dict[str, Tensor] = {}
     for side, names in SIDES.items():
         begin = _first_token(batch, side) + count
-        width = bucket(int((batch[f"{side}input_ids"].shape[1] - begin).max()))
+        width = sizes(f"{side}text", int((batch[f"{side}input_ids"].shape[1] - begin).max()))
         rest |= from_column(batch, [f"{side}{name}" for name in names], begin, width)
     return rest

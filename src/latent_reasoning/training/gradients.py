@@ -17,13 +17,17 @@ from latent_reasoning.config import Runtime
 from latent_reasoning.model.decoding import can_be_captured
 from latent_reasoning.model.projection import weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.runtime.graphs import Captured, Programs
+from latent_reasoning.runtime.graphs import Captured, Programs, Sizes
 from latent_reasoning.runtime.memory import memory_shortage
 from latent_reasoning.training.checkpoints import parameter_names
 from latent_reasoning.training.task import Task
 
 Values = dict[str, float | Tensor]
 """Metrics by name, as numbers or as scalars that are still on the device."""
+
+
+SEEN_BEFORE = 64
+"""Steps whose batches are planned before the first, so that sizes have grown to what is usual."""
 
 
 class Backward:
@@ -128,7 +132,9 @@ def backward_of(task: Task, runtime: Runtime, log: Callable[[str], None]) -> Bac
     if not can_be_captured(model):
         log(f"{task.name}: only steps of a Llama are captured as CUDA graphs: runs without them")
         return Backward(task)
-    model.few_shapes = True
+    model.sizes = Sizes()
+    for step in range(SEEN_BEFORE):
+        task.prepare(step)
     return CapturedBackward(task, device, log)
 
 

@@ -15,10 +15,10 @@ from latent_reasoning.data.collation import collate_plain, from_column
 from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.passes import SpecialIds
-from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
+from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.graphs import bucket
+from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput, Planned
@@ -42,15 +42,15 @@ class Labels:
         labels: Tensor,
         kinds: Tensor,
         special: SpecialIds | None,
-        few_shapes: bool = False,
+        sizes: Sizes | None = None,
     ) -> Labels:
         """From labels `(B, T)`, -100 where nothing is learned, and the positions' `kinds`."""
         learned = labels[:, 1:] != IGNORED_LABEL
         rows, columns = learned.nonzero(as_tuple=True)
         targets = Targets.of(labels[:, 1:][learned], kinds[rows, columns], special)
-        if not few_shapes:
+        if sizes is None:
             return cls(rows, columns, targets)
-        places, counts, targets = targets.of_few_shapes()
+        places, counts, targets = targets.of_few_shapes(sizes)
         return cls(rows[places], columns[places], targets, counts)
 
     def mean(self, losses: Tensor) -> Tensor:
@@ -149,18 +149,23 @@ class TextTask:
         self.ahead.prepare(step, self.model.device)
 
     def _make(self, step: int) -> list[Planned]:
-        batches = []
-        for indices in self.processes.share(self.plan.micro_batches(step)):
+        return [
+            self._planned(place, indices)
+            for place, indices in enumerate(self.processes.share(self.plan.micro_batches(step)))
+        ]
+
+    def _planned(self, place: int, indices: list[int]) -> Planned:
+        """The micro-batch in a `place` of a step."""
+        sizes = self.model.sizes
+        with sizes_of(self.model, f"micro-batch {place}"):
             batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
-            few = self.model.few_shapes
-            if few:
-                begin = batch["attention_mask"].argmax(1)
-                batch = from_column(batch, batch, begin, bucket(batch["input_ids"].shape[1]))
+            if sizes is not None:
+                begin, width = batch["attention_mask"].argmax(1), batch["input_ids"].shape[1]
+                batch = from_column(batch, batch, begin, sizes("text", width))
             reading = plan_reading(self.model, batch["input_ids"], batch["attention_mask"])
-            labels = Labels.of(batch["labels"], reading.kinds, self.model.settings, few)
-            batches.append(Planned(TextBatch(reading, labels), weight))
-        return batches
+            labels = Labels.of(batch["labels"], reading.kinds, self.model.settings, sizes)
+            return Planned(TextBatch(reading, labels), weight)
 
     def planned(self, micro_batch: Planned) -> Planned:
         """The micro-batch as it is."""
