@@ -10,8 +10,8 @@ operations:
 
 Only products with weights are counted, two operations per weight and token; attention, a few per
 cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
-SFT (docs/paper-scale.md). Of a GPU only the memory that a training with adapters keeps was
-measured: hours may be wrong by a factor of two, memory by a quarter. The workflow asks the
+SFT, that of an H100 to steps measured on an H200 (docs/paper-scale.md). RL's hours were not
+measured: they may be wrong by a factor of two, memory by a quarter. The workflow asks the
 scheduler for these figures if `runtime.memory_mb` and `runtime.runtime_minutes` are null.
 """
 
@@ -152,8 +152,9 @@ class Device:
 
 A100 = Device("A100-80", 41e12, 0.02)
 """13 % of 312 TFLOP/s: the published latent SFT, as in the public code, then takes 26 hours."""
-H100 = Device("H100", 91e12, 0.02)
-"""0.7 of the A100's share of a peak of 989 TFLOP/s: its memory is only 1.6 times as fast."""
+H100 = Device("H100", 127e12, 0.01)
+"""Measured with captured steps on an H200, which has an H100's processor and faster memory: CoT SFT
+gives the rate, latent SFT the seconds of a pass (docs/paper-scale.md)."""
 THREAD_RATE = 2e10
 """Operations per second that the laptop experiment reaches on one CPU thread."""
 
