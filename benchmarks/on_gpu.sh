@@ -40,7 +40,7 @@ within_time() {
 status=0
 for shape in ${SHAPES:-llama-1b smollm2}; do
     within_time "$python" -m benchmarks --device "$device" --shape "$shape" \
-        --repetitions "${REPETITIONS:-3}" --output "$out/card.jsonl" || status=$?
+        --micro-batch "${MICRO_BATCH:-64}" --repetitions "${REPETITIONS:-2}" --output "$out/card.jsonl" || status=$?
 done
 
 if [[ -n ${CONFIGS:-} || (-n ${LATENT_REASONING_DATA:-} && -n ${LATENT_REASONING_BASE:-}) ]]; then

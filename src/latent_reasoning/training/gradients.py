@@ -60,6 +60,7 @@ class CapturedBackward(Backward):
     """The same by captured programs, which add to gradients that stay where they are."""
 
     def __init__(self, task: Task, device: torch.device, log: Callable[[str], None]) -> None:
+        """`task` trains a `LatentReasoner` that `can_be_captured`."""
         super().__init__(task)
         self._device, self._log = device, log
         self._gradients: dict[nn.Parameter, Tensor] = {}
@@ -87,8 +88,9 @@ class CapturedBackward(Backward):
             torch._foreach_zero_(list(self._gradients.values()))
 
     def forget(self) -> None:
-        """Free gradients and graphs."""
+        """Free gradients and graphs, those of decoding too."""
         self.task.model.zero_grad()
+        self.task.model.captured.clear()
         self._gradients.clear()
         self._programs = Programs(self._program, self._device, around=self._without_a_trace)
 
