@@ -10,14 +10,16 @@ import torch
 
 from latent_reasoning.config import Distillation, Lora, Runtime
 from latent_reasoning.model.lora import attach_lora
-from latent_reasoning.runtime.graphs import Sizes
+from latent_reasoning.runtime.graphs import Sizes, signature
 from latent_reasoning.training.gradients import (
+    SEEN_BEFORE,
     Backward,
     CapturedBackward,
     accumulate_gradients,
     backward_of,
 )
 from latent_reasoning.training.task import Task
+from tests.data.generated import generated_rows
 from tests.sft.conftest import encode
 from tests.sft.test_latent_sft import make_task
 from tests.sft.test_token_sft import examples_of
@@ -98,3 +100,21 @@ def test_a_cpu_and_a_base_that_is_not_a_llama_are_not_captured(rows, tokenizer, 
     task = make_text_task(base_model, tokenizer, examples_of(rows, tokenizer))
     assert type(backward_of(task, Runtime(), print)) is Backward
     assert base_model.sizes is None
+
+
+def test_an_epoch_needs_few_shapes_and_reads_little_padding(tokenizer, latent_model):
+    latent_model.sizes = Sizes()
+    examples = encode(generated_rows(120), tokenizer)
+    task = make_task(
+        latent_model, tokenizer, examples, batch_size=32, micro_batch=16, accumulation="tokens"
+    )
+    for step in range(SEEN_BEFORE):
+        task.micro_batches(step)
+    shapes, read, tokens = set(), 0, 0
+    for step in range(SEEN_BEFORE, SEEN_BEFORE + 30):
+        for micro_batch in task.micro_batches(step):
+            shapes.add(signature(micro_batch.inputs, []))
+            text = micro_batch.inputs.reading.teacher.reading.passes[0]
+            read, tokens = read + len(text.packed), tokens + int(text.mask.sum())
+    assert len(shapes) <= 4  # two micro-batches a step, and what has grown since
+    assert tokens <= read < 1.3 * tokens
