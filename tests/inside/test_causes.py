@@ -96,12 +96,9 @@ def test_a_chance_row_is_the_share_of_other_rows_answers(one_hot):
     cell = table[(table["kind"] == "donor") & (table["step"] == 1)]
     wanted = {i: a[0] for i, a in enumerate(donors.answers) if a and a[0] is not None}
     cell = cell[cell["row"].isin(wanted)]
-    expected = numpy.mean(
-        [
-            numpy.mean([int(a) == wanted[i] for j, a in zip(cell["row"], cell["answer"]) if j != i])
-            for i in cell["row"]
-        ]
-    )
+    given = dict(zip(cell["row"], cell["answer"].astype(int), strict=True))
+    others = [[a == wanted[i] for j, a in given.items() if j != i] for i in given]
+    expected = numpy.mean([numpy.mean(answers) for answers in others])
     assert line["n"] == len(cell)
     assert line["chance"] == pytest.approx(expected)
 

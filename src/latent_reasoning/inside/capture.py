@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ def capture(model: LatentReasoner, anatomy: Anatomy, inputs: Tensor, mask: Tenso
 def check_sum(states: States, mask: Tensor, name: str) -> None:
     """Compare stream + attention + MLP with the stream that the next block reads."""
     stream = states.stream
-    for block, (before, after) in enumerate(zip(stream, stream[1:], strict=False)):
+    for block, (before, after) in enumerate(pairwise(stream)):
         middle = before + states.attention[block]
         error = (middle - states.attention_stream[block])[mask].abs().max()
         error = torch.maximum(error, (middle + states.mlp[block] - after)[mask].abs().max())

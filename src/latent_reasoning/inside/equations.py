@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from latent_reasoning.data.numbers import equal, read_number
 from latent_reasoning.data.rows import Row
@@ -46,7 +47,9 @@ def read_equations(row: Row) -> tuple[Equation, ...]:
     """The equations of a row's steps; none where a step is no equation or does not hold."""
     equations = []
     for step in row.steps or ():
-        expression, mark, result = step.strip().removeprefix("<<").removesuffix(">>").rpartition("=")
+        expression, mark, result = (
+            step.strip().removeprefix("<<").removesuffix(">>").rpartition("=")
+        )
         value, computed = read_number(result), evaluate(expression) if mark else None
         if value is None or computed is None or not equal(value, computed):
             return ()
@@ -64,7 +67,7 @@ def evaluate(expression: str) -> Fraction | None:
 
 def _value(node: ast.expr) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Fraction(repr(node.value))
+        return Fraction(node.value if type(node.value) is int else repr(node.value))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
@@ -74,13 +77,13 @@ def _value(node: ast.expr) -> Fraction:
 
 def is_chain(equations: Sequence[Equation]) -> bool:
     """Whether each equation holds the result before exactly once, so that its place is certain."""
-    pairs = zip(equations, equations[1:], strict=False)
-    return bool(equations) and all(len(after.uses_of(before.value)) == 1 for before, after in pairs)
+    uses = (after.uses_of(before.value) for before, after in pairwise(equations))
+    return bool(equations) and all(len(found) == 1 for found in uses)
 
 
 def counterfactual(equations: Sequence[Equation], m: int, value: Fraction) -> Fraction | None:
-    """The answer of a chain if its result m (from 1) were `value`; None if it cannot be computed."""
-    for before, after in zip(equations[m - 1 :], equations[m:], strict=False):
+    """The answer of a chain if its result m (from 1) were `value`; None where there is none."""
+    for before, after in pairwise(equations[m - 1 :]):
         ((start, end),) = after.uses_of(before.value)
         text = f"{after.expression[:start]}({value.numerator}/{value.denominator})"
         changed = evaluate(text + after.expression[end:])

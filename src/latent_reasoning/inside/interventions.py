@@ -120,9 +120,7 @@ def intervene(subject: Subject, reasoning: Reasoning, donors: Donors) -> pandas.
     return table.sort_values(["kind", "step", "row"], ignore_index=True)
 
 
-def _change(
-    step: int, replaced: Tensor, subject: Subject
-) -> Callable[[int, Tensor], Tensor]:
+def _change(step: int, replaced: Tensor, subject: Subject) -> Callable[[int, Tensor], Tensor]:
     def change(j: int, inputs: Tensor) -> Tensor:
         return replaced[:, j - 1].to(inputs) if step in (ALL_STEPS, j) else inputs
 
@@ -189,7 +187,9 @@ def _hits_and_chance(
     given: list[str | None], wanted: list[Fraction | None], subject: Subject
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """For each row whether its answer is the wanted one, and the share of other rows' that are."""
-    distinct = {text: {w for w in set(wanted) if same_number(text, w, subject.rule)} for text in set(given)}
+    distinct = {
+        text: {w for w in set(wanted) if same_number(text, w, subject.rule)} for text in set(given)
+    }
     hits = numpy.array([w in distinct[text] for text, w in zip(given, wanted, strict=True)], float)
     counts = {w: sum(w in distinct[text] for text in given) for w in set(wanted)}
     every = numpy.array([counts[w] for w in wanted], float)

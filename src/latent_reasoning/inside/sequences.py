@@ -76,9 +76,7 @@ def latent_sequences(subject: Subject, reasoning: Reasoning) -> list[Text]:
     for i, n in enumerate(reasoning.steps.tolist()):
         answer = ending + reasoning.ids[i][n]
         operations = len(reasoning.equations[i])
-        made.append(
-            Text(reasoning.prompts[i], reasoning.inputs[i, :n], answer, operations)
-        )
+        made.append(Text(reasoning.prompts[i], reasoning.inputs[i, :n], answer, operations))
     return made
 
 
@@ -106,7 +104,7 @@ def text_sequences(subject: Subject, texts: Sequence[str]) -> list[Text]:
 @torch.no_grad()
 def batched(subject: Subject, sequences: Sequence[Text], blocks: int) -> Iterator[Batch]:
     """The sequences in batches that bound the memory of captured states."""
-    longest = max(len(s.before) + len(s.after) + _steps(s) for s in sequences)
+    longest = max(map(length_of, sequences))
     hidden = subject.model.base.config.hidden_size
     size = STATES_AT_ONCE // (longest * hidden * (6 * blocks + 2))
     size = min(max(1, size), subject.batch)
@@ -114,8 +112,10 @@ def batched(subject: Subject, sequences: Sequence[Text], blocks: int) -> Iterato
         yield _batch(subject, sequences[start : start + size], start)
 
 
-def _steps(sequence: Text) -> int:
-    return 0 if sequence.latents is None else len(sequence.latents)
+def length_of(text: Text) -> int:
+    """Its columns."""
+    latents = 0 if text.latents is None else len(text.latents)
+    return len(text.before) + latents + len(text.after)
 
 
 def _batch(subject: Subject, sequences: Sequence[Text], start: int) -> Batch:

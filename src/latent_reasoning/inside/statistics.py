@@ -5,6 +5,8 @@ Bootstraps resample rows, with a fixed seed: equal input gives equal intervals.
 
 from __future__ import annotations
 
+import functools
+
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
@@ -69,6 +71,7 @@ def auc(score: ArrayLike, right: ArrayLike) -> tuple[float, float, float]:
     return float(wins.mean()), float(low), float(high)
 
 
+@functools.lru_cache(maxsize=16)
 def _resampled(n: int) -> NDArray:
     """How often each of n rows is drawn in each resample, (RESAMPLES, n)."""
     return numpy.random.default_rng(SEED).multinomial(n, [1 / n] * n, size=RESAMPLES).astype(float)
