@@ -93,7 +93,8 @@ def probe(train: tuple[Reasoning, Chain], test: tuple[Reasoning, Chain]) -> pand
                 ]
                 where = {"value": m, "step": step, "block": block - 1}
                 lines += _probes(where, states, controls if step == 0 else None, known)
-    return pandas.DataFrame(lines)
+    columns = ["value", "step", "block", "source", "n", "accuracy"]
+    return pandas.DataFrame(lines, columns=None if lines else columns)
 
 
 def _labels(reasoning: Reasoning, m: int, step: int) -> list:

@@ -17,6 +17,7 @@ import pandas
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -186,11 +187,7 @@ def points(geometry: Geometry, umap: bool) -> pandas.DataFrame:
 
 def _part_frames(geometry: Geometry, umap: bool) -> list[pandas.DataFrame]:
     """F6, F7: attention's against the MLP's outputs of the intermediate blocks, of the sample."""
-    parts = torch.cat(geometry.kept.parts)
-    where = [n for n in geometry.names if n[0] in ("attention", "mlp")]
-    last = max(block for _, block in where)
-    inner = [i for i, (_, b) in enumerate(where) if 0 < b < last] or list(range(len(where)))
-    chosen, where = parts[:, inner], [where[i] for i in inner]
+    chosen, where = _inner_parts(geometry)
     frames = []
     for panel, vectors in (("raw", chosen), ("unit", normalize(chosen, dim=-1))):
         flat = vectors.flatten(0, 1).numpy()
@@ -205,6 +202,29 @@ def _part_frames(geometry: Geometry, umap: bool) -> list[pandas.DataFrame]:
         projected = projected.reshape(*chosen.shape[:2], 2)
         frames.append(_frame("parts", "umap", projected, where, None))
     return frames
+
+
+def _inner_parts(geometry: Geometry) -> tuple[Tensor, list[tuple[str, int]]]:
+    """The sample's outputs (M, parts, d) of the blocks between the first and the last, or of all
+    where there is none between, and their names."""
+    where = [n for n in geometry.names if n[0] in ("attention", "mlp")]
+    last = max(block for _, block in where)
+    inner = [i for i, (_, b) in enumerate(where) if 0 < b < last] or list(range(len(where)))
+    return torch.cat(geometry.kept.parts)[:, inner], [where[i] for i in inner]
+
+
+def separation(geometry: Geometry) -> dict[str, float]:
+    """How far attention's and the MLP's outputs lie apart: the silhouette (-1 to 1, cosine) of the
+    sample's intermediate blocks, and with shuffled names."""
+    parts, where = _inner_parts(geometry)
+    flat = parts.flatten(0, 1).numpy()
+    labels = numpy.array([name for name, _ in where] * len(parts))
+    shuffled = numpy.random.default_rng(SEED).permutation(labels)
+    return {
+        "silhouette": float(silhouette_score(flat, labels, metric="cosine")),
+        "shuffled": float(silhouette_score(flat, shuffled, metric="cosine")),
+        "n": len(labels),
+    }
 
 
 def has_umap() -> bool:

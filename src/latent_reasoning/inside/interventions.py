@@ -11,6 +11,7 @@ carries v_m.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.inside.equations import Equation, counterfactual, is_chain
+from latent_reasoning.inside.lens import ROLES
 from latent_reasoning.inside.reasoning import Reasoning, Subject, batches, judged, same_number
 from latent_reasoning.inside.statistics import mean_interval, paired, share
 from latent_reasoning.inside.walk import Walk
@@ -158,45 +160,39 @@ def counterfactual_shares(
 ) -> pandas.DataFrame:
     """How often the donor's latent at a step makes exactly the answer that its v_m implies.
 
-    `step, value, n, correct, accuracy, low, high`, `chance`: the share among the other rows'
-    answers of the same cell, and the paired `difference` from it with its interval; `kept`: the
-    share that still gives the right answer. Only rows whose implied answer is not their own count.
+    `step, role` (as in `lens`), `value, n, correct, accuracy, low, high`; `chance`, the share among
+    the other rows' answers of the same cell, and the paired `difference` from it with its interval;
+    `kept`, the share that still gives the right answer. Only rows whose implied answer is not their
+    own count.
     """
     swapped, lines = table[table["kind"] == "donor"], []
     most = max((len(answers) for answers in donors.answers), default=0)
     for step, group in swapped.groupby("step"):
-        for m in range(1, most + 1):
-            implied = [_at(donors.answers[i], m) for i in group["row"]]
-            cell = group[[answer is not None for answer in implied]]
+        operations = numpy.array([len(donors.answers[i]) for i in group["row"]])
+        for m, (role, fits) in itertools.product(range(1, most + 1), ROLES.items()):
+            of_role = group[fits(operations, m)]
+            implied = [donors.answers[i][m - 1] for i in of_role["row"]]
+            cell = of_role[[answer is not None for answer in implied]]
             wanted = [answer for answer in implied if answer is not None]
             if len(cell) < 2:
                 continue
             hits, chance = _hits_and_chance(cell["answer"].tolist(), wanted, subject)
             mean, low, high = mean_interval(hits - chance)
-            line = {"step": step, "value": m, **share(hits), "chance": chance.mean()}
+            line = {"step": step, "role": role, "value": m, **share(hits), "chance": chance.mean()}
             line |= {"difference": mean, "difference_low": low, "difference_high": high}
             lines.append(line | {"kept": cell["correct"].mean()})
-    return pandas.DataFrame(lines)
-
-
-def _at(answers: list[Fraction | None], m: int) -> Fraction | None:
-    return answers[m - 1] if len(answers) >= m else None
+    return pandas.DataFrame(lines, columns=None if lines else ["step", "role", "value", "n"])
 
 
 def _hits_and_chance(
     given: list[str | None], wanted: list[Fraction | None], subject: Subject
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """For each row whether its answer is the wanted one, and the share of other rows' that are."""
+    values = set(wanted)
     distinct = {
-        text: {w for w in set(wanted) if same_number(text, w, subject.rule)} for text in set(given)
+        text: {w for w in values if same_number(text, w, subject.rule)} for text in set(given)
     }
     hits = numpy.array([w in distinct[text] for text, w in zip(given, wanted, strict=True)], float)
-    counts = {w: sum(w in distinct[text] for text in given) for w in set(wanted)}
+    counts = {w: sum(w in distinct[text] for text in given) for w in values}
     every = numpy.array([counts[w] for w in wanted], float)
     return hits, (every - hits) / max(1, len(given) - 1)
-
-
-def carried(shares: pandas.DataFrame) -> pandas.DataFrame:
-    """For each single step the value that its latent carries most: the largest difference."""
-    single = shares[shares["step"] != ALL_STEPS]
-    return single.loc[single.groupby("step")["difference"].idxmax()]

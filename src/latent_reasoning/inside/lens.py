@@ -7,6 +7,7 @@ The control reads the same latents for the values of another row with as many eq
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy
@@ -21,6 +22,12 @@ from latent_reasoning.model.passes import Kind
 
 WORDS = 10
 """Likeliest tokens that are kept of each state."""
+ROLES = {
+    "all": lambda operations, m: operations >= m,
+    "intermediate": lambda operations, m: operations > m,
+    "answer": lambda operations, m: operations == m,
+}
+"""Rows, by K, in which v_m counts."""
 AT_ONCE = 2**25
 """Logits in memory at once."""
 
@@ -73,8 +80,9 @@ def read_words(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, pandas.D
 
 
 def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> pandas.DataFrame:
-    """How often v_m is read at step j: `answers` (right, wrong), `value` m, `step` j, `reading`
-    (top1, top5, control_top1, control_top5), `n, correct, accuracy, low, high`.
+    """How often v_m is read at step j: `answers` (right, wrong), `role` (all; intermediate, m < K;
+    answer, m = K), `value` m, `step` j, `reading` (top1, top5, control_top1, control_top5), `n,
+    correct, accuracy, low, high`.
 
     Rows count at the steps that they take by themselves.
     """
@@ -82,16 +90,19 @@ def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> panda
     right = torch.tensor(reasoning.own["correct"].tolist())
     lines = []
     for m in range(1, wanted.shape[1] + 1):
+        roles = {role: test(reasoning.operations, m) for role, test in ROLES.items()}
         for j in range(int(reasoning.steps.max()) + 1):
             known = (wanted[:, m - 1] >= 0) & (control[:, m - 1] >= 0) & (reasoning.steps >= j)
-            for name, rows in (("right", known & right), ("wrong", known & ~right)):
-                best = tokens[rows, j]
-                for reading, value in (("", wanted), ("control_", control)):
-                    hit = best == value[rows, m - 1, None]
-                    for top in (1, 5):
-                        line = {"answers": name, "value": m, "step": j}
-                        line["reading"] = f"{reading}top{top}"
-                        lines.append(line | share(hit[:, :top].any(1).numpy()))
+            hits = {
+                f"{reading}top{top}": (tokens[:, j, :top] == value[:, m - 1, None]).any(1)
+                for reading, value in (("", wanted), ("control_", control))
+                for top in (1, 5)
+            }
+            for (role, fits), name in itertools.product(roles.items(), ("right", "wrong")):
+                rows = known & fits & (right if name == "right" else ~right)
+                where = {"answers": name, "role": role, "value": m, "step": j}
+                for reading, hit in hits.items():
+                    lines.append(where | {"reading": reading} | share(hit[rows].numpy()))
     return pandas.DataFrame(lines)
 
 

@@ -18,6 +18,8 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.inside import chain, depth, geometry, interventions, lens, need
 from latent_reasoning.inside.capture import Anatomy, capture
 from latent_reasoning.inside.examples import examples_of
+from latent_reasoning.inside.figures import draw_all
+from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.reasoning import Reasoning, Subject, read_reasoning
 from latent_reasoning.inside.sequences import (
     Text,
@@ -40,14 +42,16 @@ class Study:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, science: Mapping[str, Any] | None = None) -> None:
-        """Write a folder of `{table}.csv` (long ones as .parquet), `summary.json` and
-        `examples.json`, atomically."""
+        """Write a folder of `{table}.csv` (long ones as .parquet), `findings.csv`, `summary.json`,
+        `examples.json` and `figures/`, atomically."""
+        self.tables["findings"] = findings(self.tables, self.summary)
         with atomic_directory(folder) as temporary:
             for name, table in self.tables.items():
                 if name in LONG:
                     table.to_parquet(temporary / f"{name}.parquet", index=False)
                 else:
                     table.to_csv(temporary / f"{name}.csv", index=False)
+            draw_all(self.tables, self.summary, temporary / "figures")
             write_json(temporary / "examples.json", self.examples)
             write_json(
                 temporary / "summary.json", _plain(self.summary) | {"science": science or {}}
@@ -165,5 +169,6 @@ def _space(
         "depth": used.table(),
         "skips": depth.skip_effects(subject, anatomy, texts[: options.sample]),
     }
+    study.summary["separation"] = geometry.separation(seen)
     study.summary |= {"blocks": anatomy.blocks, "hidden": hidden, "umap": umap}
     return seen
