@@ -1,6 +1,6 @@
 """The page in a real browser: `make test-page`. Needs chromium, chromium-driver and selenium.
 
-LATENT_REASONING_PAGE names another page to open, and LATENT_REASONING_SCREENSHOTS a folder that keeps
+LATENT_REASONING_PAGE names another page, and LATENT_REASONING_SCREENSHOTS a folder that keeps
 the pictures.
 """
 

@@ -43,6 +43,7 @@ def test_the_lens_reads_every_value_at_its_own_step_and_no_other_rows_value(one_
     subject, reasoning = one_hot
     tokens, words = read_words(subject, reasoning)
     table = lens_matrix(subject, reasoning, tokens)
+    table = table[table["role"] == "all"]
     right = table[(table["answers"] == "right") & (table["reading"] == "top1")]
     own = right[right["value"] == right["step"] + 1]
     assert (own["accuracy"] == 1).all()
@@ -60,7 +61,7 @@ def test_a_donors_latent_gives_exactly_the_answer_that_its_value_implies(one_hot
     donors = choose_donors(reasoning)
     table = intervene(subject, reasoning, donors)
     shares = counterfactual_shares(table, donors, subject)
-    own = shares[shares["step"] == shares["value"]]
+    own = shares[(shares["step"] == shares["value"]) & (shares["role"] == "all")]
     assert len(own) == 3
     assert (own["accuracy"] == 1).all()
     assert (own["kept"] == 0).all()

@@ -66,7 +66,7 @@ def test_a_latent_folder_by_hand(tmp_path, capsys):
     assert (tmp_path / "out" / "inside.html").is_file()
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_plain_folder_by_hand_on_a_text_file(architecture, tmp_path):
     model = LatentReasoner(build_base(architecture).float(), None)
     write_model(model, build_tokenizer(special=False), tmp_path / "model")

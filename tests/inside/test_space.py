@@ -112,7 +112,7 @@ def test_skip_effects_are_those_of_a_slow_loop(seen):
                 anatomy.attention[1].register_forward_hook(
                     lambda _, __, output, kept=kept: kept.update(a=output)
                 ),
-                # The stream that the block adds to is not changed by the pre-hook: take it away too.
+                # The pre-hook above does not change the stream that the block adds to.
                 anatomy.mlp_norms[1].register_forward_pre_hook(
                     lambda _, arguments, taken=taken: (arguments[0] - taken,)
                 ),

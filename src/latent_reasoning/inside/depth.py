@@ -228,7 +228,7 @@ def attention_mass(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) ->
             count = from_.sum(1)
             for target, to in targets.items():
                 for block, weight in enumerate(weights):
-                    mass = (weight * to[:, None, None]).sum(-1) * from_[:, None]
+                    mass = (weight * to[:, None, None]).sum(-1).masked_fill(~from_[:, None], 0)
                     means = mass.sum(-1) / count.clamp(min=1)[:, None]
                     for head, of_head in [(-1, means.mean(1)), *enumerate(means.T)]:
                         place = {"source": source, "target": target, "block": block, "head": head}

@@ -42,7 +42,7 @@ def examples_of(
                         _words(subject, best, shares, 1)[0]
                         for best, shares in zip(by_block[0][j], by_block[1][j], strict=True)
                     ],
-                    "answer": answer["answer"],
+                    "answer": answer["answer"] if isinstance(answer["answer"], str) else None,
                     "right": bool(answer["correct"]),
                 }
             )

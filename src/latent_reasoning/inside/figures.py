@@ -122,7 +122,7 @@ def need(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     grid[0][0].set(xlabel="latent steps, forced", ylabel="accuracy")
     share_axis(grid[0][0])
     grid[0][0].legend(fontsize=7)
-    last = int(max(needed["stops"].max(), needed["needed"].max()))
+    last = int(max(needed["stops"].max(), needed["needed"].fillna(0).max()))
     for offset, column, colour in ((-0.2, "needed", PALETTE[0]), (0.2, "stops", PALETTE[1])):
         counts = needed[column].dropna().astype(int).value_counts()
         label = f"{column}, mean {needed[column].astype(float).mean():.2f}"

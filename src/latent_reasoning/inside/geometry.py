@@ -97,7 +97,8 @@ class Geometry:
             self.unit[index].index_add_(0, position, unit.cpu())
             if name in STREAM:
                 self.moments.add(unit)
-                means.append((normalize(value[:fewer].float(), dim=-1) * weight).sum(1).cpu())
+                some = value[:fewer].float().masked_fill(~mask[:fewer, :, None], 0)
+                means.append((normalize(some, dim=-1) * weight).sum(1).cpu())
             if name in ("attention", "mlp"):
                 parts.append(value[:fewer][torch.arange(fewer), at].float().cpu())
         if fewer:

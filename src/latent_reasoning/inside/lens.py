@@ -40,7 +40,7 @@ def word_probabilities(subject: Subject, hidden: Tensor) -> tuple[Tensor, Tensor
     size = max(1, AT_ONCE // model.base.config.vocab_size)
     tokens, probabilities, entropies = [], [], []
     for part in flat.split(size):
-        part = part.to(model.device)
+        part = part.to(model.device, model.base.dtype)
         kinds = torch.full(part.shape[:1], int(Kind.TEXT), device=model.device)
         log_probs = model.logits(part, kinds).float().log_softmax(-1)
         entropies.append(-(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(-1).cpu())

@@ -147,7 +147,7 @@ def judged(
 
 def same_number(answer: str | None, value: Fraction | None, rule: NumberRule = "exact") -> bool:
     """Whether an answer's text is this number."""
-    if answer is None or value is None:
+    if not isinstance(answer, str) or value is None:  # pandas makes nan of None
         return False
     found = label_value(answer, rule)
     return found is not None and abs(float(found) - float(value)) <= 1e-6 * max(1, abs(value))

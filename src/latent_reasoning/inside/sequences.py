@@ -38,7 +38,7 @@ class Place(IntEnum):
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of `rows` (B,), padded on the left.
+    """Sequences of `rows` (B,), padded on the right: no column sees padding.
 
     `inputs` (B, T, d); `places` (B, T) of `Place`; `step` (B, T) is j at START (0) and latents, -1
     elsewhere; `operations` (B,) is K.
@@ -140,9 +140,9 @@ def _batch(subject: Subject, sequences: Sequence[Text], start: int) -> Batch:
     places = torch.zeros(len(rows), width, dtype=torch.long, device=model.device)
     steps = torch.full_like(places, -1)
     for row, (embedded, row_places, row_steps) in enumerate(rows):
-        inputs[row, -len(row_places) :] = embedded
-        places[row, -len(row_places) :] = torch.tensor(row_places, device=model.device)
-        steps[row, -len(row_places) :] = torch.tensor(row_steps, device=model.device)
+        inputs[row, : len(row_places)] = embedded
+        places[row, : len(row_places)] = torch.tensor(row_places, device=model.device)
+        steps[row, : len(row_places)] = torch.tensor(row_steps, device=model.device)
     return Batch(
         torch.arange(start, start + len(rows)),
         inputs,
