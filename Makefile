@@ -42,6 +42,8 @@ test-slurm: $(STAMP) ## run the workflow through a SLURM that this starts and st
 
 .PHONY: test-page
 test-page: $(STAMP) ## open the page in headless Chromium and click through it; PAGE=file.html opens another
+	tests/inside/install.sh
+	$(BIN)/python -m pip show --quiet selenium || $(BIN)/python -m pip install "selenium>=4.20"
 	LATENT_REASONING_PAGE=$(PAGE) LATENT_REASONING_SCREENSHOTS=results/screenshots \
 		$(BIN)/python -m pytest -n 0 -m browser tests/inside/test_browser.py
 

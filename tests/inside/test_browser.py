@@ -18,7 +18,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    program, driver = next(filter(None, programs), None), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("no chromium or chromedriver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
