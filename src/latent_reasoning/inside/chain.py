@@ -8,6 +8,7 @@ N rows, J the most steps, S = L + 2 states, d hidden size.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ RIDGE = 1.0
 FEWEST = 20
 """Rows that a probe is trained and tested on, at least."""
 SEED = 0
+EXACT_NUMBERS = 2**26
+"""States of more numbers than these (256 MiB) are kept in half precision."""
 
 
 @dataclass
@@ -42,21 +45,19 @@ class Chain:
     @classmethod
     def empty(cls, reasoning: Reasoning, blocks: int) -> Chain:
         rows, _, hidden = reasoning.hidden.shape
-        most = int(reasoning.steps.max()) + 1
-        return cls(
-            torch.zeros(rows, most, blocks + 2, hidden), torch.zeros(rows, blocks + 2, hidden)
-        )
+        shape = (rows, int(reasoning.steps.max()) + 1, blocks + 2, hidden)
+        kept = torch.float32 if math.prod(shape) < EXACT_NUMBERS else torch.float16
+        return cls(torch.zeros(shape, dtype=kept), torch.zeros(rows, *shape[2:], dtype=kept))
 
     def add(self, batch: Batch, states: States) -> None:
         """Keep the states of a batch."""
         every = torch.stack([*states.stream, states.final], 2)
         row, column = (batch.step >= 0).nonzero(as_tuple=True)
-        self.latents[batch.rows[row.cpu()], batch.step[row, column].cpu()] = (
-            every[row, column].float().cpu()
-        )
+        places = batch.rows[row.cpu()], batch.step[row, column].cpu()
+        self.latents[places] = every[row, column].cpu().to(self.latents)
         start = (batch.places == Place.START).int().argmax(1)
         before = every[torch.arange(len(start)), (start - 1).clamp(min=0)]
-        self.question[batch.rows] = before.float().cpu()
+        self.question[batch.rows] = before.cpu().to(self.question)
 
 
 # ------------------------------------------------------------------------------- D. probes
@@ -84,11 +85,11 @@ def probe(train: tuple[Reasoning, Chain], test: tuple[Reasoning, Chain]) -> pand
             ]
             for block in range(train[1].latents.shape[2]):
                 states = [
-                    chain.latents[places, step, block].numpy()
+                    chain.latents[places, step, block].float().numpy()
                     for (_, chain), places in zip((train, test), rows, strict=True)
                 ]
                 controls = [
-                    chain.question[places, block].numpy()
+                    chain.question[places, block].float().numpy()
                     for (_, chain), places in zip((train, test), rows, strict=True)
                 ]
                 where = {"value": m, "step": step, "block": block - 1}
@@ -142,7 +143,7 @@ def trajectory_signals(reasoning: Reasoning, chain: Chain) -> pandas.DataFrame:
     for i, n in enumerate(reasoning.steps.tolist()):
         if not n:
             continue
-        states = chain.latents[i, : n + 1, 1:-1]
+        states = chain.latents[i, : n + 1, 1:-1].float()
         changes, net = states[1:] - states[:-1], states[-1] - states[0]
         per_block = {
             "net": net.norm(dim=-1),

@@ -26,7 +26,7 @@ def examples_of(
     model, made = subject.model, []
     for i, row in enumerate(reasoning.rows[:count]):
         n = int(reasoning.steps[i])
-        stream = chain.latents[i, : n + 1, :-1].to(model.device)
+        stream = chain.latents[i, : n + 1, :-1].to(model.device, model.base.dtype)
         by_block = word_probabilities(subject, anatomy.final_norm(stream))
         words = word_probabilities(subject, reasoning.hidden[i, : n + 1])
         answers = reasoning.forced[reasoning.forced["row"] == i]

@@ -268,4 +268,7 @@ def draw_all(tables: Tables, summary: Mapping[str, Any], folder: Path) -> None:
     for name, draw in (figures | SPACE_FIGURES).items():
         with matplotlib.rc_context(STYLE):
             figure = draw(tables, summary)
+            # Laid out once, not anew for each format.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         save(figure, folder, name)

@@ -28,7 +28,7 @@ ROLES = {
     "answer": lambda operations, m: operations == m,
 }
 """Rows, by K, in which v_m counts."""
-AT_ONCE = 2**25
+AT_ONCE = 2**24
 """Logits in memory at once."""
 
 
