@@ -20,8 +20,8 @@ from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import ANSWER_PREFIX, beginning, reasoning_text
 from latent_reasoning.inside.reasoning import Reasoning, Subject
 
-STATES_AT_ONCE = 2**26
-"""Captured numbers in memory at once: 256 MiB in float32."""
+STATES_AT_ONCE = 2**25
+"""Captured numbers in memory at once: 128 MiB in float32."""
 LONGEST = 256
 """Texts are cut here."""
 
