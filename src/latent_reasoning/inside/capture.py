@@ -57,11 +57,9 @@ class Anatomy:
         for norm, heads, last, other_norm, mlp in _NAMES if blocks and final is not None else ():
             parts = (norm, f"{heads}.{last}", other_norm, mlp)
             if all(_has(block, part) for block in blocks for part in parts):
-                columns = (
-                    [block.get_submodule(part) for block in blocks]
-                    for part in (norm, heads, f"{heads}.{last}", other_norm, mlp)
-                )
-                return cls(*columns, final)
+                paths = (norm, heads, f"{heads}.{last}", other_norm, mlp)
+                modules = [[block.get_submodule(p) for block in blocks] for p in paths]
+                return cls(*modules, final_norm=final)
         raise UserError(
             f"{type(base).__name__}: its blocks are not norm, attention, norm, MLP, one after the "
             "other, as Llama's, Qwen's and GPT-2's are; its inside cannot be captured"

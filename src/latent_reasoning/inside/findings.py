@@ -111,7 +111,7 @@ def _geometry(norms: pandas.DataFrame, summary: Mapping[str, Any]) -> list[tuple
 
 def _depth(tables: Mapping[str, pandas.DataFrame], summary: Mapping[str, Any]) -> list[tuple]:
     depth, skips = tables["depth"], tables["skips"]
-    lines = []
+    lines: list[tuple] = []
     for group in ("text", "latent"):
         cells = depth[
             (depth["group"] == group)
@@ -128,8 +128,8 @@ def _depth(tables: Mapping[str, pandas.DataFrame], summary: Mapping[str, Any]) -
     if len(every):
         means = every.groupby("where")["mean"].mean()
         words = "change of later blocks by a skipped one, at later positions (control: at all)"
-        numbers = (means.get("later", NAN), NAN, NAN, int(every["n"].max()))
-        lines.append(("F", words, *numbers, means["all"], "relative norm"))
+        n, later = int(every["n"].max()), means.get("later", NAN)
+        lines.append(("F", words, later, NAN, NAN, n, means["all"], "relative norm"))
     return lines
 
 

@@ -39,10 +39,17 @@ class Subject:
 
     def ending(self) -> list[int]:
         """STOP and ` The answer is:`."""
-        row = Row("", "a", None, "0")
-        encode = {"prefix": self.prefix, "latent": True}
-        prompt = encode_prompts([row], self.tokenizer, **encode)[0]
-        return encode_prompts([row], self.tokenizer, **encode, forced_steps=0)[0][len(prompt) :]
+        prompt, whole = (
+            encode_prompts(
+                [Row("", "a", None, "0")],
+                self.tokenizer,
+                prefix=self.prefix,
+                latent=True,
+                forced_steps=steps,
+            )[0]
+            for steps in (None, 0)
+        )
+        return whole[len(prompt) :]
 
     def value_tokens(self, values: Sequence[str]) -> list[int]:
         """The first token of each value as it stands in a text, after a space; -1: none."""
@@ -150,7 +157,8 @@ def same_number(answer: str | None, value: Fraction | None, rule: NumberRule = "
     if not isinstance(answer, str) or value is None:  # pandas makes nan of None
         return False
     found = label_value(answer, rule)
-    return found is not None and abs(float(found) - float(value)) <= 1e-6 * max(1, abs(value))
+    scale = max(1.0, abs(float(value)))
+    return found is not None and abs(float(found) - float(value)) <= 1e-6 * scale
 
 
 def batches(count: int, size: int) -> Iterator[range]:
