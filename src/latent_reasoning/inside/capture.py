@@ -59,7 +59,7 @@ class Anatomy:
             if all(_has(block, part) for block in blocks for part in parts):
                 paths = (norm, heads, f"{heads}.{last}", other_norm, mlp)
                 modules = [[block.get_submodule(p) for block in blocks] for p in paths]
-                return cls(*modules, final_norm=final)
+                return cls(modules[0], modules[1], modules[2], modules[3], modules[4], final)
         raise UserError(
             f"{type(base).__name__}: its blocks are not norm, attention, norm, MLP, one after the "
             "other, as Llama's, Qwen's and GPT-2's are; its inside cannot be captured"
