@@ -18,6 +18,9 @@ def test_an_area_is_sklearns_and_lies_in_its_interval():
     assert low < area < high
     assert 0.05 < high - low < 0.25
     assert numpy.isnan(auc(score, numpy.ones(200, bool))).all()
+    area, low, high = auc(score, numpy.arange(200) > 3)
+    assert 0 < area < 1
+    assert numpy.isnan([low, high]).all()
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_each_way():

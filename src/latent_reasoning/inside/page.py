@@ -69,8 +69,8 @@ ANALYSES = {
     "H": (
         "Signals of the trajectory",
         "Whether the way the states move tells right answers from wrong ones. Length alone "
-        "predicts, so the same is shown for rows of equal K. An AUC of 0.5 is chance; with few "
-        "wrong answers its interval says little.",
+        "predicts, so the same is shown for rows of equal K. An AUC of 0.5 is chance; with fewer "
+        "than ten wrong answers it has no interval, and says little.",
         ("signals",),
     ),
 }

@@ -14,6 +14,8 @@ from latent_reasoning.evaluation.metrics import PairedCounts, wilson_interval
 
 RESAMPLES = 1000
 SEED = 0
+FEWEST = 10
+"""Right and wrong rows that an area's interval needs, at least."""
 
 
 def share(hits: ArrayLike) -> dict[str, float | int]:
@@ -56,13 +58,16 @@ def paired(after: ArrayLike, before: ArrayLike) -> dict[str, float]:
 def auc(score: ArrayLike, right: ArrayLike) -> tuple[float, float, float]:
     """How often a right row has the higher score than a wrong one (ties: half), with an interval.
 
-    nan where all rows are right, or all wrong.
+    nan where all rows are right, or all wrong; no interval with fewer than `FEWEST` of either: so
+    few rows would only be drawn again and again.
     """
     score, right = numpy.asarray(score, dtype=float), numpy.asarray(right, dtype=bool)
     if right.all() or not right.any():
         return (numpy.nan,) * 3
     above, below = score[right][:, None], score[~right]
     wins = (above > below) + 0.5 * (above == below)
+    if min(right.sum(), (~right).sum()) < FEWEST:
+        return float(wins.mean()), numpy.nan, numpy.nan
     weights = _resampled(len(score))
     ups, downs = weights[:, right], weights[:, ~right]
     pairs = ups.sum(1) * downs.sum(1)
