@@ -57,8 +57,8 @@ NOTHING: set[str] = set()
 
 # What follows a key: rows (`data`), the base model, the models of `SCRATCH` by name. Evaluations
 # follow their models, what is seen inside follows them, and Snakemake all the rest. A section
-# stands for its keys, unless they stand here themselves: what is new in the schema is science of its
-# section until this table says more.
+# stands for its keys, unless they stand here themselves: what is new in the schema is science of
+# its section until this table says more.
 EFFECTS: dict[str, set[str]] = {
     "data": ROWS,
     **dict.fromkeys(["data.path", "data.licence", "data.extra_tests"], NOTHING),
