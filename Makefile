@@ -40,6 +40,13 @@ test-slurm: $(STAMP) ## run the workflow through a SLURM that this starts and st
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
+.PHONY: test-page
+test-page: $(STAMP) ## open the page in headless Chromium and click through it; PAGE=file.html opens another
+	tests/inside/install.sh
+	$(BIN)/python -m pip show --quiet selenium || $(BIN)/python -m pip install "selenium>=4.20"
+	LATENT_REASONING_PAGE=$(PAGE) LATENT_REASONING_SCREENSHOTS=results/screenshots \
+		$(BIN)/python -m pytest -n 0 -m browser tests/inside/test_browser.py
+
 .PHONY: lint
 lint: $(STAMP) ## check style and workflow, and that generated files are current
 	$(BIN)/ruff check .

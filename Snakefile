@@ -22,6 +22,7 @@ include: "workflow/rules/sft.smk"
 include: "workflow/rules/rl.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/inside.smk"
 include: "workflow/rules/benchmark.smk"
 
 
@@ -34,6 +35,8 @@ localrules:
     appendix_tables,
     figures,
     report,
+    inside,
+    inside_page,
 
 
 rule all:
@@ -51,6 +54,13 @@ rule appendix:
         rules.appendix_tables.output,
     message:
         "{EXPERIMENT.experiment}: the appendix is done, see {LAYOUT.tables}"
+
+
+rule inside:
+    input:
+        rules.inside_page.output,
+    message:
+        "{EXPERIMENT.experiment}: the chains are looked into, see {LAYOUT.inside_page}"
 
 
 onstart:

@@ -56,8 +56,9 @@ LATENT = {"latent", "rl", "other"}
 NOTHING: set[str] = set()
 
 # What follows a key: rows (`data`), the base model, the models of `SCRATCH` by name. Evaluations
-# follow their models, and Snakemake all the rest. A section stands for its keys, unless they stand
-# here themselves: what is new in the schema is science of its section until this table says more.
+# follow their models, what is seen inside follows them, and Snakemake all the rest. A section
+# stands for its keys, unless they stand here themselves: what is new in the schema is science of
+# its section until this table says more.
 EFFECTS: dict[str, set[str]] = {
     "data": ROWS,
     **dict.fromkeys(["data.path", "data.licence", "data.extra_tests"], NOTHING),
@@ -81,6 +82,8 @@ EFFECTS: dict[str, set[str]] = {
     "models.import.forced_steps": {"evaluation of import"},
     "evaluation": {"evaluation"},
     "evaluation.datasets": NOTHING,
+    "inside": {"inside"},
+    **dict.fromkeys(["inside.models", "inside.datasets"], NOTHING),
     **dict.fromkeys(["runtime", "tracking", "report"], NOTHING),
 }
 # Where rows and the base come from the hub, these differ.
@@ -110,6 +113,7 @@ WITH: dict[str, dict[str, Any]] = {
     "models.latent_sft.distillation.traces": {
         "models.latent.distillation": {"teacher": "sft", "traces": "teacher"}
     },
+    "inside.models": {"inside.models": ["latent"]},
     "report.rl_from": {"report.rl_from": {"import": "sft"}},
     **{f"models.{stage}.lora": {f"models.{name}.lora": None} for stage, name in NAMES.items()},
 }
@@ -175,7 +179,8 @@ def digests_of(experiment: Experiment) -> dict[str, str]:
     """The digest of every result of an experiment."""
     models = {name: science_digest(experiment, "model", name) for name in experiment.models}
     evaluations = {
-        f"evaluation of {name}": science_digest(experiment, "evaluation", name)
+        f"{stage} of {name}": science_digest(experiment, stage, name)
+        for stage in ("evaluation", "inside")
         for name in experiment.models
     }
     other = {stage: science_digest(experiment, stage) for stage in ("data", "base")}
@@ -183,10 +188,13 @@ def digests_of(experiment: Experiment) -> dict[str, str]:
 
 
 def with_evaluations(results: set[str]) -> set[str]:
-    """The results, and the evaluations of the models among them; `evaluation` stands for all."""
+    """The results, the evaluations of the models among them, and what is seen inside them;
+    `evaluation` and `inside` stand for all."""
     models = set(SCRATCH["models"])
     evaluated = models if "evaluation" in results else results & models
-    return results - {"evaluation"} | {f"evaluation of {model}" for model in evaluated}
+    results = results | {f"evaluation of {model}" for model in evaluated}
+    seen = {m for m in models if "inside" in results or f"evaluation of {m}" in results}
+    return results - {"evaluation", "inside"} | {f"inside of {model}" for model in seen}
 
 
 def changed(raw: dict[str, Any], key: str) -> Experiment:
@@ -321,6 +329,7 @@ def test_an_unknown_model_is_named_with_those_there_are():
         ("rl", {"rl"}),
         ("import", {"import"}),
         ("evaluation", {"evaluation"}),
+        ("inside", {"inside"}),
     ],
 )
 def test_a_stages_recipe_runs_it_again_and_what_depends_on_it(monkeypatch, stage, results):

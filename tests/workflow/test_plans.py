@@ -93,6 +93,16 @@ PREPARED = {"prepare_data", "tracking_store", "base_model"}
                 *("latent_sft:latent-6:0", "rl:latent-6-rl:0"),
             },
         ),
+        (
+            "laptop",
+            ("inside",),
+            {
+                *("prepare_data", "tracking_store", "base_model:0"),
+                *("latent_sft:latent-6:0", "rl:latent-6-rl:0"),
+                *(f"look_inside:{model}:test:0" for model in ("latent-6", "latent-6-rl")),
+                "inside_page",
+            },
+        ),
     ],
 )
 def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, targets, jobs):

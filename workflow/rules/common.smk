@@ -19,7 +19,9 @@ from latent_reasoning.dag.layout import (
     SPLITS,
     TABLES,
     Layout,
+    inside_models,
     main_models,
+    probe_rows,
     results_root,
 )
 from latent_reasoning.runtime.files import check_writable, explain

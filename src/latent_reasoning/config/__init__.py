@@ -17,6 +17,7 @@ from latent_reasoning.config.experiment import (
     Evaluation,
     Experiment,
     Guard,
+    Inside,
     Published,
     Runtime,
     Tracking,

@@ -36,6 +36,20 @@ class Evaluation(Section):
     """Number of rows used for forced n, the first of the split; null: all."""
 
 
+class Inside(Section):
+    """Seeing inside the chain: the target `inside`, not part of `all`."""
+
+    models: Annotated[list[Name] | None, NOT_SCIENCE, IMPORTANT] = None
+    """Latent models that are studied; null: those of the main tables."""
+    datasets: Annotated[list[DatasetName], NOT_SCIENCE] = Field(["test"])
+    """As in `evaluation`. Probes are trained on validation rows (those of `sft` to look into
+    `validation`)."""
+    rows: PositiveInt = 500
+    """Rows of a data set, the first ones."""
+    sample: PositiveInt = 100
+    """The first of these rows, for what is costly: skipped blocks, attention, lens by layer."""
+
+
 class Guard(Section):
     """A training that diverges resumes from its last good checkpoint, with another data order.
 
@@ -177,6 +191,8 @@ class Experiment(Section):
     """All models that are trained or imported, by name."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """Evaluation."""
+    inside: Inside = Field(default_factory=Inside)
+    """Seeing inside the chain."""
     runtime: Runtime = Field(default_factory=Runtime)
     """How it runs."""
     tracking: Tracking = Field(default_factory=Tracking)
@@ -195,12 +211,16 @@ class Experiment(Section):
     def _consistent(self) -> Experiment:
         for name, entry in self.models.items():
             self._check_entry(name, entry)
-        for dataset in self.evaluation.datasets:
-            known = ["test", "validation", *self.data.extra_tests]
-            if dataset not in known:
-                raise ValueError(
-                    f"evaluation.datasets: {dataset!r} is not among {', '.join(known)}"
-                )
+        known = ["test", "validation", *self.data.extra_tests]
+        for section in ("evaluation", "inside"):
+            for dataset in getattr(self, section).datasets:
+                if dataset not in known:
+                    raise ValueError(
+                        f"{section}.datasets: {dataset!r} is not among {', '.join(known)}"
+                    )
+        for name in self.inside.models or []:
+            if name not in self.models or self.models[name].stage == "sft":
+                raise ValueError(f"inside.models: {name!r} is not a latent model of models")
         for key in ("main", "appendix"):
             for name in getattr(self.report, key) or []:
                 if name not in self.models:

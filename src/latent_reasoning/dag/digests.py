@@ -24,6 +24,7 @@ from latent_reasoning.config import (
     Data,
     Evaluation,
     Experiment,
+    Inside,
     ModelEntry,
     Section,
     digest,
@@ -39,6 +40,7 @@ RECIPE = {
     "rl": 3,
     "import": 1,
     "evaluation": 2,
+    "inside": 1,
 }
 """Raised by hand, a stage at a time, when a change of the code changes that stage's result.
 
@@ -51,6 +53,7 @@ SCIENTIFIC: dict[str, type[Section]] = {
     "base": Base,
     **{f"models.{stage}": entry for stage, entry in ENTRIES.items()},
     "evaluation": Evaluation,
+    "inside": Inside,
 }
 """The sections whose keys are science, by the stage of `RECIPE` that ends their name.
 
@@ -68,9 +71,9 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
     """The keys that the result of a stage depends on, including those of the stages before it.
 
     `stage` is one of data, test_set (an extra one), base, model (with `model`: an entry of
-    `models`) and evaluation (with `model`). Runtime, tracking and report keys never count, nor do
-    paths: files count by their content, which the DAG compares. Values that are defaults are left
-    out.
+    `models`), evaluation and inside (with `model`). Runtime, tracking and report keys never count,
+    nor do paths: files count by their content, which the DAG compares. Values that are defaults are
+    left out.
     """
     if stage in ("data", "test_set"):
         keys = departures(experiment.data, stage, section_stage="data")
@@ -91,6 +94,10 @@ def science(experiment: Experiment, stage: str, model: str | None = None) -> dic
         keys["evaluation"] = departures(experiment.evaluation, "evaluation")
         keys["forced_steps"] = getattr(entry, "forced_steps", None)
         return keys
+    if stage == "inside":
+        keys = science(experiment, "evaluation", model)
+        keys["recipe"] |= _recipes("inside")
+        return keys | {"inside": departures(experiment.inside, "inside")}
     raise ValueError(f"unknown stage {stage!r}")
 
 

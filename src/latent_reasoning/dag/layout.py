@@ -34,6 +34,17 @@ def main_models(experiment: Experiment) -> list[str]:
     return report.main or [name for name in experiment.models if name not in report.appendix]
 
 
+def inside_models(experiment: Experiment) -> list[str]:
+    """The models that are looked into: `inside.models`, or the latent ones of the main tables."""
+    latent = [name for name in main_models(experiment) if experiment.models[name].stage != "sft"]
+    return experiment.inside.models or latent
+
+
+def probe_rows(dataset: str) -> str:
+    """The split whose rows train the probes that are tested on a data set."""
+    return "sft" if dataset == "validation" else "validation"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The folders and files of one experiment."""
@@ -89,6 +100,14 @@ class Layout:
 
     def evaluation(self, model: str, seed: int, dataset: str) -> Path:
         return self.folder / "evaluations" / model / f"seed-{seed}" / dataset
+
+    def inside(self, model: str, seed: int, dataset: str) -> Path:
+        """What was seen inside a model's chains on the rows of a data set."""
+        return self.folder / "inside" / model / f"seed-{seed}" / dataset
+
+    @property
+    def inside_page(self) -> Path:
+        return self.folder / "inside.html"
 
     @property
     def tables(self) -> Path:

@@ -1,0 +1,274 @@
+"""The figures of a study, drawn from its tables alone; those of the latent steps are here.
+
+Heat maps carry their numbers, lines differ in colour and marker, and equal tables give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from latent_reasoning.analysis.style import (
+    MARKERS,
+    PALETTE,
+    STYLE,
+    legend_below,
+    nothing_to_show,
+    page,
+    save,
+    share_axis,
+)
+from latent_reasoning.inside.space_figures import SPACE_FIGURES
+
+Tables = Mapping[str, pandas.DataFrame]
+SHARES = "cividis"
+"""The map of shares: one lightness scale, the same for the colour-blind."""
+
+
+def heat_map(axes: Axes, table: pandas.DataFrame, title: str, x: str, y: str) -> None:
+    """Shares 0 to 1 with their per cent in the cells; index down, columns across."""
+    values = table.to_numpy(dtype=float)
+    axes.imshow(values, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if not numpy.isnan(value):
+                colour = "black" if value > 0.6 else "white"
+                text = f"{100 * value:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
+    axes.set_yticks(range(len(table)), [str(i) for i in table.index])
+    axes.grid(visible=False)
+    axes.set(title=title, xlabel=x, ylabel=y)
+
+
+def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """A: how often v_m is read at step j, in per cent."""
+    table = tables["lens"].query("role == 'all'")
+    if table.empty:
+        return nothing_to_show("no row states equations that hold")
+    shown = [a for a in ("right", "wrong") if table.loc[table["answers"] == a, "n"].max() >= 10]
+    readings = {"top1": "likeliest word", "top5": "among five", "control_top1": "other row's"}
+    figure, grid = page(len(shown), 3, 0.8 + 1.9 * len(shown))
+    for axes_row, answers in zip(grid, shown, strict=True):
+        for axes, (reading, words) in zip(axes_row, readings.items(), strict=True):
+            cells = table[(table["answers"] == answers) & (table["reading"] == reading)]
+            matrix = cells.pivot(index="value", columns="step", values="accuracy")
+            title = f"{words}; {answers}, n = {cells['n'].max()}"
+            heat_map(axes, matrix, title, "latent h_j, j", "value v_m, m")
+    return figure
+
+
+def interventions(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """B: accuracy where the input of a step is replaced."""
+    table = tables["interventions"]
+    if table.empty:
+        return nothing_to_show("no row takes a latent step")
+    figure, grid = page(1, 1, 3.4)
+    axes = grid[0][0]
+    kinds = list(dict.fromkeys(table["kind"]))
+    for index, kind in enumerate(kinds):
+        rows = table[table["kind"] == kind].sort_values("step")
+        place = rows["step"] + 0.09 * (index - (len(kinds) - 1) / 2)
+        errors = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+        style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2}
+        axes.errorbar(place, rows["accuracy"], yerr=errors, linestyle="none", label=kind, **style)
+    untouched = table.groupby("step")["untouched"].mean()
+    axes.plot(untouched.index, untouched, color="#555555", linestyle=":", label="untouched")
+    steps = sorted(set(table["step"]))
+    axes.set_xticks(steps, ["all" if step == 0 else str(step) for step in steps])
+    axes.set(xlabel="latent step whose input z_j is replaced", ylabel="accuracy")
+    share_axis(axes)
+    legend_below(figure, axes, columns=6)
+    return figure
+
+
+def counterfactual(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """B: how often a donor's latent gives exactly the answer that its value implies."""
+    table = tables["counterfactual"]
+    if table.empty:
+        return nothing_to_show("no row's equations form a chain that a donor could change")
+    figure, grid = page(1, 3, 2.7)
+    cells = table[table["role"] == "all"].replace({"step": {0: "all"}})
+    for axes, column, title in (
+        (grid[0][0], "accuracy", "the implied answer"),
+        (grid[0][1], "chance", "expected by chance"),
+        (grid[0][2], "kept", "still the right answer"),
+    ):
+        matrix = cells.pivot(index="value", columns="step", values=column)
+        order = sorted(matrix.columns, key=lambda step: 0 if step == "all" else int(step))
+        heat_map(axes, matrix[order], title, "donor's input at step j", "donor's value v_m, m")
+    return figure
+
+
+def need(tables: Tables, summary: Mapping[str, Any]) -> Figure:
+    """C: accuracy at every number of steps, and steps needed against steps taken."""
+    forced, needed = tables["forced"], tables["need"]
+    figure, grid = page(1, 2, 3.1)
+    for index, (k, rows) in enumerate(forced.groupby("operations")):
+        label = "all rows" if k == 0 else f"K = {k}"
+        style = {"color": "black" if k == 0 else PALETTE[(index - 1) % 6], "label": label}
+        width = 2.4 if k == 0 else 1.2
+        grid[0][0].plot(
+            rows["steps"], rows["accuracy"], marker=MARKERS[index % 8], lw=width, **style
+        )
+    grid[0][0].set(xlabel="latent steps, forced", ylabel="accuracy")
+    share_axis(grid[0][0])
+    grid[0][0].legend(fontsize=7)
+    last = int(max(needed["stops"].max(), needed["needed"].fillna(0).max()))
+    for offset, column, colour in ((-0.2, "needed", PALETTE[0]), (0.2, "stops", PALETTE[1])):
+        counts = needed[column].dropna().astype(int).value_counts()
+        label = f"{column}, mean {needed[column].astype(float).mean():.2f}"
+        grid[0][1].bar(counts.index + offset, counts, 0.4, color=colour, label=label)
+    grid[0][1].set(xlabel="latent steps", ylabel="rows", xticks=range(last + 1))
+    grid[0][1].set_title(f"needed, and taken before stopping (n = {summary['need']['n']})")
+    grid[0][1].legend(fontsize=7)
+    return figure
+
+
+def probes(tables: Tables, summary: Mapping[str, Any]) -> Figure:
+    """D: what ridge probes read, at the final norm and by block."""
+    table = tables["probes"]
+    if table.empty:
+        return nothing_to_show("too few rows to train probes on")
+    figure, grid = page(1, 2, 3.0)
+    last = table[(table["block"] == summary["blocks"]) & (table["source"] == "latent")]
+    matrix = last.pivot(index="value", columns="step", values="accuracy")
+    heat_map(grid[0][0], matrix, "final state", "latent h_j, j", "value v_m, m")
+    axes = grid[0][1]
+    diagonal = table[(table["step"] == table["value"] - 1) & (table["source"] == "latent")]
+    for index, (m, rows) in enumerate(diagonal.groupby("value")):
+        style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
+        axes.plot(rows["block"], rows["accuracy"], label=f"v_{m} from h_{m - 1}", **style)
+    for source, line in (("question", ":"), ("shuffled", "--")):
+        rows = table[table["source"] == source].groupby("block")["accuracy"].mean()
+        axes.plot(rows.index, rows, color="#777777", linestyle=line, label=f"control: {source}")
+    names = ["embedding", *map(str, range(summary["blocks"])), "final"]
+    shown = range(0, len(names), max(1, len(names) // 8))
+    axes.set_xticks([i - 1 for i in shown], [names[i] for i in shown])
+    axes.set(xlabel="after block", ylabel="accuracy on other rows")
+    share_axis(axes)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def latents(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """E: the latents in their own PCA, by step, by the value reached, by right or wrong."""
+    table = tables["latents"]
+    figure, grid = page(1, 3, 3.0, sharex=True, sharey=True)
+    values = sorted(table["value"].dropna().unique(), key=lambda v: (len(v), v))
+    colourings: list[tuple[str, str, list]] = [("by step", "step", sorted(table["step"].unique()))]
+    if len(values) <= 12:
+        colourings.append(("by the value reached", "value", values))
+    colourings.append(("by right or wrong", "correct", [True, False]))
+    for axes, (title, column, options) in zip(grid[0], colourings, strict=False):
+        colours = matplotlib.colormaps["viridis"](numpy.linspace(0, 0.95, len(options)))
+        for colour, option in zip(colours, options, strict=True):
+            rows = table[table[column] == option]
+            name = (
+                {True: "right", False: "wrong"}.get(option, option)
+                if column == "correct"
+                else option
+            )
+            style = {"s": 5, "color": colour, "rasterized": True}
+            axes.scatter(rows["c1"], rows["c2"], label=f"{name}", **style)
+        axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
+        axes.legend(fontsize=6, markerscale=2, handletextpad=0.1)
+    figure.suptitle(f"h_0 .. h_n; shares of the variance {table['explained'].iloc[0]}", fontsize=9)
+    return figure
+
+
+def distances(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """E: norms of the latents' inputs, distance to the nearest token, and from step to step."""
+    table = tables["distances"]
+    if table.empty:
+        return nothing_to_show("no row takes a latent step")
+    figure, grid = page(1, 3, 2.5)
+    steps = sorted(table["step"].unique())
+    for axes, column, title in (
+        (grid[0][0], "norm", "norm of z_j"),
+        (grid[0][1], "nearest", "distance to the nearest token"),
+        (grid[0][2], "change", "distance from the input before"),
+    ):
+        values = [table.loc[table["step"] == j, column].dropna() for j in steps]
+        axes.boxplot(values, positions=steps, widths=0.6, sym="", medianprops={"color": PALETTE[1]})
+        axes.set(title=title, xlabel="latent step j", ylim=(0, None))
+        if column == "norm":
+            axes.axhline(table["token_norm"].iloc[0], color=PALETTE[0], linestyle="--")
+            title = "norm of z_j (dashed: of tokens)"
+            axes.set(title=title, ylim=(0, 1.15 * table["norm"].max()))
+    return figure
+
+
+def attention(tables: Tables, summary: Mapping[str, Any]) -> Figure:
+    """G: where latents and answer tokens look, by block."""
+    table = tables["attention"].query("head == -1 and operations == 0")
+    if table.empty:
+        return nothing_to_show("no positions to look from")
+    figure, grid = page(1, 2, 2.9, sharey=True)
+    for axes, source in zip(grid[0], ("latent", "answer"), strict=True):
+        bottom = numpy.zeros(summary["blocks"])
+        for index, target in enumerate(("question", "start", "latent", "answer")):
+            rows = table[(table["source"] == source) & (table["target"] == target)]
+            mean = rows.set_index("block")["mean"].reindex(range(summary["blocks"]), fill_value=0)
+            style = {"color": PALETTE[index], "hatch": ("", "//", "..", "xx")[index]}
+            axes.bar(mean.index, mean, bottom=bottom, label=target, edgecolor="white", **style)
+            bottom += mean.to_numpy()
+        axes.set(title=f"from {source} positions", xlabel="block", ylabel="attention to")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    share_axis(grid[0][0])
+    legend_below(figure, grid[0][0], columns=4)
+    return figure
+
+
+def signals(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """H: how well signals of the trajectory tell right from wrong answers."""
+    table = tables["signal_areas"].dropna(subset="auc") if len(tables["signal_areas"]) else None
+    if table is None or table.empty:
+        return nothing_to_show("all answers are right, or all wrong: nothing to tell apart")
+    names = list(dict.fromkeys(table["signal"]))
+    figure, grid = page(1, 1, 0.9 + 0.34 * len(names))
+    axes = grid[0][0]
+    for index, (k, rows) in enumerate(table.groupby("operations")):
+        place = rows["signal"].map(names.index) + 0.13 * (index - 1.5)
+        errors = [rows["auc"] - rows["low"], rows["high"] - rows["auc"]]
+        label = ("all rows" if k == 0 else f"K = {k}") + f" ({rows['wrong'].iloc[0]} wrong)"
+        style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8], "capsize": 2}
+        axes.errorbar(rows["auc"], place, xerr=errors, linestyle="none", label=label, **style)
+    axes.axvline(0.5, color="#555555", linestyle=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="AUC for a right answer", xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
+    legend_below(figure, axes, columns=4)
+    return figure
+
+
+LATENT_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
+    "lens": lens,
+    "counterfactual": counterfactual,
+    "interventions": interventions,
+    "need": need,
+    "probes": probes,
+    "latents": latents,
+    "distances": distances,
+    "attention": attention,
+    "signals": signals,
+}
+
+
+def draw_all(tables: Tables, summary: Mapping[str, Any], folder: Path) -> None:
+    """Draw the figures of a study as `folder/{name}.png` and `.svg`."""
+    figures = dict(LATENT_FIGURES) if summary["latent"] else {}
+    for name, draw in (figures | SPACE_FIGURES).items():
+        with matplotlib.rc_context(STYLE):
+            figure = draw(tables, summary)
+            # Laid out once, not anew for each format.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        save(figure, folder, name)

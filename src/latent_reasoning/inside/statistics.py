@@ -1,0 +1,82 @@
+"""Shares, paired differences and areas under curves, each with its 95 % interval.
+
+Bootstraps resample rows, with a fixed seed: equal input gives equal intervals.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy
+from numpy.typing import ArrayLike, NDArray
+
+from latent_reasoning.evaluation.metrics import PairedCounts, wilson_interval
+
+RESAMPLES = 1000
+SEED = 0
+FEWEST = 10
+"""Right and wrong rows that an area's interval needs, at least."""
+
+
+def share(hits: ArrayLike) -> dict[str, float | int]:
+    """`n, correct, accuracy` and the Wilson interval `low, high`; no rows: nan."""
+    hits = numpy.asarray(hits, dtype=bool)
+    n, correct = len(hits), int(hits.sum())
+    low, high = wilson_interval(correct, n) if n else (numpy.nan, numpy.nan)
+    accuracy = correct / n if n else numpy.nan
+    return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """The mean of one number a row (a paired difference, say) and its bootstrap interval."""
+    values = numpy.asarray(values, dtype=float)
+    if not len(values):
+        return (numpy.nan,) * 3
+    means = _resampled(len(values)) @ values / len(values)
+    low, high = numpy.quantile(means, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
+
+
+def paired(after: ArrayLike, before: ArrayLike) -> dict[str, float]:
+    """The difference of two shares of the same rows, its interval, and McNemar's exact p."""
+    after, before = numpy.asarray(after, dtype=bool), numpy.asarray(before, dtype=bool)
+    mean, low, high = mean_interval(after.astype(float) - before)
+    counts = PairedCounts(
+        n=len(after),
+        both_right=int((after & before).sum()),
+        only_model=int((after & ~before).sum()),
+        only_reference=int((~after & before).sum()),
+    )
+    return {
+        "difference": mean,
+        "difference_low": low,
+        "difference_high": high,
+        "p_mcnemar": counts.p_mcnemar,
+    }
+
+
+def auc(score: ArrayLike, right: ArrayLike) -> tuple[float, float, float]:
+    """How often a right row has the higher score than a wrong one (ties: half), with an interval.
+
+    nan where all rows are right, or all wrong; no interval with fewer than `FEWEST` of either: so
+    few rows would only be drawn again and again.
+    """
+    score, right = numpy.asarray(score, dtype=float), numpy.asarray(right, dtype=bool)
+    if right.all() or not right.any():
+        return (numpy.nan,) * 3
+    above, below = score[right][:, None], score[~right]
+    wins = (above > below) + 0.5 * (above == below)
+    if min(right.sum(), (~right).sum()) < FEWEST:
+        return float(wins.mean()), numpy.nan, numpy.nan
+    weights = _resampled(len(score))
+    ups, downs = weights[:, right], weights[:, ~right]
+    pairs = ups.sum(1) * downs.sum(1)
+    areas = ((ups @ wins) * downs).sum(1)[pairs > 0] / pairs[pairs > 0]
+    low, high = numpy.quantile(areas, (0.025, 0.975))
+    return float(wins.mean()), float(low), float(high)
+
+
+@functools.lru_cache(maxsize=16)
+def _resampled(n: int) -> NDArray:
+    """How often each of n rows is drawn in each resample, (RESAMPLES, n)."""
+    return numpy.random.default_rng(SEED).multinomial(n, [1 / n] * n, size=RESAMPLES).astype(float)
