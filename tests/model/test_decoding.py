@@ -196,8 +196,7 @@ def warming_up(monkeypatch) -> None:
 
     def capture(self, function, device, pool=None):
         begin(self, function, device, pool)
-        for _ in range(graphs.WARM_UP):
-            function()
+        function()
 
     monkeypatch.setattr(graphs.Captured, "__init__", capture)
 
