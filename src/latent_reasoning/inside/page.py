@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import jinja2
 import pandas
+from PIL import Image
 
 from latent_reasoning.config import UserError
 from latent_reasoning.inside.findings import in_words
@@ -146,7 +148,7 @@ def _figure(folder: Path, name: str) -> dict[str, str] | None:
     file = folder / "figures" / f"{name}.png"
     if not file.is_file():
         return None
-    encoded = base64.b64encode(file.read_bytes()).decode("ascii")
+    encoded = base64.b64encode(_of_few_colours(file)).decode("ascii")
     return {"name": name, "source": f"data:image/png;base64,{encoded}"}
 
 
@@ -202,3 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run_stage(main)
+
+
+def _of_few_colours(file: Path) -> bytes:
+    """A picture as PNG with a palette: a third of its size, and the same to the eye."""
+    stream = io.BytesIO()
+    picture = Image.open(file).convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
