@@ -28,10 +28,12 @@ include: "workflow/rules/benchmark.smk"
 localrules:
     all,
     appendix,
+    ablations,
     prepare_test_set,
     tracking_store,
     tables,
     appendix_tables,
+    ablations_table,
     figures,
     report,
 
@@ -51,6 +53,13 @@ rule appendix:
         rules.appendix_tables.output,
     message:
         "{EXPERIMENT.experiment}: the appendix is done, see {LAYOUT.tables}"
+
+
+rule ablations:
+    input:
+        rules.ablations_table.output,
+    message:
+        "{EXPERIMENT.experiment}: the ablations are done, see {LAYOUT.tables}"
 
 
 onstart:
