@@ -24,7 +24,7 @@ from tools import config_docs
 CONFIG = PROJECT_ROOT / "config"
 EXPERIMENTS = [
     ["laptop.yaml"],
-    ["laptop.yaml", "laptop-3seeds.yaml"],
+    ["laptop.yaml", "laptop-5seeds.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
     ["test.yaml"],
     ["paper.yaml"],

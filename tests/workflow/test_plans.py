@@ -100,7 +100,7 @@ def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, target
 
 
 def test_three_seeds_multiply_everything_from_the_base_on(folder):
-    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-3seeds.yaml")
+    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-5seeds.yaml")
     times = {"base_model": 3, "sft": 6, "latent_sft": 6, "rl": 6, "evaluate": 18}
     assert rules(jobs) == times | dict.fromkeys(["prepare_data", "tracking_store", *PAGES], 1)
 

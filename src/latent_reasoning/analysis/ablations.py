@@ -13,7 +13,7 @@ import pandas
 from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
-from latent_reasoning.analysis.style import AFTER, BEFORE, page, per_cent
+from latent_reasoning.analysis.style import AFTER, BEFORE, nothing_to_show, page, per_cent
 from latent_reasoning.evaluation.metrics import wilson_interval
 
 STEPS_SHOWN = (0, 1, 2, 3, 4, 6, 8, 10)
@@ -81,6 +81,8 @@ def ablations_table(results: Results) -> pandas.DataFrame:
 def ablations_figure(results: Results) -> Figure:
     """Accuracy and length of each ablation before and after RL, and its forced curves."""
     ablations, dataset = ablations_of(results), results.datasets[0]
+    if not ablations:
+        return nothing_to_show("This experiment has no ablations (report.ablations).")
     table = ablations_table(results).set_index("model")
     figure, grid = page(1, 3, 1.2 + 0.32 * len(ablations), sharey=True, width_ratios=(3, 2, 3))
     places = numpy.arange(len(ablations))[::-1]
