@@ -25,6 +25,8 @@ CONFIG = PROJECT_ROOT / "config"
 EXPERIMENTS = [
     ["laptop.yaml"],
     ["laptop.yaml", "laptop-5seeds.yaml"],
+    ["laptop.yaml", "laptop-hard.yaml"],
+    ["laptop.yaml", "laptop-ablations.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
     ["test.yaml"],
     ["paper.yaml"],

@@ -34,6 +34,7 @@ CURVES = ("long-latent", "long-rl")
 LAPTOP_FILES = ("model.safetensors", "latent.safetensors")
 CONFIGURATIONS = (
     *(["laptop"], ["laptop", "laptop-5seeds"], ["laptop", "laptop-estimators"], ["test"]),
+    *(["laptop", "laptop-hard"], ["laptop", "laptop-ablations"]),
     *(["smollm2"], ["smollm2", "smollm2-cpu"], ["paper"], ["paper", "h100"], ["published"]),
 )
 
