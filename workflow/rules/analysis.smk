@@ -135,6 +135,8 @@ use rule tables as report with:
         benchmark_file("report")
     params:
         what="report",
-        report=planning.report_digest(EXPERIMENT, "title", "notes", "main", "published", "rl_from", "claims"),
+        report=planning.report_digest(
+            EXPERIMENT, "title", "notes", "main", "published", "rl_from", "claims"
+        ),
     message:
         "Writing the page {output}"

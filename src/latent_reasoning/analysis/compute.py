@@ -92,8 +92,9 @@ def reasoning_operations(
 def _filter_of(results: Results, model: str) -> str:
     """The filter of a latent model: that of the latent SFT model at its root."""
     experiment = results.experiment
-    while not isinstance(experiment.models[model], LatentSftModel):
+    while model != "base":
+        entry = experiment.models[model]
+        if isinstance(entry, LatentSftModel):
+            return entry.model.recurrent_filter
         model = results.parent(model)
-        if model == "base":
-            return experiment.model.recurrent_filter
-    return experiment.models[model].model.recurrent_filter
+    return experiment.model.recurrent_filter
