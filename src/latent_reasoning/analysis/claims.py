@@ -170,7 +170,7 @@ def _as_accurate_by_steps(evidence: _Evidence, pair: Pair) -> Claim:
         model=pair.model,
         asked=f"nowhere more than {_points(bound)} below {pair.reference} with p < {SIGNIFICANT}",
         measured="; ".join(shown) or "the rows have no reasoning steps",
-        reached=not lost if counts else None,
+        reached=not lost if counts and evidence.accuracy(pair.reference) else None,
     )
 
 
