@@ -153,9 +153,8 @@ def test_latent_sft_goes_on_from_a_latent_model_of_the_same_filter(world):
 
 def test_a_filter_that_begins_as_soft_re_embedding_says_how_well_it_does(world, capsys):
     world("warm")
-    assert re.search(
-        r"the filter begins as soft re-embedding; \d+% of the", capsys.readouterr().out
-    )
+    said = r"warm: the filter begins as soft re-embedding; [\d.e+-]+ of the variance is left"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_missing_rows_are_named(world, tmp_path, monkeypatch):
