@@ -126,8 +126,8 @@ def _warm_start(
     )
     if unexplained is not None:
         run.processes.print(
-            f"{run.name}: the filter begins as soft re-embedding; {unexplained:.2g} of the variance "
-            "is left"
+            f"{run.name}: the filter begins as soft re-embedding; {unexplained:.2g} of the "
+            "variance is left"
         )
 
 
