@@ -29,10 +29,12 @@ include: "workflow/rules/benchmark.smk"
 localrules:
     all,
     appendix,
+    ablations,
     prepare_test_set,
     tracking_store,
     tables,
     appendix_tables,
+    ablations_table,
     figures,
     report,
     inside,
@@ -61,6 +63,13 @@ rule inside:
         rules.inside_page.output,
     message:
         "{EXPERIMENT.experiment}: the chains are looked into, see {LAYOUT.inside_page}"
+
+
+rule ablations:
+    input:
+        rules.ablations_table.output,
+    message:
+        "{EXPERIMENT.experiment}: the ablations are done, see {LAYOUT.tables}"
 
 
 onstart:

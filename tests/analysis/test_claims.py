@@ -4,6 +4,8 @@ import pytest
 
 from latent_reasoning.analysis import claims
 from latent_reasoning.analysis.claims import claims_of, p_text
+from latent_reasoning.runtime.files import write_sums
+from tests.analysis.conftest import SKILL, TRAINING, experiment, write_all
 
 
 def by_claim(results):
@@ -16,6 +18,7 @@ def test_every_claim_is_made_of_every_model_it_is_about(three_seeds):
         "Latent reasoning beats answering at once": latent,
         "RL shortens the reasoning": rl,
         "RL keeps the accuracy": rl,
+        "RL keeps the accuracy at every number of steps": rl,
         "Longer problems get more thought": rl,
         "The latent steps do the work": latent + rl,
     }
@@ -50,6 +53,41 @@ def test_rl_halves_the_length_and_loses_at_most_one_point(
     before = results.summary("latent-6", 0, "test")[name]
     change_summary(results, model, **{name: 0.0 if change is None else before + change})
     assert by_claim(results)[claim, "latent-6-rl"].verdict == verdict
+
+
+def test_a_loss_at_one_number_of_steps_is_found_though_all_rows_together_lose_little(written):
+    """The RL model is wrong on 15 of the rows of four steps that its start gets right."""
+    claim = "RL keeps the accuracy at every number of steps"
+    results = written(0)
+    assert by_claim(results)[claim, "latent-6-rl"].verdict == "reached"
+    folder = results.layout.evaluation("latent-6-rl", 0, "test")
+    start = results.predictions("latent-6", 0, "test").set_index("id")
+    changed = results.predictions("latent-6-rl", 0, "test").set_index("id")
+    changed["correct"] = start["correct"]
+    worse = changed.index[changed["correct"] & (changed["gold_steps"] == 4)][:15]
+    changed.loc[worse, "correct"] = False
+    changed.reset_index().to_parquet(folder / "predictions.parquet", index=False)
+    write_sums(folder)
+    found = by_claim(results)[claim, "latent-6-rl"]
+    n = int((changed["gold_steps"] == 4).sum())
+    assert found.verdict == "not reached"
+    assert f"4: -{100 * 15 / n:.2f} points (p < 0.0001, n = {n})" in found.measured
+
+
+def test_thresholds_are_those_of_the_configuration(written):
+    strict = written(0, report={"claims": {"shortening": 0.9}})
+    claim = by_claim(strict)["RL shortens the reasoning", "latent-6-rl"]
+    assert (claim.asked[:12], claim.verdict) == ("at least 90 ", "not reached")
+
+
+def test_rl_is_compared_with_as_much_further_training(results_root):
+    models = experiment().model_dump(mode="json", by_alias=True)["models"]
+    further = {"stage": "latent_sft", "from": "latent-6", "training": TRAINING}
+    SKILL.setdefault("latent-6-further", SKILL["latent-6"])
+    results = write_all(experiment(models=models | {"latent-6-further": further}))
+    claim = by_claim(results)["RL gives more than further latent SFT", "latent-6-rl"]
+    assert claim.asked.startswith("no less accurate than latent-6-further")
+    assert [pair.reference for pair in results.control_pairs()] == ["latent-6-further"]
 
 
 def test_equal_length_everywhere_follows_no_difficulty(written, monkeypatch):

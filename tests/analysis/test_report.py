@@ -63,7 +63,7 @@ def test_the_page_has_every_part_and_published_figures_beside_ours(page):
         *("What is claimed", "Verdicts", "Results", "Figures", "What was run"),
         *("Departures from the paper", "Environment", "How to reproduce it"),
     ]
-    assert "12 of 12 claims are reached" in page
+    assert "14 of 14 claims are reached" in page
     assert "The base model is trained from scratch on generated text." in page
     row = re.search(r"<td>latent-6-rl</td><td>test</td>.*?</tr>", page).group()
     assert "50.11" in row
@@ -74,7 +74,7 @@ def test_a_claim_that_is_not_reached_is_called_so(written, page_of, change_summa
     results = written(0)
     change_summary(results, "latent-6-rl", reasoning_tokens_mean=7.0)
     page = page_of(results)
-    assert "11 of 12 claims are reached" in page
+    assert "13 of 14 claims are reached" in page
     assert page.count("not reached") == 1
     assert "8.00 to 7.00 tokens, -12.5 %" in page
 

@@ -33,7 +33,8 @@ TOLERANCE = 1e-4
 CURVES = ("long-latent", "long-rl")
 LAPTOP_FILES = ("model.safetensors", "latent.safetensors")
 CONFIGURATIONS = (
-    *(["laptop"], ["laptop", "laptop-3seeds"], ["laptop", "laptop-estimators"], ["test"]),
+    *(["laptop"], ["laptop", "laptop-5seeds"], ["laptop", "laptop-estimators"], ["test"]),
+    *(["laptop", "laptop-hard"], ["laptop", "laptop-ablations"]),
     *(["smollm2"], ["smollm2", "smollm2-cpu"], ["paper"], ["paper", "h100"], ["published"]),
 )
 
@@ -70,7 +71,8 @@ def result_sums(results: Path) -> dict[str, str]:
 
 
 def _is_final(file: Path) -> bool:
-    return not any(part.startswith("long-") for part in file.parts)
+    timed = file.name == "compute.csv"
+    return not timed and not any(part.startswith("long-") for part in file.parts)
 
 
 def _sum(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -57,6 +58,13 @@ EXPERIMENT = {
         "frozen": LATENT | {"distillation": {"codi_weight": 1.0, "teacher": "cot-sft"}},
         "again": LATENT
         | {"from": "latent-6", "model": {"recurrent_filter": "SRE", "start_token_from": None}},
+        "warm-again": LATENT
+        | {
+            "from": "latent-6",
+            "model": {"recurrent_filter": "SRE", "start_token_from": None},
+            "filter_warm_start": 5,
+        },
+        "warm": LATENT | {"filter_warm_start": 5},
         "new-start": LATENT | {"from": "latent-6", "model": {"recurrent_filter": "SRE"}},
         "wrong-filter": LATENT | {"from": "latent-6"},
     },
@@ -139,6 +147,14 @@ def test_latent_sft_goes_on_from_a_latent_model_of_the_same_filter(world):
         world("wrong-filter")
     with pytest.raises(ConfigError, match=r"start_token_from: ' Results:'.*set it to null here"):
         world("new-start")
+    with pytest.raises(ConfigError, match=r"warm_start: 5 is for a new filter.*set it to 0 here"):
+        world("warm-again")
+
+
+def test_a_filter_that_begins_as_soft_re_embedding_says_how_well_it_does(world, capsys):
+    world("warm")
+    said = r"warm: the filter begins as soft re-embedding; [\d.e+-]+ of the variance is left"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_missing_rows_are_named(world, tmp_path, monkeypatch):

@@ -31,6 +31,9 @@ def files_of(options: argparse.Namespace, layout: Layout) -> list[Path]:
         return [folder / name for name in EVALUATION_FILES]
     if options.what == "appendix":
         return [layout.tables / f"appendix.{kind}" for kind in ("csv", "md", "tex")]
+    if options.what == "ablations":
+        figures = [layout.figures / f"ablations.{kind}" for kind in ("svg", "png")]
+        return [layout.tables / "ablations.csv", *figures]
     if options.what == "tables":
         main = [layout.tables / f"main.{kind}" for kind in ("csv", "md", "tex")]
         return [*main, *(layout.tables / f"{name}.csv" for name in TABLES)]

@@ -109,9 +109,9 @@ def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, target
     assert plan(folder, CONFIG / f"{config}.yaml", targets=targets) == jobs
 
 
-def test_three_seeds_multiply_everything_from_the_base_on(folder):
-    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-3seeds.yaml")
-    times = {"base_model": 3, "sft": 6, "latent_sft": 6, "rl": 6, "evaluate": 18}
+def test_five_seeds_multiply_everything_from_the_base_on(folder):
+    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-5seeds.yaml")
+    times = {"base_model": 5, "sft": 10, "latent_sft": 10, "rl": 10, "evaluate": 30}
     assert rules(jobs) == times | dict.fromkeys(["prepare_data", "tracking_store", *PAGES], 1)
 
 
@@ -121,6 +121,20 @@ def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
         *(f"latent_sft:latent-6:{seed}" for seed in range(3)),
         *(f"rl:{model}:{seed}" for model in ("rl-sampled", "rl-exact") for seed in range(3)),
     }
+
+
+def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
+    files = CONFIG / "laptop.yaml", CONFIG / "laptop-ablations.yaml"
+    jobs = rules(plan(folder, *files, targets=("ablations",)))
+    assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (36, 36, 72)
+    assert "sft" not in jobs
+    assert jobs["ablations_table"] == 1
+
+
+def test_the_harder_task_has_the_control_of_rl(folder):
+    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-hard.yaml")
+    assert "latent_sft:latent-6-further:0" in jobs
+    assert rules(jobs)["evaluate"] == 25
 
 
 def test_real_rows_and_weights_take_the_same_rules(folder):

@@ -37,7 +37,7 @@ rule tables:
     params:
         config=CONFIG,
         what="tables",
-        report=planning.report_digest(EXPERIMENT, "main", "published", "rl_from"),
+        report=planning.report_digest(EXPERIMENT, "main", "published", "rl_from", "claims"),
     message:
         "Writing the tables"
     shell:
@@ -66,6 +66,33 @@ use rule tables as appendix_tables with:
         report=planning.report_digest(EXPERIMENT, "appendix", "published"),
     message:
         "Writing the appendix's table"
+
+
+use rule tables as ablations_table with:
+    input:
+        evaluations=evaluations(planning.ablation_models(EXPERIMENT)),
+        code=ANALYSIS_CODE,
+    output:
+        report(
+            LAYOUT.tables / "ablations.csv",
+            caption="../report/ablations_table.rst",
+            category="Tables",
+        ),
+        report(
+            LAYOUT.figures / "ablations.svg",
+            caption="../report/ablations.rst",
+            category="Figures",
+        ),
+        LAYOUT.figures / "ablations.png",
+    log:
+        log_file("ablations"),
+    benchmark:
+        benchmark_file("ablations")
+    params:
+        what="ablations",
+        report=planning.report_digest(EXPERIMENT, "ablations"),
+    message:
+        "Writing the ablations' table and figure"
 
 
 use rule tables as figures with:
@@ -108,6 +135,8 @@ use rule tables as report with:
         benchmark_file("report")
     params:
         what="report",
-        report=planning.report_digest(EXPERIMENT, "title", "notes", "main", "published", "rl_from"),
+        report=planning.report_digest(
+            EXPERIMENT, "title", "notes", "main", "published", "rl_from", "claims"
+        ),
     message:
         "Writing the page {output}"

@@ -1,18 +1,23 @@
 """Tables, figures and the report of an experiment, from the files under `results/`.
 
-    python -m latent_reasoning.analysis {tables|appendix|figures|report} --config config/laptop.yaml
+    python -m latent_reasoning.analysis {tables|appendix|ablations|figures|report} --config FILE..
 
-`tables` and `appendix` write the tables of the main models and of `report.appendix`.
+`tables` and `appendix` write the tables of the main models and of `report.appendix`, `ablations`
+the table and the figure of `report.ablations`.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import matplotlib
+
+from latent_reasoning.analysis.ablations import ablations_figure, ablations_table
 from latent_reasoning.analysis.claims import claims_table
 from latent_reasoning.analysis.figures import write_figures
 from latent_reasoning.analysis.report import write_report
 from latent_reasoning.analysis.results import Results
+from latent_reasoning.analysis.style import STYLE, save
 from latent_reasoning.analysis.tables import (
     main_table,
     markdown,
@@ -50,6 +55,15 @@ def make_appendix(results: Results) -> None:
     print(markdown(main_table(results)))
 
 
+def make_ablations(results: Results) -> None:
+    """Write the table of the ablations and draw their figure."""
+    table, layout = ablations_table(results), results.layout
+    write_csv(table, layout.tables / "ablations.csv")
+    with matplotlib.rc_context(STYLE):
+        save(ablations_figure(results), layout.figures, "ablations")
+    print(table.to_string(index=False))
+
+
 def make_figures(results: Results) -> None:
     """Draw every figure, and log the PNG files to tracking."""
     write_figures(results, results.layout.figures)
@@ -74,6 +88,7 @@ def make_report(results: Results) -> None:
 MAKERS = {
     "tables": make_tables,
     "appendix": make_appendix,
+    "ablations": make_ablations,
     "figures": make_figures,
     "report": make_report,
 }

@@ -1,7 +1,8 @@
 """The paper's claims, each with the requirement on an experiment and the measurement.
 
-Thresholds are the project's own, fixed before any run. A claim whose requirement is not met is
-reported as not reached; a claim that the numbers cannot decide is reported as such.
+Thresholds are the project's own and stand in the configuration (`report.claims`). A claim whose
+requirement is not met is reported as not reached; a claim that the numbers cannot decide is
+reported as such.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from latent_reasoning.analysis.tables import (
     main_table,
     paired_table,
 )
+from latent_reasoning.config import Claims
+from latent_reasoning.evaluation.metrics import PairedCounts, paired_counts
 
-POINTS_ABOVE_NO_REASONING = 0.20
-SHORTENING = 0.50
-POINTS_LOST = 0.01
-CORRELATION = 0.8
-POINTS_BELOW_WITHOUT_STEPS = 0.20
+SIGNIFICANT = 0.05
+"""Largest p of a loss that chance does not explain."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def claims_of(results: Results) -> list[Claim]:
         *(_better_than_no_reasoning(evidence, pair) for pair in results.no_reasoning_pairs()),
         *(_shorter(evidence, pair) for pair in results.rl_pairs()),
         *(_as_accurate(evidence, pair) for pair in results.rl_pairs()),
+        *(_as_accurate_by_steps(evidence, pair) for pair in results.rl_pairs()),
+        *(_more_than_training(evidence, pair) for pair in results.control_pairs()),
         *(_length_follows_steps(evidence, pair.model) for pair in results.rl_pairs()),
         *(_steps_are_needed(evidence, model) for model in latent),
     ]
@@ -70,6 +72,11 @@ class _Evidence:
     paired: pandas.DataFrame
     forced: pandas.DataFrame
 
+    @property
+    def asked(self) -> Claims:
+        """The thresholds."""
+        return self.results.experiment.report.claims
+
     @classmethod
     def of(cls, results: Results) -> _Evidence:
         dataset = results.datasets[0]
@@ -85,6 +92,20 @@ class _Evidence:
     def tokens(self, model: str) -> float:
         return self.main.loc[model, "reasoning_tokens"]
 
+    def counts_by_steps(self, pair: Pair) -> dict[int, PairedCounts]:
+        """A pair row by row at each number of reasoning steps, the rows of all seeds together."""
+        ours, theirs = (
+            rows.assign(id=rows["seed"].astype(str) + " " + rows["id"])
+            for rows in (
+                self.results.pooled_predictions(model, self.dataset).dropna(subset="gold_steps")
+                for model in (pair.model, pair.reference)
+            )
+        )
+        return {
+            int(steps): paired_counts(own, theirs[theirs["gold_steps"] == steps])
+            for steps, own in ours.groupby("gold_steps")
+        }
+
     def p_values(self, pair: Pair) -> str:
         """McNemar's p for each seed."""
         rows = self.paired[
@@ -95,25 +116,26 @@ class _Evidence:
 
 def _better_than_no_reasoning(evidence: _Evidence, pair: Pair) -> Claim:
     ours, theirs = evidence.accuracy(pair.model), evidence.accuracy(pair.reference)
+    bound = evidence.asked.points_above_no_reasoning
     return Claim(
         claim="Latent reasoning beats answering at once",
         model=pair.model,
-        asked=f"at least {_points(POINTS_ABOVE_NO_REASONING)} above {pair.reference}",
+        asked=f"at least {_points(bound)} above {pair.reference}",
         measured=f"{_percent(ours)} against {_percent(theirs)}, "
         f"{_points(ours - theirs, sign=True)}; {evidence.p_values(pair)}",
-        reached=_at_least(ours - theirs, POINTS_ABOVE_NO_REASONING),
+        reached=_at_least(ours - theirs, bound),
     )
 
 
 def _shorter(evidence: _Evidence, pair: Pair) -> Claim:
     before, after = evidence.tokens(pair.reference), evidence.tokens(pair.model)
-    change = after / before - 1 if before else 0.0
+    change, bound = after / before - 1 if before else 0.0, evidence.asked.shortening
     return Claim(
         claim="RL shortens the reasoning",
         model=pair.model,
-        asked=f"at least {100 * SHORTENING:.0f} % fewer reasoning tokens than {pair.reference}",
+        asked=f"at least {100 * bound:.0f} % fewer reasoning tokens than {pair.reference}",
         measured=f"{before:.2f} to {after:.2f} tokens, {100 * change:+.1f} %",
-        reached=_at_least(-change, SHORTENING),
+        reached=_at_least(-change, bound),
     )
 
 
@@ -122,11 +144,46 @@ def _as_accurate(evidence: _Evidence, pair: Pair) -> Claim:
     return Claim(
         claim="RL keeps the accuracy",
         model=pair.model,
-        asked=f"at most {_points(POINTS_LOST)} below {pair.reference}",
+        asked=f"at most {_points(evidence.asked.points_lost)} below {pair.reference}",
         measured=f"{_percent(before)} to {_percent(after)}, "
         f"{_points(after - before, sign=True)}; {evidence.p_values(pair)}",
         # A model that answers nothing has no accuracy to keep.
-        reached=_at_least(after - before, -POINTS_LOST) if before else None,
+        reached=_at_least(after - before, -evidence.asked.points_lost) if before else None,
+    )
+
+
+def _as_accurate_by_steps(evidence: _Evidence, pair: Pair) -> Claim:
+    """A loss counts where it is larger than the bound and than chance would make it."""
+    bound, counts = evidence.asked.points_lost_by_steps, evidence.counts_by_steps(pair)
+    changes = {k: (c.only_model - c.only_reference) / c.n for k, c in counts.items()}
+    shown = [
+        f"{k}: {_points(changes[k], sign=True)} ({p_text(c.p_mcnemar)}, n = {c.n:,})"
+        for k, c in counts.items()
+    ]
+    lost = [
+        k
+        for k, c in counts.items()
+        if not _at_least(changes[k], -bound) and c.p_mcnemar < SIGNIFICANT
+    ]
+    return Claim(
+        claim="RL keeps the accuracy at every number of steps",
+        model=pair.model,
+        asked=f"nowhere more than {_points(bound)} below {pair.reference} with p < {SIGNIFICANT}",
+        measured="; ".join(shown) or "the rows have no reasoning steps",
+        reached=not lost if counts and evidence.accuracy(pair.reference) else None,
+    )
+
+
+def _more_than_training(evidence: _Evidence, pair: Pair) -> Claim:
+    ours, theirs = evidence.accuracy(pair.model), evidence.accuracy(pair.reference)
+    return Claim(
+        claim="RL gives more than further latent SFT",
+        model=pair.model,
+        asked=f"no less accurate than {pair.reference}, with as many further steps, and shorter",
+        measured=f"{_percent(ours)} at {evidence.tokens(pair.model):.2f} tokens against "
+        f"{_percent(theirs)} at {evidence.tokens(pair.reference):.2f}; {evidence.p_values(pair)}",
+        reached=_at_least(ours, theirs)
+        and evidence.tokens(pair.model) < evidence.tokens(pair.reference),
     )
 
 
@@ -141,23 +198,23 @@ def _length_follows_steps(evidence: _Evidence, model: str) -> Claim:
     return Claim(
         claim="Longer problems get more thought",
         model=model,
-        asked=f"Pearson's r of length and reasoning steps at least {CORRELATION}",
+        asked=f"Pearson's r of length and reasoning steps at least {evidence.asked.correlation}",
         measured=f"r = {shown}" if known else "the rows have no reasoning steps",
-        reached=_at_least(mean, CORRELATION) if known else None,
+        reached=_at_least(mean, evidence.asked.correlation) if known else None,
     )
 
 
 def _steps_are_needed(evidence: _Evidence, model: str) -> Claim:
     own = evidence.accuracy(model)
     forced = evidence.forced.set_index(["model", "latent_steps"])["accuracy"]
-    without = forced.loc[model, 0]
+    without, bound = forced.loc[model, 0], evidence.asked.points_below_without_steps
     return Claim(
         claim="The latent steps do the work",
         model=model,
-        asked=f"made to answer after 0 steps, at least {_points(POINTS_BELOW_WITHOUT_STEPS)} worse",
+        asked=f"made to answer after 0 steps, at least {_points(bound)} worse",
         measured=f"{_percent(without)} against {_percent(own)}, "
         f"{_points(without - own, sign=True)}",
-        reached=_at_least(own - without, POINTS_BELOW_WITHOUT_STEPS),
+        reached=_at_least(own - without, bound),
     )
 
 

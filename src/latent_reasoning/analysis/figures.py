@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from latent_reasoning.analysis.compute import compute_figure
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import (
     AFTER,
@@ -336,6 +337,7 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     "length_distribution": length_distribution,
     "length_by_steps": length_by_steps,
     "accuracy_forced": accuracy_forced,
+    "accuracy_vs_compute": compute_figure,
     "training_curves": training_curves,
 }
 """Every figure by its file name; `workflow/report/{name}.rst` is its caption."""

@@ -33,6 +33,7 @@ TITLES = {
     "length_distribution": "How long the answers took",
     "length_by_steps": "Length and difficulty",
     "accuracy_forced": "Are the latent steps needed?",
+    "accuracy_vs_compute": "Accuracy and compute",
     "training_curves": "Training",
 }
 

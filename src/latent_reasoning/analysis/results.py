@@ -86,6 +86,16 @@ class Results:
             Pair(name, reference) for name in latent for reference in self.no_reasoning_models()
         ]
 
+    def control_pairs(self) -> list[Pair]:
+        """RL models against the latent SFT models that went on from the same start without RL."""
+        controls = [m for m in self.models if self.stage(m) == "latent_sft"]
+        return [
+            Pair(pair.model, control)
+            for pair in self.rl_pairs()
+            for control in controls
+            if self.parent(control) == pair.reference
+        ]
+
     # ------------------------------------------------------------------------------ files
 
     def summary(self, model: str, seed: int, dataset: str) -> dict:

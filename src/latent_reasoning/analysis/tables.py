@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 
+from latent_reasoning.analysis.compute import compute_table
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.config import Published
 from latent_reasoning.evaluation.metrics import grouped, paired_counts, pearson, wilson_interval
@@ -90,10 +91,12 @@ def main_table(results: Results) -> pandas.DataFrame:
 
 
 def paired_table(results: Results) -> pandas.DataFrame:
-    """McNemar's exact test per seed: RL against its start, latent SFT against no reasoning."""
+    """McNemar's exact test per seed: RL against its start and its controls, latent SFT against no
+    reasoning."""
     rows = []
     for dataset in results.datasets:
-        for pair in [*results.rl_pairs(), *results.no_reasoning_pairs()]:
+        pairs = [*results.rl_pairs(), *results.control_pairs(), *results.no_reasoning_pairs()]
+        for pair in pairs:
             for seed in results.seeds:
                 counts = paired_counts(
                     results.predictions(pair.model, seed, dataset),
@@ -166,6 +169,7 @@ SUPPLEMENTS: dict[str, Callable[[Results], pandas.DataFrame]] = {
     "by_steps": steps_table,
     "by_tokens": tokens_table,
     "forced": forced_table,
+    "compute": compute_table,
 }
 """All tables but the main one, by file name."""
 

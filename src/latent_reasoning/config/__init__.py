@@ -14,6 +14,7 @@ from latent_reasoning.config.data import (
     Prompt,
 )
 from latent_reasoning.config.experiment import (
+    Claims,
     Evaluation,
     Experiment,
     Guard,

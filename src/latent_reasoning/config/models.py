@@ -243,8 +243,7 @@ class Distillation(Section):
     """`self`: one set of weights is teacher and student; or the name of a frozen `sft` model of
     form cot, whose target states are computed once."""
     traces: Literal["data", "teacher"] = "data"
-    """The reasoning the teacher reads: the data's steps, or its own traces, kept only where their
-    answer is right."""
+    """The reasoning the teacher reads: the data's steps, or its own traces with a right answer."""
 
     @model_validator(mode="after")
     def _range_in_order(self) -> Distillation:
@@ -315,6 +314,8 @@ class LatentSftModel(SupervisedModel):
     random_readout: Share = 0.0
     """Share of the rows that answer after a random number of latent steps (no fewer than the
     teacher's steps), with unchanged stop labels."""
+    filter_warm_start: Count = 0
+    """Steps in which a new filter first learns to do what `SRE` does, without labels; 0: none."""
     teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None

@@ -11,13 +11,14 @@ from latent_reasoning.config import PROJECT_ROOT, Experiment
 SPLITS = ("sft", "rl", "validation", "test")
 """What raw rows are split into; extra test sets stand beside them."""
 EVALUATION_FILES = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
-TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced")
+TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced", "compute")
 """Tables beside the main one, by file name."""
 FIGURES = (
     "accuracy_vs_tokens",
     "length_distribution",
     "length_by_steps",
     "accuracy_forced",
+    "accuracy_vs_compute",
     "training_curves",
 )
 

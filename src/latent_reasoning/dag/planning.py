@@ -91,6 +91,13 @@ def report_digest(experiment: Experiment, *keys: str) -> str:
     return digest([section[key] for key in keys])
 
 
+def ablation_models(experiment: Experiment) -> list[str]:
+    """The models of `report.ablations` and the RL models that start from them."""
+    models = list(experiment.report.ablations.values())
+    starts = {name: entry.start for name, entry in experiment.models.items() if entry.stage == "rl"}
+    return models + [name for name, start in starts.items() if start in models]
+
+
 # ------------------------------------------------------------------------- at the start of a run
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
-from latent_reasoning.data.examples import LatentExample
+from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
 from latent_reasoning.model.folder import load, load_tokenizer
@@ -28,6 +28,7 @@ from latent_reasoning.sft.examples import (
 )
 from latent_reasoning.sft.latent_sft import LatentSftTask
 from latent_reasoning.sft.teacher import TeacherStates, teacher_states, teacher_traces
+from latent_reasoning.sft.warm_start import warm_start
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
 
@@ -90,6 +91,8 @@ def _latent_sft(
         rows = _traces(run, teacher, rows)
     examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
     _check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
+    if entry.filter_warm_start:
+        _warm_start(run, model, [example.teacher for example in examples], tokenizer.pad_token_id)
     states = None
     if teacher is not None and (distillation.codi_weight or distillation.meaned_weight):
         states = _states(run, teacher, model, examples)
@@ -108,6 +111,24 @@ def _latent_sft(
         processes=run.processes,
     )
     return model, tokenizer, task
+
+
+def _warm_start(
+    run: TrainingRun, model: LatentReasoner, teachers: Sequence[PlainExample], pad_id: int
+) -> None:
+    """Let the filter of `model` begin as soft re-embedding, and say how well it does."""
+    unexplained = warm_start(
+        model,
+        teachers,
+        steps=run.entry.filter_warm_start,
+        pad_id=pad_id,
+        batch_size=run.experiment.runtime.evaluation_batch_size,
+    )
+    if unexplained is not None:
+        run.processes.print(
+            f"{run.name}: the filter begins as soft re-embedding; {unexplained:.2g} of the "
+            "variance is left"
+        )
 
 
 def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
@@ -136,6 +157,11 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
+        if entry.filter_warm_start:
+            raise ConfigError(
+                f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
+                f"filter, but {entry.start} has a trained one; set it to 0 here"
+            )
     check_round_trip(tokenizer)
     return model.to(run.device), tokenizer
 
