@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
+
 NOT_RESULTS = ("checkpoints", "logs", "benchmarks", "config.yaml", "tracking.ready")
 DIGESTS = "SHA256SUMS"
 """Beside the results: state, notes and times."""
-WHOLE_AT_THE_END = {".svg": b"</svg>", ".html": b"</html>"}
+WHOLE_AT_THE_END = {".svg": b"</svg>", ".html": b"</html>", "compute.png": b"IEND\xaeB`\x82"}
 """Files with times or random ids in them, which are whole where they end like this."""
 
 
@@ -32,8 +34,14 @@ def final_files(results: Path) -> Iterator[Path]:
 def content(file: Path) -> str:
     """What of a file is the same in every run."""
     data = file.read_bytes()
-    if file.suffix in WHOLE_AT_THE_END:
-        return "whole" if data.rstrip().endswith(WHOLE_AT_THE_END[file.suffix]) else "cut off"
+    end = next((end for name, end in WHOLE_AT_THE_END.items() if file.name.endswith(name)), None)
+    if end is not None:
+        return "whole" if data.rstrip().endswith(end) else "cut off"
+    if file.name == "compute.csv":
+        try:
+            data = pandas.read_csv(file).drop(columns="milliseconds").to_csv().encode()
+        except (ValueError, KeyError):
+            return "no table"
     if file.name == "summary.json":
         try:
             values = json.loads(data)
