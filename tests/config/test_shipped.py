@@ -24,9 +24,10 @@ from tools import config_docs
 CONFIG = PROJECT_ROOT / "config"
 EXPERIMENTS = [
     ["laptop.yaml"],
-    ["laptop.yaml", "laptop-5seeds.yaml"],
-    ["laptop.yaml", "laptop-hard.yaml"],
-    ["laptop.yaml", "laptop-ablations.yaml"],
+    ["laptop.yaml", "laptop-3seeds.yaml"],
+    ["laptop.yaml", "laptop-mlp.yaml"],
+    ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml"],
+    ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
     ["test.yaml"],
     ["paper.yaml"],

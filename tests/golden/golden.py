@@ -33,8 +33,9 @@ TOLERANCE = 1e-4
 CURVES = ("long-latent", "long-rl")
 LAPTOP_FILES = ("model.safetensors", "latent.safetensors")
 CONFIGURATIONS = (
-    *(["laptop"], ["laptop", "laptop-5seeds"], ["laptop", "laptop-estimators"], ["test"]),
-    *(["laptop", "laptop-hard"], ["laptop", "laptop-ablations"]),
+    *(["laptop"], ["laptop", "laptop-3seeds"], ["laptop", "laptop-estimators"], ["test"]),
+    *(["laptop", "laptop-mlp"], ["laptop", "laptop-mlp", "laptop-hard"]),
+    ["laptop", "laptop-mlp", "laptop-ablations"],
     *(["smollm2"], ["smollm2", "smollm2-cpu"], ["paper"], ["paper", "h100"], ["published"]),
 )
 

@@ -109,9 +109,11 @@ def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, target
     assert plan(folder, CONFIG / f"{config}.yaml", targets=targets) == jobs
 
 
-def test_five_seeds_multiply_everything_from_the_base_on(folder):
-    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-5seeds.yaml")
-    times = {"base_model": 5, "sft": 10, "latent_sft": 10, "rl": 10, "evaluate": 30}
+@pytest.mark.parametrize(("overlay", "seeds"), [("laptop-3seeds", 3), ("laptop-mlp", 5)])
+def test_seeds_multiply_everything_from_the_base_on(folder, overlay, seeds):
+    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / f"{overlay}.yaml")
+    once = {"base_model": 1, "sft": 2, "latent_sft": 2, "rl": 2, "evaluate": 6}
+    times = {rule: seeds * count for rule, count in once.items()}
     assert rules(jobs) == times | dict.fromkeys(["prepare_data", "tracking_store", *PAGES], 1)
 
 
@@ -124,7 +126,7 @@ def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
 
 
 def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
-    files = CONFIG / "laptop.yaml", CONFIG / "laptop-ablations.yaml"
+    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-mlp", "-ablations"))
     jobs = rules(plan(folder, *files, targets=("ablations",)))
     assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (36, 36, 72)
     assert "sft" not in jobs
@@ -132,7 +134,8 @@ def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
 
 
 def test_the_harder_task_has_the_control_of_rl(folder):
-    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-hard.yaml")
+    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-mlp", "-hard"))
+    jobs = plan(folder, *files)
     assert "latent_sft:latent-6-further:0" in jobs
     assert rules(jobs)["evaluate"] == 25
 
