@@ -114,6 +114,7 @@ WITH: dict[str, dict[str, Any]] = {
         "models.latent.distillation": {"teacher": "sft", "traces": "teacher"}
     },
     "inside.models": {"inside.models": ["latent"]},
+    "report.ablations": {"report.ablations": {"the recipe": "latent"}},
     "report.rl_from": {"report.rl_from": {"import": "sft"}},
     **{f"models.{stage}.lora": {f"models.{name}.lora": None} for stage, name in NAMES.items()},
 }
