@@ -273,20 +273,26 @@ class _Attention:
         """Keys and values of all columns (R, W, d), and queries of those from `first` on, if there
         are any."""
         module = self.module
-        read = states
-        if first:
-            read = states[:, first:] if self.packing is None else states[:0]
         if self.low is None:
             projected = [module.k_proj(states), module.v_proj(states)]
+            # Cut only here: gradients are summed in the order of these operations.
+            read = self._read(states, first)
             projected += [module.q_proj(read)] if read.numel() else []
         elif first:
             projected = project([module.k_proj, module.v_proj], states)
+            read = self._read(states, first)
             projected += project([module.q_proj], read) if read.numel() else []
         else:
             projected = project([module.k_proj, module.v_proj, module.q_proj], states)
         if self.packing is not None:
             projected = list(map(self.packing.unpacked, projected))
         return tuple(self._heads(part) for part in projected)
+
+    def _read(self, states: Tensor, first: int) -> Tensor:
+        """The columns from `first` on; of packed ones all or none."""
+        if self.packing is None:
+            return states[:, first:]
+        return states[:0] if first else states
 
     def _heads(self, states: Tensor) -> Tensor:
         """(R, W, heads * s) -> (R, heads, W, s)."""
