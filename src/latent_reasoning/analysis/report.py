@@ -38,16 +38,20 @@ TITLES = {
 }
 
 
-def write_report(results: Results, figures: Path, path: Path) -> None:
-    """Write the page of an experiment; `figures` is the folder of its figures."""
-    environment_of_templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def templates(folder: Path) -> jinja2.Environment:
+    """The page templates of a folder; a name that is not given to one is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment_of_templates.get_template("report.html.jinja")
+
+
+def write_report(results: Results, figures: Path, path: Path) -> None:
+    """Write the page of an experiment; `figures` is the folder of its figures."""
+    template = templates(Path(__file__).parent).get_template("report.html.jinja")
     write_text_atomically(path, template.render(**content(results, figures)))
 
 

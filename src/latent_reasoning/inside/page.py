@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas
 from PIL import Image
 
+from latent_reasoning.analysis.report import templates
 from latent_reasoning.config import UserError
 from latent_reasoning.inside.findings import in_words
 from latent_reasoning.runtime.command import run_stage
@@ -85,19 +85,13 @@ def write_page(folders: Sequence[Path], path: Path, title: str) -> None:
     for study in studies:
         summary = study["summary"]
         sections.setdefault((summary["model"], summary["dataset"]), []).append(study)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     content = {
         "title": title,
         "sections": [_section(name, group) for name, group in sections.items()],
         "comparison": _comparison(sections),
     }
-    write_text_atomically(path, environment.get_template("page.html.jinja").render(**content))
+    template = templates(Path(__file__).parent).get_template("page.html.jinja")
+    write_text_atomically(path, template.render(**content))
 
 
 def _read(folder: Path) -> dict[str, Any]:
