@@ -59,6 +59,7 @@ from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
 from latent_reasoning.config.rivals import (
     CurriculumModel,
     DecodeModel,
+    Gate,
     RivalPolicyModel,
     TeacherForcedModel,
 )

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from latent_reasoning.config.fields import Count, Section, science_for
+from latent_reasoning.config.fields import (
+    Count,
+    Positive,
+    Section,
+    Share,
+    only_when,
+    science_for,
+)
 from latent_reasoning.config.models import Model, SupervisedModel
 from latent_reasoning.config.policies import PolicyModel
 
@@ -33,6 +40,29 @@ class TeacherForcedModel(SupervisedModel):
     """Overrides the section `model`."""
 
 
+class Gate(Section):
+    """HRPO's gate, which blends what a thinking token reads."""
+
+    top_k: Count = 50
+    """Likeliest tokens that are drawn from and mixed; 0: all."""
+    keep: Annotated[tuple[Share, Share], Field(strict=False)] = (0.99, 0.999)
+    """Bounds between which `kept^(1 / r)` of each feature begins: the share kept of a token's
+    embedding begins as its square root."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of the gate's two layers, which then have no weight decay; null: that of
+    all other weights."""
+    decay_learning_rate: Positive | None = None
+    """The same for the gate's decay."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Gate:
+        if not 0 < self.keep[0] <= self.keep[1] < 1:
+            raise ValueError(
+                f"keep: {list(self.keep)} are no two shares in order, above 0, below 1"
+            )
+        return self
+
+
 class RivalPolicyModel(PolicyModel):
     """GRPO over a policy whose randomness is that of its latent steps."""
 
@@ -40,6 +70,8 @@ class RivalPolicyModel(PolicyModel):
     """RL of another policy."""
     method: Literal["hrpo", "colar", "mts"] = "hrpo"
     """The policy."""
+    gate: Annotated[Gate, only_when("method", "hrpo")] = Field(default_factory=Gate)
+    """HRPO's gate."""
 
 
 class DecodeModel(Section):

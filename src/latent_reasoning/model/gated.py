@@ -56,9 +56,9 @@ class GateSettings:
 
 
 def mixture(probabilities: Tensor, embeddings: Tensor) -> Tensor:
-    """The embeddings `(V, d)` weighted by probabilities `(.., V)`, over the norm of these: `(.., d)`.
+    """The embeddings `(V, d)` weighted by probabilities `(.., V)`, `(.., d)`.
 
-    The flatter the distribution, the more the division lengthens the mixture.
+    Over the norm of the probabilities: the flatter they are, the longer the mixture.
     """
     return (probabilities.to(embeddings.dtype) @ embeddings) / probabilities.norm(
         dim=-1, keepdim=True
@@ -162,7 +162,7 @@ class GatedReasoner(LatentReasoner):
         return self.gate_settings.distribution(self._vocabulary_logits(hidden))
 
     def gated(self, tokens: Tensor, mixtures: Tensor, thinking: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and shares kept, both `(.., d)`, of tokens `(..)` with given mixtures `(.., d)`."""
+        """Inputs and shares kept, both `(.., d)`, of tokens `(..)` with mixtures `(.., d)`."""
         embeddings, thinking = self.embed(tokens), thinking.unsqueeze(-1)
         inputs, kept = self.gate(embeddings, mixtures.to(embeddings.dtype))
         return torch.where(thinking, inputs, embeddings), torch.where(thinking, kept, 1.0)

@@ -43,7 +43,7 @@ def marker_table(texts: Sequence[str], marker: str) -> Tensor:
 
 
 def _progress(text: str, marker: str) -> int:
-    """The length of the longest end of `text` with which the marker begins; all once it is there."""
+    """Length of the longest end of `text` that begins the marker; all of it once it is there."""
     if marker in text:
         return len(marker)
     lengths = range(min(len(marker), len(text)), -1, -1)

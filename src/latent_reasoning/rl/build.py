@@ -42,7 +42,7 @@ def build(
         max_prompt_tokens=entry.max_prompt_tokens,
         number_rule=run.experiment.data.number_rule,
     )
-    _check_positions(run.name, model, prompts, entry)
+    check_positions(run.name, model, prompts, entry)
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -57,7 +57,7 @@ def build(
     return model, tokenizer, task
 
 
-def _check_positions(
+def check_positions(
     name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: RlModel
 ) -> None:
     """Raise `ConfigError` where a completion could go past the base's last position."""

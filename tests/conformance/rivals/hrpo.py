@@ -1,4 +1,4 @@
-"""Cases of `hrpo/`: the gate, sampled and greedy generation, the loss and its gradients, the reward.
+"""Cases of `hrpo/`: the gate, sampled and greedy generation, loss and gradients, the reward.
 
 The public code scores without an attention mask (`attention: none`): padding is attended and counts
 as positions. Here such prompts are read with their padding as tokens, by the same functions. Its
