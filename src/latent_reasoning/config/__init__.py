@@ -61,5 +61,6 @@ from latent_reasoning.config.rivals import (
     DecodeModel,
     Gate,
     RivalPolicyModel,
+    Seek,
     TeacherForcedModel,
 )

@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from latent_reasoning.config.fields import (
+    IMPORTANT,
     Count,
+    Number,
     Positive,
+    PositiveInt,
     Section,
     Share,
     only_when,
@@ -74,6 +77,31 @@ class RivalPolicyModel(PolicyModel):
     """HRPO's gate."""
 
 
+class Seek(Section):
+    """LatentSeek: the states of the first part of an answer follow a reward at test time."""
+
+    reward: Annotated[Literal["confidence", "verifier", "oracle"], IMPORTANT] = "confidence"
+    """`confidence`: mean log-probability of the answer. `verifier`: minus the share of sampled
+    chains that come to another answer. `oracle`: 0 for the right answer, else -1: it knows the
+    label, and is an upper bound alone."""
+    share: Annotated[Share, IMPORTANT] = 0.1
+    """rho: share of the answer's tokens, the first ones, whose states are optimised."""
+    learning_rate: Annotated[Positive, IMPORTANT] = 0.03
+    """Learning rate of Adam."""
+    steps: PositiveInt = 10
+    """Most steps."""
+    threshold: Number = -0.2
+    """A reward above this ends the search."""
+    max_grad_norm: Positive | None = None
+    """Gradient clipping by the norm of an answer's states; null: none."""
+    samples: PositiveInt = 8
+    """Chains of `verifier`."""
+    temperature: Positive = 1.0
+    """Their sampling temperature."""
+    seed: Count = 0
+    """Seed of these chains."""
+
+
 class DecodeModel(Section):
     """Another way to decode a model that is there; its weights are those of the model."""
 
@@ -83,5 +111,7 @@ class DecodeModel(Section):
     """The model that is decoded."""
     method: Literal["soft_thinking", "latentseek", "colar"] = "soft_thinking"
     """How."""
+    seek: Annotated[Seek, only_when("method", "latentseek")] = Field(default_factory=Seek)
+    """LatentSeek's search."""
     forced_steps: Annotated[Count | None, science_for("evaluation")] = None
     """Evaluate with this number of latent steps; null: adaptive."""

@@ -2,7 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
-    gate.json, gate.safetensors                    of a gated token reasoner (`gated.py`)
+    gate.json, gate.safetensors; seek.json         of a gated token reasoner; of one that seeks
     SHA256SUMS                                     digests of the above, checked on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
@@ -46,6 +46,7 @@ from latent_reasoning.model.bases import (
 )
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
+from latent_reasoning.model.latentseek import SEEK_SETTINGS, read_seeking
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.tensors import (
@@ -145,6 +146,8 @@ def load(
         load_tensors(model, read_tensors(file), expected, file)
     elif (folder / GATE_SETTINGS).exists():
         model = read_gate(load_base(folder, dtype), folder)
+    elif (folder / SEEK_SETTINGS).exists():
+        model = read_seeking(load_base(folder, dtype), folder)
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)

@@ -22,6 +22,8 @@ from latent_reasoning.model.blocks import RowOrder
 from latent_reasoning.model.gated import Fed, GatedReasoner
 from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.passes import Kind
+from latent_reasoning.model.sampling import sample_texts
+from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.rl.rollouts import Completion, Rollout, collect
 from latent_reasoning.runtime.device import to_device
 
@@ -43,43 +45,19 @@ class Sampled(NamedTuple):
     kept: float
 
 
-@torch.no_grad()
 def sample(
     model: GatedReasoner, prompts: Sequence[list[int]], uniforms: Tensor, eos_id: int
 ) -> Sampled:
-    """Sample G completions of each of P prompts from `uniforms` (P, G, T).
-
-    A token is the first one whose cumulated probability exceeds its number. Samples that agree so
-    far share a row of the model. In autocast and the mode (train, eval) of the caller.
-    """
-    padded = (tensor.to(model.device) for tensor in pad_prompts(prompts, eos_id))
-    state = model.read_prompts(*padded)
-    count, size, longest = uniforms.shape
-    ids, lengths = torch.full(uniforms.shape, eos_id), torch.zeros(count, size, dtype=torch.long)
-    rows_of = torch.zeros(uniforms.shape, dtype=torch.long)
+    """Sample G completions of each of P prompts from `uniforms` (P, G, T), without gradients."""
     every: list[Fed] = []
-    prompt = torch.arange(count)
-    of, member = prompt.repeat_interleave(size), torch.arange(size).repeat(count)
-    row = of
-    for position in range(longest):
-        cumulated = model.choices(state.last_hidden).double().cumsum(-1)
-        draws = to_device(uniforms[prompt, :, position].double(), model.device)
-        drawn = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True)
-        tokens = drawn.cpu()[row, member]
-        ids[of, member, position] = tokens
-        lengths[of, member] = position + 1
-        going_on = (tokens != eos_id) & (position + 1 < longest)
-        if not going_on.any():
-            break
-        of, member = of[going_on], member[going_on]
-        children, row = torch.stack([row, tokens])[:, going_on].unique(dim=1, return_inverse=True)
-        parents, tokens = children
-        state, prompt = state.select(parents), prompt[parents]
-        every.append(model.feed(state, to_device(tokens, model.device)))
+
+    def read(state: ReasoningState, tokens: Tensor) -> None:
+        every.append(model.feed(state, tokens))
         model.advance(state, every[-1].inputs.unsqueeze(1))
-        rows_of[of, member, position] = row
+
+    ids, lengths, rows = sample_texts(model, prompts, uniforms, eos_id, model.choices, read)
     rollout = collect(prompts, ids, lengths)
-    return Sampled(rollout, *_read(rollout, rows_of, every, model))
+    return Sampled(rollout, *_read(rollout, rows, every, model))
 
 
 def _read(
