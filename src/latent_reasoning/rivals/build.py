@@ -14,7 +14,10 @@ from latent_reasoning.training.task import Task
 STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
-BUILDERS: dict[tuple[str, str], str] = {}
+BUILDERS: dict[tuple[str, str], str] = {
+    ("teacher_forced", "colar"): "colar_sft",
+    ("policy", "colar"): "colar_rl",
+}
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 
 
