@@ -5,7 +5,7 @@ every default, checks everything and returns an `Experiment`; every mistake is a
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
 The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`experiment` (the root), `load` (YAML, messages, schema).
+`report`, `experiment` (the root), `load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -14,12 +14,10 @@ from latent_reasoning.config.data import (
     Prompt,
 )
 from latent_reasoning.config.experiment import (
-    Claims,
     Evaluation,
     Experiment,
     Guard,
     Inside,
-    Published,
     Runtime,
     Tracking,
 )
@@ -58,3 +56,4 @@ from latent_reasoning.config.models import (
     SftModel,
     Training,
 )
+from latent_reasoning.config.report import Claims, Published, Rivals
