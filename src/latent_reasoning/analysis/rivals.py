@@ -225,7 +225,7 @@ def readable_tuning(table: pandas.DataFrame) -> pandas.DataFrame:
             "Trial": table["trial"],
             "Settings beside the first": table["settings"],
             "Accuracy %": [
-                failed and f"failed: {failed}" or percent(accuracy)
+                (failed and f"failed: {failed}") or percent(accuracy)
                 for failed, accuracy in zip(table["failed"], table["accuracy"], strict=True)
             ],
             "Reasoning tokens": table["reasoning_tokens"].map(number),
