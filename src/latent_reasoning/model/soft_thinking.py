@@ -1,11 +1,11 @@
 """Soft Thinking: a language model that reads mixtures of words while it thinks, without training.
 
 Zhang et al., arXiv 2505.15778 (docs/rivals.md). As long as a row thinks, its next token is the
-likeliest one, but what it reads is the mixture of the likeliest words. It ends to think where its
-tokens are the end of thinking (` The answer is:`), which is read as it is, or where it has been sure
-of its next token for long: the end of thinking is then written for it. Departures from the public
-code: rows that answer are greedy unless numbers to sample from are given, and being sure while
-answering does not end a row.
+likeliest one, but what it reads is the mixture of the likeliest words. Thinking ends where its
+tokens are the end of thinking (` The answer is:`), which is read as it is, or where it has been
+sure of its next token for long: the end of thinking is then written for it. Departures from the
+public code: rows that answer are greedy unless numbers to sample from are given, and being sure
+while answering does not end a row.
 
 R rows, T columns, d hidden size, V vocabulary, k words in a mixture.
 """
