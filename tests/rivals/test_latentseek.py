@@ -4,11 +4,15 @@ from shutil import copytree
 
 import pytest
 import torch
+import yaml
 
-from latent_reasoning.config import PROJECT_ROOT
+from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
+from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.latentseek import Seeking, _Rewards, confidence, verifiers_reward
+from latent_reasoning.model.folder import load as load_model
+from latent_reasoning.model.folder import save
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.latentseek import (
     Search,
@@ -17,9 +21,11 @@ from latent_reasoning.model.latentseek import (
     answer_states,
 )
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.rivals.__main__ import main
 from tests.conformance.__main__ import replay
 from tests.model.models import build_base
-from tests.rl.conftest import generated_rows
+from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
 
 VECTORS = PROJECT_ROOT.parent / "shared" / "rivals" / "vectors" / "latentseek"
 EOS = 1
@@ -137,6 +143,47 @@ def test_evaluation_seeks(tokenizer, reward, architecture):
     assert [p.completion for p in sought.predictions] != [p.completion for p in greedy.predictions]
     # With the answer's words forced there is nothing to seek.
     assert sought.forced == greedy.forced
+
+
+def test_the_stage_links_the_parent_and_evaluation_seeks_with_its_settings(
+    tokenizer, tmp_path, monkeypatch
+):
+    config = tmp_path / "tiny.yaml"
+    content = {
+        "experiment": "tiny",
+        "data": {"generated": {"max_steps": 2, "step_weights": [1, 1], "modulus": 3}},
+        "tracking": {"enabled": False},
+        "runtime": {"device": "cpu"},
+        "models": {
+            "cot": {"stage": "sft", "training": {"steps": 1}},
+            "latent": {"stage": "latent_sft", "training": {"steps": 1}},
+            "sought": {
+                "stage": "decode",
+                "method": "latentseek",
+                "from": "cot",
+                "seek": {"reward": "oracle", "share": 0.5, "steps": 3},
+            },
+            "latent-sought": {"stage": "decode", "method": "latentseek", "from": "latent"},
+        },
+    }
+    config.write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path / "results"))
+    layout = Layout.of(load(config))
+    base = build_base(vocabulary=len(tokenizer)).float()
+    save(LatentReasoner(base, None), tokenizer, layout.model("cot", 0), card={"model": "cot"})
+    latent = latent_tokenizer(3)
+    around = LatentReasoner(
+        build_base(vocabulary=len(latent)).float(), LatentSettings(*special_ids(latent))
+    )
+    save(around, latent, layout.model("latent", 0), card={"model": "latent"})
+    arguments = ["--config", str(config), "--seed", "0", "--model"]
+    main([*arguments, "sought"])
+    made = load_model(layout.model("sought", 0), device="cpu")
+    assert made.seek_settings == SeekSettings(reward="oracle", share=0.5, steps=3)
+    for name, tensor in made.base.state_dict().items():
+        assert torch.equal(tensor, base.state_dict()[name])
+    with pytest.raises(ConfigError, match=r"models.latent-sought.from"):
+        main([*arguments, "latent-sought"])
 
 
 def test_the_recorded_cases_pass(tmp_path):

@@ -18,8 +18,8 @@ class ReasoningState:
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
     final norm; `prefix` is a text that the rows continue. `full` says that `mask` is known to be
-    True everywhere. `progress` `(B,)` is a gated model's (`gated.py`). `advance` extends a state in
-    place.
+    True everywhere. `progress` `(B,)` is a gated model's (`gated.py`); `noise` `(B, d)` is that of the
+    next latent input, where the model samples it. `advance` extends a state in place.
     """
 
     cache: GrowingCache
@@ -28,6 +28,7 @@ class ReasoningState:
     prefix: SharedPrefix | None = None
     full: bool = False
     progress: Tensor | None = None
+    noise: Tensor | None = None
 
     @classmethod
     def empty(cls, mask: Tensor, prefix: SharedPrefix | None = None) -> ReasoningState:

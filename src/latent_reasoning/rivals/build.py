@@ -14,7 +14,11 @@ from latent_reasoning.training.task import Task
 STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
-BUILDERS: dict[tuple[str, str], str] = {("policy", "hrpo"): "gated_policy"}
+BUILDERS: dict[tuple[str, str], str] = {
+    ("teacher_forced", "colar"): "colar_sft",
+    ("policy", "colar"): "colar_rl",
+    ("policy", "hrpo"): "gated_policy",
+}
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 
 
