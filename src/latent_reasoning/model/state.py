@@ -18,7 +18,7 @@ class ReasoningState:
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
     final norm; `prefix` is a text that the rows continue. `full` says that `mask` is known to be
-    True everywhere. `progress` `(B,)` is a gated model's (`gated.py`); `noise` `(B, d)` is that of the
+    True everywhere. `progress` `(B,)` is of a gated model (`gated.py`); `noise` `(B, d)` is of the
     next latent input, where the model samples it. `advance` extends a state in place.
     """
 
