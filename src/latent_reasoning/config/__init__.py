@@ -5,7 +5,8 @@ every default, checks everything and returns an `Experiment`; every mistake is a
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
 The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`experiment` (the root), `load` (YAML, messages, schema).
+`policies`, `rivals`, `entries` (all that `models` may hold), `experiment` (the root), `load` (YAML,
+messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -13,6 +14,7 @@ from latent_reasoning.config.data import (
     NumberRule,
     Prompt,
 )
+from latent_reasoning.config.entries import ENTRIES, RIVAL_STAGES, ImportModel, ModelEntry
 from latent_reasoning.config.experiment import (
     Claims,
     Evaluation,
@@ -42,19 +44,21 @@ from latent_reasoning.config.load import (
     schema_of_experiment,
 )
 from latent_reasoning.config.models import (
-    ENTRIES,
     Architecture,
     Base,
     Distillation,
-    ImportModel,
     LatentSftModel,
     LatentSteps,
     Lora,
     Model,
-    ModelEntry,
     ReasoningMix,
-    Reward,
-    RlModel,
     SftModel,
     Training,
+)
+from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
+from latent_reasoning.config.rivals import (
+    CurriculumModel,
+    DecodeModel,
+    RivalPolicyModel,
+    TeacherForcedModel,
 )

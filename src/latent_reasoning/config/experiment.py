@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from latent_reasoning.config.data import Data
+from latent_reasoning.config.entries import ENTRIES, ModelEntry
 from latent_reasoning.config.fields import (
     IMPORTANT,
     NOT_SCIENCE,
@@ -20,7 +21,8 @@ from latent_reasoning.config.fields import (
     Share,
     fields_of,
 )
-from latent_reasoning.config.models import ENTRIES, Base, LatentSftModel, Model, ModelEntry, RlModel
+from latent_reasoning.config.models import Base, LatentSftModel, Model
+from latent_reasoning.config.policies import PolicyModel, RlModel
 
 
 class Evaluation(Section):
@@ -181,6 +183,12 @@ class Stages(Section):
     """Defaults of `latent_sft` models."""
     rl: dict[str, Any] = Field(default_factory=dict)
     """Defaults of `rl` models."""
+    curriculum: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `curriculum` models."""
+    teacher_forced: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `teacher_forced` models."""
+    policy: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `policy` models."""
 
     @model_validator(mode="after")
     def _known_keys(self) -> Stages:
@@ -274,13 +282,15 @@ class Experiment(Section):
         self._check_ancestors(name, entry)
         parent = None if entry.start in (None, "base") else self.models[entry.start]
         parent_stage = None if parent is None else parent.stage
-        if entry.stage == "sft" and parent_stage in ("latent_sft", "rl"):
+        if entry.stage == "sft" and parent_stage not in (None, "sft", "import"):
             raise ValueError(
                 f"models.{name}.from: token SFT starts from a plain language model, not from "
                 f"{entry.start!r}, which reasons in latent steps"
             )
         if entry.stage == "latent_sft":
             self._check_latent_sft(name, entry)
+        if isinstance(entry, PolicyModel):
+            self._check_policy(name, entry)
         if entry.stage == "rl":
             self._check_rl(name, entry, parent_stage)
 
@@ -319,18 +329,20 @@ class Experiment(Section):
                 f"{key}.traces: teacher needs distillation.teacher to name an sft model"
             )
 
-    def _check_rl(self, name: str, entry: RlModel, parent_stage: str | None) -> None:
+    def _check_policy(self, name: str, entry: PolicyModel) -> None:
         if (entry.max_latent_steps or 0) + 2 > entry.max_new_tokens:
             raise ValueError(
                 f"models.{name}.max_latent_steps: {entry.max_latent_steps} steps and STOP leave no "
                 f"token of max_new_tokens: {entry.max_new_tokens} for the answer"
             )
-        if parent_stage not in ("latent_sft", "rl", "import"):
-            raise ValueError(
-                f"models.{name}.from: RL starts from a latent_sft, rl or import model, not from "
-                f"{entry.start!r}"
-            )
         if self.data.sft_share == 1.0:
             raise ValueError(
                 f"data.sft_share: 1.0 leaves no rows for the RL model {name!r}; take less"
+            )
+
+    def _check_rl(self, name: str, entry: RlModel, parent_stage: str | None) -> None:
+        if parent_stage in (None, "sft"):
+            raise ValueError(
+                f"models.{name}.from: RL starts from a latent_sft, rl or import model, not from "
+                f"{entry.start!r}"
             )

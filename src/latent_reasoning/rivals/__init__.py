@@ -1,1 +1,1 @@
-"""Rival methods of reasoning in hidden states, on the same base, rows and evaluation."""
+"""Other published methods of latent reasoning, trained and decoded on equal terms."""
