@@ -188,10 +188,10 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"], IMPORTANT
+        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "pause"], IMPORTANT
     ] = "MLP"
-    """What turns a hidden state into the next input embedding. `linear`, `linear_ln` and
-    `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `pause` is a learnt vector instead.
+    `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False

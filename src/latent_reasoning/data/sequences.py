@@ -278,8 +278,10 @@ def encode_staged_rows(
     """
     pieces = _Pieces.of(tokenizer)
     remainders = [
-        [reasoning_text(replace(row, steps=steps[first:]), natural_language=natural_language)
-         for first in range(len(steps) + 1)]
+        [
+            reasoning_text(replace(row, steps=steps[first:]), natural_language=natural_language)
+            for first in range(len(steps) + 1)
+        ]
         for row in rows
         for steps in [reasoning_steps(row, drop_last_step=False)]
     ]

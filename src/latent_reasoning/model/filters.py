@@ -64,6 +64,18 @@ class LinearLayerNorm(nn.Module):
         return self.norm(self.layer(hidden))
 
 
+class Pause(nn.Module):
+    """A learnt vector in place of the hidden state (`pause`): time to compute, but no thought."""
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.row = nn.Parameter(initial.clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`, the same for every state."""
+        return self.row.expand_as(hidden)
+
+
 class SRE(nn.Module):
     """Soft re-embedding: the softmax over the vocabulary, times the embedding matrix."""
 
@@ -105,6 +117,7 @@ def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "pause": lambda: Pause(embeddings.mean(0)),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

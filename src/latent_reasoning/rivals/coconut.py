@@ -50,13 +50,13 @@ class Stages:
         return places * self.latents_per_step, steps
 
     def of_evaluation(self, steps: int, stage: int) -> int:
-        """Latent steps of a prompt, which without `pad_latents` depend on the row's true `steps`."""
+        """Latent steps of a prompt; without `pad_latents` a row's true `steps` limit them."""
         most = self.last_latent_stage if self.pad_latents else min(steps, self.last_latent_stage)
         return min(most, stage) * self.latents_per_step
 
 
 def mixed_stage(steps: int, stage: int, share: float, draws: Draws) -> int:
-    """The stage of a row with `steps` steps: `stage`, or with probability `share` any of 0 .. steps.
+    """A row's stage: `stage`, or with probability `share` any from 0 to its number of `steps`.
 
     A drawn stage may be above the last latent one; then all text goes.
     """

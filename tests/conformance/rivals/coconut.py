@@ -8,10 +8,12 @@ of the markers' rows, so that the logits of the vocabulary are left as they are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.context import decode, read_pieces, read_whole
 from latent_reasoning.data.examples import PlainExample, StagedRow
@@ -27,12 +29,13 @@ from latent_reasoning.rivals.coconut import Stages, mixed_stage
 from latent_reasoning.training.checkpoints import parameter_names
 from latent_reasoning.training.text import Labels, cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance
-from tests.conformance.recording import Record, Skip, Vectors
+from tests.conformance.recording import Record, Vectors
 
 INFORMATION = {"smallest_margin", "seed"}
 STATE, LOSS = Tolerance(absolute=3e-4), Tolerance(relative=1e-5)
 GRADIENT, GRADIENT_NORM = Tolerance(relative=1e-3, by_norm=True), Tolerance(relative=1e-3)
 SPECIAL = ("start_id", "end_id", "latent_id")
+MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 
 
 # --------------------------------------------------------------------------------------- sequences
@@ -52,13 +55,12 @@ def _tokenised(vectors: Vectors, entries: list[Record], kind: str) -> Checks:
 
 
 def _ids(vectors: Vectors, ids: Record, kind: str) -> Checks:
-    """Ids of the tokens; the markers' rows begin as copies of that of `<<`."""
+    """Ids of the tokens: the markers' rows follow the vocabulary, begun as that of `<<`."""
     tokenizer = load_tokenizer(vectors.folder(f"coconut/ckpt_{kind}"))
-    markers = tokenizer.convert_tokens_to_ids(
-        ["<|start-latent|>", "<|end-latent|>", "<|latent|>", "<<"]
-    )
-    own = dict(zip([*SPECIAL, "init_from_id"], markers, strict=True))
-    yield Check(own | {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.eos_token_id}, ids)
+    (first,) = read_pieces(tokenizer, ["<<"])
+    own = {key: len(tokenizer) + place for place, key in enumerate(SPECIAL)}
+    own |= {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.eos_token_id}
+    yield Check(own | {"init_from_id": first[0]}, ids)
 
 
 class _Recorded:
@@ -87,7 +89,7 @@ def _stages(vectors: Vectors, case: Record, kind: str) -> Checks:
     """Every row at the recorded stages, and the prompts of the evaluation."""
     settings, every = case["settings"], list(_rows(vectors, kind))
     for position, entry in enumerate(case["stages"]):
-        draws = _Recorded(entry["draws"] if "draws" in entry else [])
+        draws = _Recorded(entry.get("draws", []))
         examples = []
         for row in every:
             stage = entry["stage"]
@@ -104,7 +106,7 @@ def _stages(vectors: Vectors, case: Record, kind: str) -> Checks:
 def _rows(vectors: Vectors, kind: str) -> Iterator[StagedRow]:
     for entry in vectors.file("coconut/data.json")["kinds"][kind]["tokenised"]:
         steps, answer = entry["steps"], entry["answer"]
-        texts = [sum(steps[first:], []) for first in range(len(steps) + 1)]
+        texts = [[i for step in steps[first:] for i in step] for first in range(len(steps) + 1)]
         yield StagedRow(entry["question"], texts, answer, len(answer))
 
 
@@ -131,7 +133,8 @@ def _prompt(vectors: Vectors, row: StagedRow, settings: Record, stage: int, kind
 def _run(vectors: Vectors, settings: Record, latents: int, kind: str) -> list[int]:
     if not settings.get("markers", True):
         return []
-    start, end, latent = (vectors.file("coconut/data.json")["kinds"][kind]["ids"][k] for k in SPECIAL)
+    ids = vectors.file("coconut/data.json")["kinds"][kind]["ids"]
+    start, end, latent = (ids[key] for key in SPECIAL)
     return [start, *[latent] * latents, end]
 
 
@@ -142,7 +145,7 @@ def _forward(vectors: Vectors, case: Record, name: str) -> Checks:
     """A batch: its sequences, latent inputs, log-probabilities, loss and gradients."""
     settings, arrays = case["settings"], vectors.file(f"coconut/forward_{name}.npz")
     kind = _kind(settings)
-    mask, labels = arrays["in/attention_mask"], arrays["in/labels"]
+    mask, labels = arrays["in/attention_mask"], arrays["in/labels"].long()
     yield from _batch_of_rows(vectors, settings, arrays, kind)
     own = ReasoningState.empty(mask.bool()).append(mask.bool()) * mask
     yield Check(own, arrays["in/position_ids"], part="position_ids")
@@ -207,11 +210,9 @@ def _gradients(model: LatentReasoner, case: Record, arrays: Record, rename: Tens
     """Gradients of all parameters: a marker's row has what ours have of its copies too."""
     own, copies = {}, {}
     if model.settings is not None:
-        rows = rename.nonzero()[:0]
         ids = model.settings
         marker = {v: i for i, v in enumerate(rename.tolist()) if i != v}
         copies = {ids.start_id: marker[ids.start_id], ids.end_id: marker[ids.stop_id]}
-        del rows
     for parameter, name in parameter_names(model).items():
         gradient = parameter.grad.clone()
         if len(gradient) == len(rename) + 4 and copies:
@@ -263,13 +264,13 @@ def _generation(vectors: Vectors, case: Record) -> Checks:
     entries, staged = case["rows"], list(_rows(vectors, kind))
     verdicts = []
     for position, entry in enumerate(entries):
-        index = settings["rows"][position] if "rows" in settings else position
+        index = settings.get("rows", range(len(entries)))[position]
         prompt = entry["prompt"]
         own = _prompt(vectors, staged[index], settings, settings["stage"], kind)
         yield Check(own, prompt, part="prompt")
         output = [*prompt, *_written(model, rename[prompt].tolist(), settings, tokenizer)]
         yield Check(output, entry["output"], part="output")
-        text = decode(tokenizer, [i for i in output if i not in tokenizer.all_special_ids])
+        text = _text(output, tokenizer, vectors.file("coconut/data.json")["kinds"][kind]["ids"])
         answer = text.split("#")[-1].replace(",", "").strip()
         chain = "\n".join(text.split("\n")[1:]).split("#")[0].strip()
         yield Check({"answer": answer, "cot": chain}, {k: entry[k] for k in ("answer", "cot")})
@@ -280,7 +281,20 @@ def _generation(vectors: Vectors, case: Record) -> Checks:
     yield Check([list(v) for v in verdicts], [list(v) for v in expected], part="correct")
 
 
-def _written(model: LatentReasoner, prompt: list[int], settings: Record, tokenizer) -> list[int]:
+def _text(output: list[int], tokenizer: PreTrainedTokenizerBase, ids: Record) -> str:
+    """The text of a sequence; the markers stay in it, EOS and BOS do not."""
+    markers = {ids[key]: text for key, text in zip(SPECIAL, MARKERS, strict=True)}
+    hidden = (tokenizer.eos_token_id, *beginning(tokenizer))
+    parts = itertools.groupby((i for i in output if i not in hidden), key=markers.get)
+    return "".join(
+        decode(tokenizer, list(group)) if marker is None else marker * len(list(group))
+        for marker, group in parts
+    )
+
+
+def _written(
+    model: LatentReasoner, prompt: list[int], settings: Record, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """The new ids; the public loop goes on after a first token that is EOS, and keeps it."""
     most, eos = settings["max_new_tokens"], tokenizer.eos_token_id
     ids: list[int] = []
@@ -293,16 +307,11 @@ def _written(model: LatentReasoner, prompt: list[int], settings: Record, tokeniz
     return ids + (written.ids if written.cut_off else written.ids[:-1])
 
 
-def _rows_read(vectors: Vectors, _: list[Record]) -> Checks:
-    """The rows are read with the cases."""
-    yield from ()
-
-
 READERS = {
     r"coconut/data\.json": {
-        r"kinds/([^/]+)/ids": _ids,
-        r"kinds/([^/]+)/tokenised": _tokenised,
-        r"kinds/([^/]+)/cases/[^/]+": _stages,
+        "kinds/(.+)/ids": _ids,
+        "kinds/(.+)/tokenised": _tokenised,
+        "kinds/(.+)/cases/.+": _stages,
     },
     r"coconut/forward\.json": {"(.+)": _forward},
     r"coconut/generation\.json": {".+": _generation},
