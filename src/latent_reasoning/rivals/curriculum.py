@@ -136,10 +136,9 @@ class CurriculumTask(TextTask):
             measured = whole()
             if self.stage == self.last_stage:
                 return measured
-            return {
-                "curriculum_stage": float(self.stage),
-                **{name.replace("validation_", "stage_"): v for name, v in measured.items()},
-            }
+            measured.pop("validation_rows")
+            renamed = {name.replace("validation_", "stage_"): v for name, v in measured.items()}
+            return {"curriculum_stage": float(self.stage), **renamed}
 
         self.validate = validate
 
