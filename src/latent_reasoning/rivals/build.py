@@ -19,6 +19,8 @@ BUILDERS: dict[tuple[str, str], str] = {
     ("curriculum", "pause"): "curriculum",
     ("curriculum", "no_thought"): "curriculum",
     ("curriculum", "icot"): "curriculum",
+    ("teacher_forced", "colar"): "colar_sft",
+    ("policy", "colar"): "colar_rl",
 }
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 

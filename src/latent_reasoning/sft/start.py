@@ -19,6 +19,7 @@ from latent_reasoning.config import (
     LatentSftModel,
     Model,
     SftModel,
+    TeacherForcedModel,
 )
 from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
@@ -151,7 +152,7 @@ def check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
 
 
 def latent_model(
-    run: TrainingRun, entry: LatentSftModel | CurriculumModel
+    run: TrainingRun, entry: LatentSftModel | CurriculumModel | TeacherForcedModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
@@ -165,7 +166,7 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if isinstance(entry, LatentSftModel) and entry.filter_warm_start:
+        if getattr(entry, "filter_warm_start", 0):
             raise ConfigError(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
@@ -181,6 +182,12 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
+    for key in ("filter_width", "deterministic_latents"):
+        if getattr(model.settings, key) != getattr(wanted, key):
+            raise ConfigError(
+                f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "
+                f"{getattr(model.settings, key)}; set the same"
+            )
     for key in ("start_token_from", "end_token_from"):
         if getattr(wanted, key) is not None:
             raise ConfigError(
@@ -191,6 +198,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
         allow_rethinking=wanted.allow_rethinking,
+        stop_rule=wanted.stop_rule,
         max_latent_steps=None,
     )
 
