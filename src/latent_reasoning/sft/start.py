@@ -94,6 +94,7 @@ def _latent_sft(
     teacher = None
     if distillation.teacher != "self":
         teacher = load(run.parents[distillation.teacher], run.device.type)
+        teacher.captured.when = run.experiment.runtime.cuda_graphs
     if teacher is not None and distillation.traces == "teacher":
         rows = _traces(run, teacher, rows)
     examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
