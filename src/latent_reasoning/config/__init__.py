@@ -5,8 +5,8 @@ every default, checks everything and returns an `Experiment`; every mistake is a
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
 The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`policies`, `rivals`, `entries` (all that `models` may hold), `report`, `experiment` (the root), `load`
-(YAML, messages, schema).
+`policies`, `rivals`, `entries` (all that `models` may hold), `report`, `experiment` (the root),
+`load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
