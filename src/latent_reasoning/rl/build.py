@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RlModel
+from latent_reasoning.config import ConfigError, PolicyModel, RlModel
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -59,7 +59,7 @@ def build(
 
 
 def check_positions(
-    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: RlModel
+    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: PolicyModel
 ) -> None:
     """Raise `ConfigError` where a completion could go past the base's last position."""
     longest = max((len(prompt.ids) for prompt in prompts), default=0)

@@ -27,6 +27,7 @@ TEXT_STYLE = "text style of {row}"
 ANY_OPENING = "opening of {row}"
 RANDOM_READOUT = "readout of {row}"
 VERIFIERS = "verifiers of {row}"
+CURRICULUM = "{model} curriculum {step} of {example}"
 
 
 def seed_for(seed: int, purpose: str, rollbacks: int = 0) -> int:
