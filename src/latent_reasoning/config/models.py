@@ -189,11 +189,22 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian", "pause"],
+        Literal[
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "gaussian",
+            "attention",
+            "pause",
+        ],
         IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, and
-    `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, `attention`
+    attends to all states so far, and `pause` is a learnt vector instead. `linear`, `linear_ln`
+    and `linear_ECF`: fidelity only."""
     filter_width: Annotated[PositiveInt | None, GAUSSIAN] = None
     """Inner width of the filter; null: that of the model."""
     deterministic_latents: Annotated[bool, GAUSSIAN] = False
@@ -327,3 +338,11 @@ class LatentSftModel(SupervisedModel):
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None
     """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
+
+    @model_validator(mode="after")
+    def _one_state(self) -> LatentSftModel:
+        if self.filter_warm_start and self.model.recurrent_filter == "attention":
+            raise ValueError(
+                "filter_warm_start: the filter attention reads more than one state; set it to 0"
+            )
+        return self

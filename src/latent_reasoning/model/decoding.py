@@ -59,9 +59,9 @@ class Written:
 
 def can_be_captured(model: LatentReasoner) -> bool:
     """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
-    a rotation that changes with the length of the text (`position_limit`) at positions, and a gate
-    at the text."""
-    plain = not isinstance(model, GatedReasoner)
+    a rotation that changes with the length of the text (`position_limit`) at positions, a gate at
+    the text, and a step that attends at all that was read."""
+    plain = not (isinstance(model, GatedReasoner) or model.remembers)
     return plain and runs_directly(model.base) and model.position_limit is None
 
 
