@@ -96,7 +96,7 @@ def test_rows_with_few_steps_have_fewer_latents_in_the_end_only_without_padding(
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_tokens_leave_the_reasoning_one_by_one(row, side):
     staged = row[1]
-    whole = [*staged.texts[0]]
+    whole = staged.texts[0].tolist()
     removal = Removal(start=1, steps_per_token=2, pretrain_steps=3, all_beyond=5, side=side)
     curriculum = TokenCurriculum(removal, longest=20, resets_optimizer=True)
     assert [curriculum.stage(step) for step in range(13)] == [1] * 5 + [2, 2, 3, 3, 4, 4, 20, 20]
