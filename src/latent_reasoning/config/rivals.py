@@ -156,6 +156,8 @@ class RivalPolicyModel(PolicyModel):
     """RL of another policy."""
     method: Literal["hrpo", "colar", "mts"] = "hrpo"
     """The policy."""
+    reward_per_step: Annotated[bool, FOR_COLAR] = False
+    """CoLaR: the reward is divided by the sample's number of latent steps."""
 
 
 class DecodeModel(Section):

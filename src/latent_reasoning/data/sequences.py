@@ -315,13 +315,14 @@ def encode_prompts(
     latent: bool,
     forced_steps: int | None = None,
     suffix: str = "",
+    announcement: str | None = None,
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
     ` The answer is:`. `suffix` stands after each question, and is tokenised with it
-    (`LatentSettings.suffix`).
+    (`LatentSettings.suffix`). `announcement` replaces ` The answer is:` (`answer_text` there).
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -334,7 +335,11 @@ def encode_prompts(
         end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
     if forced_steps is not None:
         pieces = _Pieces.of(tokenizer)
-        end = [*end, *pieces.answer_words, *pieces.colon]
+        words = [*pieces.answer_words, *pieces.colon]
+        end = [
+            *end,
+            *(words if announcement is None else next(read_pieces(tokenizer, [announcement]))),
+        ]
     first = beginning(tokenizer)
     questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]
