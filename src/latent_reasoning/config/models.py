@@ -19,6 +19,7 @@ from latent_reasoning.config.fields import (
     only_when,
 )
 
+FOR_MIXTURE = only_when("recurrent_filter", "mixture")
 FROM_SCRATCH = only_when("source", "scratch")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
@@ -188,10 +189,14 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"], IMPORTANT
+        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "mixture"], IMPORTANT
     ] = "MLP"
-    """What turns a hidden state into the next input embedding. `linear`, `linear_ln` and
-    `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `mixture` is `SRE` cut to few words.
+    `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
+    """Words in the filter `mixture`; null: all."""
+    mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
+    """Divides the logits of the filter `mixture`."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False

@@ -259,6 +259,29 @@ def encode_latent_rows(
     return examples
 
 
+def encode_student_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    counts: Sequence[int],
+    mask_continue_labels: bool,
+) -> list[StudentExample]:
+    """Rows as START, n CONTINUE, STOP and the answer, with n of `counts` for each row.
+
+    `mask_continue_labels`: of these, STOP alone is learned. Raises `DataError` for a tokenizer that
+    lacks a token.
+    """
+    special, pieces = special_token_ids(tokenizer), _Pieces.of(tokenizer)
+    encoded = pieces.encode(rows, prefix, [""] * len(rows))
+    examples = []
+    for (question, _, answer), n in zip(encoded, counts, strict=True):
+        first = len(question) + (1 + n if mask_continue_labels else 1)
+        latent = latent_run(n, special)
+        examples.append(pieces.join(question, latent, answer, first, StudentExample))
+    return examples
+
+
 def latent_run(n: int, special: SpecialTokens) -> list[int]:
     """START, `n` CONTINUE, STOP."""
     return [special.start, *[special.continue_] * n, special.stop]

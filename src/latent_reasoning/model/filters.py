@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.mixtures import Mixture, likeliest
+from latent_reasoning.model.settings import LatentSettings
 
 RMS_NORM_EPS = 1e-6
 
@@ -77,6 +79,33 @@ class SRE(nn.Module):
         return vocabulary_logits(hidden).softmax(-1) @ embedding_matrix
 
 
+class MixtureFilter(SRE):
+    """The mixture of the `size` likeliest words (None: all), at a temperature (`mixture`).
+
+    With all words at temperature 1 it is `SRE`; so fed, Latent-SFT and CoT2 reason.
+    """
+
+    def __init__(self, size: int | None = None, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.size, self.temperature = size, temperature
+
+    def forward(
+        self,
+        hidden: Tensor,
+        vocabulary_logits: Callable[[Tensor], Tensor],
+        embedding_matrix: Tensor,
+    ) -> Tensor:
+        """`(.., d)` -> `(.., d)`, with unmasked logits `(.., V)` and a matrix `(V, d)`."""
+        logits = vocabulary_logits(hidden)
+        if self.size is None:
+            return (logits / self.temperature).softmax(-1) @ embedding_matrix
+        return self.mixture(logits).embed(embedding_matrix)
+
+    def mixture(self, logits: Tensor) -> Mixture:
+        """The mixture (.., k) of few words that follows from logits `(.., V)`."""
+        return likeliest(logits, self.size, self.temperature)
+
+
 def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
     """`linear_ECF`: `linear` with initial weight `E^T E / V`, scaled to the mean embedding length.
 
@@ -91,11 +120,12 @@ def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
     return module
 
 
-def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
+def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
     """A new filter for `base`, on its device and in its dtype.
 
-    `name` is a value of `model.recurrent_filter`; raises `ValueError` for an unknown one.
+    Raises `ValueError` for an unknown `recurrent_filter`.
     """
+    name = settings.recurrent_filter
     embeddings = scaled_rows(base, base.get_input_embeddings().weight.detach())
     hidden_size = embeddings.shape[1]
     builders: dict[str, Callable[[], nn.Module]] = {
@@ -105,6 +135,7 @@ def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "mixture": lambda: MixtureFilter(settings.mixture_size, settings.mixture_temperature),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

@@ -72,7 +72,7 @@ LATENT_WEIGHTS = "latent.safetensors"
 UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
 """Keys of a published `config.json` that are read by themselves or not at all."""
 
-LATER_SETTINGS = {"max_latent_steps"}
+LATER_SETTINGS = {"max_latent_steps", "mixture_size", "mixture_temperature"}
 """Keys of `latent.json` that older folders lack; the defaults then hold."""
 
 

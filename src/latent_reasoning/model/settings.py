@@ -29,6 +29,9 @@ class LatentSettings:
     allow_rethinking: bool = False
     special_rows: Literal["embedding", "modules"] = "embedding"
     max_latent_steps: int | None = None
+    stop_rule: str = "head"
+    mixture_size: int | None = None
+    mixture_temperature: float = 1.0
 
 
 @dataclass

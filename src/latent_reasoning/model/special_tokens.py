@@ -106,6 +106,7 @@ def make_latent(
     The special tokens are added to `base` and `tokenizer` in place.
     """
     ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
+    is_mixture = settings.recurrent_filter == "mixture"
     return LatentReasoner(
         base,
         LatentSettings(
@@ -114,6 +115,8 @@ def make_latent(
             continue_id=ids.continue_,
             stop_id=ids.stop,
             recurrent_filter=settings.recurrent_filter,
+            mixture_size=settings.mixture_size if is_mixture else None,
+            mixture_temperature=settings.mixture_temperature if is_mixture else 1.0,
             stop_head_temperature=settings.stop_head_temperature,
             detach_stop_head=settings.detach_stop_head,
             allow_rethinking=settings.allow_rethinking,

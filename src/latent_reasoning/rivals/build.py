@@ -14,7 +14,11 @@ from latent_reasoning.training.task import Task
 STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
-BUILDERS: dict[tuple[str, str], str] = {}
+BUILDERS: dict[tuple[str, str], str] = {
+    ("teacher_forced", "latent_sft"): "latent_sft",
+    ("teacher_forced", "csft"): "csft",
+    ("policy", "mts"): "mts",
+}
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 
 
