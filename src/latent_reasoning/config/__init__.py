@@ -5,8 +5,8 @@ every default, checks everything and returns an `Experiment`; every mistake is a
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
 The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`policies`, `rivals`, `entries` (all that `models` may hold), `experiment` (the root), `load` (YAML,
-messages, schema).
+`policies`, `rivals`, `entries` (all that `models` may hold), `report`, `experiment` (the root),
+`load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -16,12 +16,10 @@ from latent_reasoning.config.data import (
 )
 from latent_reasoning.config.entries import ENTRIES, RIVAL_STAGES, ImportModel, ModelEntry
 from latent_reasoning.config.experiment import (
-    Claims,
     Evaluation,
     Experiment,
     Guard,
     Inside,
-    Published,
     Runtime,
     Tracking,
 )
@@ -43,6 +41,7 @@ from latent_reasoning.config.load import (
     resolve,
     schema_of_experiment,
 )
+from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThinking
 from latent_reasoning.config.models import (
     Architecture,
     Base,
@@ -56,7 +55,9 @@ from latent_reasoning.config.models import (
     Training,
 )
 from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
+from latent_reasoning.config.report import Claims, Published, Rivals
 from latent_reasoning.config.rivals import (
+    Colar,
     CurriculumModel,
     DecodeModel,
     RivalPolicyModel,

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latent_reasoning.config.fields import (
+    IMPORTANT,
     Count,
     NonNegative,
-    Positive,
+    Number,
     PositiveInt,
     Section,
     Share,
     only_when,
     science_for,
 )
+from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThinking
 from latent_reasoning.config.models import Model, SupervisedModel
 from latent_reasoning.config.policies import PolicyModel
 
-FOR_MIXTURES = only_when("method", "latent_sft", "csft")
 FOR_LATENT_SFT = only_when("method", "latent_sft")
 FOR_CSFT = only_when("method", "csft")
 FOR_MTS = only_when("method", "mts")
 FOR_SOFT_THINKING = only_when("method", "soft_thinking")
+FOR_COLAR = only_when("method", "colar")
 
 
 class CurriculumModel(SupervisedModel):
@@ -37,6 +39,39 @@ class CurriculumModel(SupervisedModel):
     """Overrides the section `model`."""
 
 
+class Colar(Section):
+    """CoLaR: latent steps that each stand for several words of the reasoning."""
+
+    speeds: Annotated[list[PositiveInt], IMPORTANT] = Field([1, 2, 3, 4, 5], min_length=1)
+    """Words that a latent step stands for; each training step draws one of these for its batch."""
+    speed: Annotated[PositiveInt | str, IMPORTANT] = 5
+    """The speed in the prompts of validation and evaluation: a number, or `auto`."""
+    speed_text: str = " (Thinking speed: {speed})"
+    """The text after each question, with the speed in the place of {speed}."""
+    auto_share: Share = 0.0
+    """Share of the training steps whose prompts say `auto` instead of the speed."""
+    pooling: Literal["sqrt_mean", "mean"] = "sqrt_mean"
+    """What the sum of a group's embeddings is divided by: the root of their number, or it."""
+    ce_weight: NonNegative = 1.0
+    """Weight of the cross-entropy of words, stop decisions and the answer."""
+    latent_loss: Literal["mse", "nll"] = "mse"
+    """The loss of latent inputs: squared error of a sample, or negative log density."""
+    latent_weight: NonNegative = 1.0
+    """Its weight."""
+    entropy_weight: Number = 0.0
+    """Weight of the entropy of latent inputs; a negative one keeps them spread."""
+    second_weight: NonNegative = 0.0
+    """Weight of the cross-entropy after sampled latent inputs, in a second pass."""
+    stop_label_smoothing: Share = 0.0
+    """Probability mass moved from each stop label to the other decision."""
+
+    @model_validator(mode="after")
+    def _place_for_the_speed(self) -> Colar:
+        if "{speed}" not in self.speed_text:
+            raise ValueError(f"speed_text: {self.speed_text!r} has no {{speed}} in it")
+        return self
+
+
 class TeacherForcedModel(SupervisedModel):
     """Latent steps whose inputs are given in training: one parallel pass, no chain."""
 
@@ -44,28 +79,14 @@ class TeacherForcedModel(SupervisedModel):
     """Teacher-forced latent steps."""
     method: Literal["colar", "latent_sft", "csft"] = "colar"
     """What the given inputs are, and what is learned of them."""
+    colar: Annotated[Colar, FOR_COLAR] = Field(default_factory=Colar)
+    """Method `colar`."""
+    latent_sft: Annotated[MixtureTargets, FOR_LATENT_SFT] = Field(default_factory=MixtureTargets)
+    """Method `latent_sft`."""
+    csft: Annotated[Csft, FOR_CSFT] = Field(default_factory=Csft)
+    """Method `csft`."""
     model: Model = Field(default_factory=Model)
     """Overrides the section `model`."""
-    kl_weight: Annotated[NonNegative, FOR_MIXTURES] = 1.0
-    """Mixtures: weight of the divergence of the next word from each latent step's mixture."""
-    rate: Annotated[PositiveInt, FOR_LATENT_SFT] = 2
-    """Latent-SFT: tokens of the chain of thought that a latent step stands for."""
-    gumbel_scale: Annotated[NonNegative, FOR_LATENT_SFT] = 0.0
-    """Latent-SFT: Gumbel noise on the logarithm of the mixtures, drawn anew each time that a row is
-    read (the public scripts: 1); 0: none."""
-    gumbel_temperature: Annotated[Positive, FOR_LATENT_SFT] = 1.0
-    """Latent-SFT: temperature of the noisy mixtures."""
-    teacher: Annotated[str | None, FOR_CSFT] = None
-    """CSFT: the `sft` model of form cot whose samples are the targets; null: the data's steps."""
-    traces: Annotated[PositiveInt, FOR_CSFT] = 4
-    """CSFT: samples of the teacher for each row."""
-    trace_temperature: Annotated[Positive, FOR_CSFT] = 1.0
-    """CSFT: sampling temperature of the teacher."""
-    steps: Annotated[PositiveInt | None, FOR_CSFT] = None
-    """CSFT: latent steps of every row; null: tokens of the longest trace."""
-    inputs: Annotated[Literal["given", "own"], FOR_CSFT] = "given"
-    """CSFT: in training a latent step reads its target mixture (one parallel pass), or the model's
-    `own` (gradients flow through the chain)."""
 
 
 class RivalPolicyModel(PolicyModel):
@@ -75,30 +96,8 @@ class RivalPolicyModel(PolicyModel):
     """RL of another policy."""
     method: Literal["hrpo", "colar", "mts"] = "hrpo"
     """The policy."""
-    words: Annotated[PositiveInt, FOR_MTS] = 3
-    """MTS: K, the sampled words whose mean embedding is a latent step's input."""
-    ratio: Annotated[Literal["divided_logits", "root"], FOR_MTS] = "divided_logits"
-    """MTS: how K words make one ratio: logits divided by K in sampling and scoring (the public
-    code's default), or the K-th root of the product of their ratios (the paper)."""
-
-
-class SoftThinkingSettings(Section):
-    """Soft Thinking; the defaults are those of the public code's README for QwQ-32B."""
-
-    temperature: Positive = 0.6
-    """Divides the logits."""
-    size: PositiveInt = 10
-    """Words in a mixture."""
-    top_k: PositiveInt | None = 30
-    """Only this many words are kept; null: all."""
-    top_p: Share = 0.95
-    """Of those, the likeliest words with this probability together are kept."""
-    min_p: Share = 0.001
-    """Of those, words with at least this share of the likeliest one's probability are kept."""
-    sure_below: NonNegative = 0.01
-    """The model is sure of a word at an entropy below this, in nats; 0: never."""
-    patience: PositiveInt = 256
-    """After this many sure words one after the other it stops to think."""
+    mts: Annotated[Mts, FOR_MTS] = Field(default_factory=Mts)
+    """Method `mts`."""
 
 
 class DecodeModel(Section):
@@ -110,9 +109,20 @@ class DecodeModel(Section):
     """The model that is decoded."""
     method: Literal["soft_thinking", "latentseek", "colar"] = "soft_thinking"
     """How."""
-    soft_thinking: Annotated[SoftThinkingSettings, FOR_SOFT_THINKING] = Field(
-        default_factory=SoftThinkingSettings
-    )
-    """Soft Thinking's mixtures, and when it stops to think."""
+    soft_thinking: Annotated[SoftThinking, FOR_SOFT_THINKING] = Field(default_factory=SoftThinking)
+    """Method `soft_thinking`."""
+    speed: Annotated[PositiveInt | str | None, FOR_COLAR] = None
+    """CoLaR: the speed in the prompt, about the number of words that a latent step stands for, or
+    `auto`; null: that of the model."""
+    latent_noise: Annotated[NonNegative, FOR_COLAR] = 0.0
+    """CoLaR: latent steps are sampled, with this factor on their std; 0: they are the mean."""
+    noise_seed: Annotated[Count, FOR_COLAR] = 0
+    """CoLaR: seed of these samples."""
     forced_steps: Annotated[Count | None, science_for("evaluation")] = None
     """Evaluate with this number of latent steps; null: adaptive."""
+
+    @model_validator(mode="after")
+    def _mean_where_forced(self) -> DecodeModel:
+        if self.latent_noise and self.forced_steps is not None:
+            raise ValueError("latent_noise: sampled latents and forced_steps do not go together")
+        return self

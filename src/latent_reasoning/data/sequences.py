@@ -265,19 +265,20 @@ def encode_student_rows(
     *,
     prefix: str,
     counts: Sequence[int],
-    mask_continue_labels: bool,
+    learned: Literal["decisions", "stop", "answer"],
 ) -> list[StudentExample]:
     """Rows as START, n CONTINUE, STOP and the answer, with n of `counts` for each row.
 
-    `mask_continue_labels`: of these, STOP alone is learned. Raises `DataError` for a tokenizer that
-    lacks a token.
+    All decisions are `learned`, CONTINUE and STOP, or STOP alone, or only the answer. Raises
+    `DataError` for a tokenizer that lacks a token.
     """
     special, pieces = special_token_ids(tokenizer), _Pieces.of(tokenizer)
     encoded = pieces.encode(rows, prefix, [""] * len(rows))
     examples = []
     for (question, _, answer), n in zip(encoded, counts, strict=True):
-        first = len(question) + (1 + n if mask_continue_labels else 1)
         latent = latent_run(n, special)
+        before = {"decisions": 1, "stop": 1 + n, "answer": len(latent)}
+        first = len(question) + before[learned]
         examples.append(pieces.join(question, latent, answer, first, StudentExample))
     return examples
 
@@ -297,12 +298,14 @@ def encode_prompts(
     prefix: str,
     latent: bool,
     forced_steps: int | None = None,
+    suffix: str = "",
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
-    ` The answer is:`.
+    ` The answer is:`. `suffix` stands after each question, and is tokenised with it
+    (`LatentSettings.suffix`).
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -317,7 +320,7 @@ def encode_prompts(
         pieces = _Pieces.of(tokenizer)
         end = [*end, *pieces.answer_words, *pieces.colon]
     first = beginning(tokenizer)
-    questions = (prefix + row.question for row in rows)
+    questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]
 
 

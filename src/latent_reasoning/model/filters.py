@@ -6,15 +6,17 @@ See docs/method.md, section 3. Filters map `(.., d)` to `(.., d)`; `SRE` also ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.mixtures import Mixture, likeliest
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.special_rows import ids_on
 
 RMS_NORM_EPS = 1e-6
 
@@ -82,12 +84,15 @@ class SRE(nn.Module):
 class MixtureFilter(SRE):
     """The mixture of the `size` likeliest words (None: all), at a temperature (`mixture`).
 
-    With all words at temperature 1 it is `SRE`; so fed, Latent-SFT and CoT2 reason.
+    With all words at temperature 1 it is `SRE`, but for the ids `excluded`, which are no words. So
+    Latent-SFT and CoT2 reason.
     """
 
-    def __init__(self, size: int | None = None, temperature: float = 1.0) -> None:
+    def __init__(
+        self, size: int | None = None, temperature: float = 1.0, excluded: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        self.size, self.temperature = size, temperature
+        self.size, self.temperature, self.excluded = size, temperature, tuple(excluded)
 
     def forward(
         self,
@@ -97,6 +102,9 @@ class MixtureFilter(SRE):
     ) -> Tensor:
         """`(.., d)` -> `(.., d)`, with unmasked logits `(.., V)` and a matrix `(V, d)`."""
         logits = vocabulary_logits(hidden)
+        if self.excluded:
+            excluded = ids_on(logits.device, *self.excluded)
+            logits = logits.index_fill(-1, excluded, float("-inf"))
         if self.size is None:
             return (logits / self.temperature).softmax(-1) @ embedding_matrix
         return self.mixture(logits).embed(embedding_matrix)
@@ -135,7 +143,17 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
-        "mixture": lambda: MixtureFilter(settings.mixture_size, settings.mixture_temperature),
+        "mixture": lambda: MixtureFilter(
+            settings.mixture_size,
+            settings.mixture_temperature,
+            excluded=(settings.end_id, settings.continue_id),
+        ),
+        "gaussian": lambda: GaussianHead(
+            hidden_size,
+            settings.filter_width or hidden_size,
+            embeddings.std(),
+            deterministic=settings.deterministic_latents,
+        ),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

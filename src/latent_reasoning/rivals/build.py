@@ -18,6 +18,8 @@ BUILDERS: dict[tuple[str, str], str] = {
     ("teacher_forced", "latent_sft"): "latent_sft",
     ("teacher_forced", "csft"): "csft",
     ("policy", "mts"): "mts",
+    ("teacher_forced", "colar"): "colar_sft",
+    ("policy", "colar"): "colar_rl",
 }
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 

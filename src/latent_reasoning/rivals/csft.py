@@ -1,8 +1,8 @@
 """CoT2's continuous supervised fine-tuning (arXiv 2505.23648; docs/rivals.md).
 
-Every row takes the same number of latent steps. The target of step t is the distribution of the t-th
-tokens of several chains of thought for the row: samples of a teacher, or the data's one. A chain that
-has ended goes on with the first word of the answer.
+Every row takes the same number of latent steps. The target of step t is the distribution of the
+t-th tokens of several chains of thought for the row: samples of a teacher, or the data's one. A
+chain that has ended goes on with the first word of the answer.
 """
 
 from __future__ import annotations
@@ -40,21 +40,28 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     Raises `ConfigError` where it cannot start from its parent, `DataError` where no row is left.
     """
     model, tokenizer = mixture_model(run)
-    entry, data = run.entry, run.experiment.data
+    settings, data = run.entry.csft, run.experiment.data
     rows = without_negative_answers(run.training_rows(tokenizer), data)
     check_answers(tokenizer, rows)
     ((after, *_),) = read_pieces(tokenizer, [ANSWER_WORDS])
-    if entry.teacher is None:
+    if settings.teacher is None:
         texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
         traces = [[ids] for ids in read_pieces(tokenizer, texts)]
     else:
         traces = teacher_samples(run, rows, after)
-    steps = entry.steps or max(len(trace) for samples in traces for trace in samples)
+    steps = settings.steps or max(len(trace) for samples in traces for trace in samples)
     targets = [counted(aligned(samples, steps, after)) for samples in traces]
     model.change_settings(stop_rule="fixed", max_latent_steps=steps)
     examples = mixture_examples(run, model, tokenizer, rows, targets)
-    own = entry.inputs == "own"
-    task = task_of(run, model, tokenizer, examples, adds_steps=True, own_inputs=own)
+    task = task_of(
+        run,
+        model,
+        tokenizer,
+        examples,
+        settings.kl_weight,
+        adds_steps=True,
+        own_inputs=settings.inputs == "own",
+    )
     return model, tokenizer, task
 
 
@@ -67,24 +74,24 @@ def aligned(traces: Sequence[Sequence[int]], steps: int, after: int) -> list[lis
 
 def teacher_samples(run: TrainingRun, rows: Sequence[Row], after: int) -> list[list[list[int]]]:
     """Chains of thought that the teacher samples for each row: tokens before `after`."""
-    entry, runtime = run.entry, run.experiment.runtime
-    folder = run.parents[entry.teacher]
+    settings, runtime = run.entry.csft, run.experiment.runtime
+    folder = run.parents[settings.teacher]
     teacher, tokenizer = load(folder, run.device.type), load_tokenizer(folder)
     prefix = run.experiment.data.prompt.training
     prompts = encode_prompts(rows, tokenizer, prefix=prefix, latent=False)
     texts = read_pieces(tokenizer, (reasoning_text(row) for row in rows))
-    limit = entry.steps or max(map(len, texts))
+    limit = settings.steps or max(map(len, texts))
     seed = seeds.seed_for(run.seed, seeds.TRACES.format(model=run.name))
     generator = torch.Generator().manual_seed(seed)
     samples: list[list[list[int]]] = [[] for _ in rows]
-    at_once = max(1, runtime.evaluation_batch_size // entry.traces)
+    at_once = max(1, runtime.evaluation_batch_size // settings.traces)
     for batch in bucket_by_length([len(prompt) for prompt in prompts], at_once):
-        repeated = [prompts[row] for row in batch for _ in range(entry.traces)]
+        repeated = [prompts[row] for row in batch for _ in range(settings.traces)]
         uniforms = torch.rand(limit, len(repeated), generator=generator)
-        written = sampled_text(teacher, repeated, uniforms, entry.trace_temperature, after)
+        written = sampled_text(teacher, repeated, uniforms, settings.trace_temperature, after)
         for place, trace in enumerate(written.tolist()):
             end = trace.index(after) if after in trace else len(trace)
-            samples[batch[place // entry.traces]].append(trace[:end])
+            samples[batch[place // settings.traces]].append(trace[:end])
     return samples
 
 

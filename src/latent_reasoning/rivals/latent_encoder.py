@@ -1,9 +1,9 @@
 """Latent-SFT's first stage: an encoder learns the mixtures that stand for a chain of thought.
 
 The encoder reads the chain of thought with a compress token after every `rate` tokens; its state
-there, as scores over the decoder's words, makes a mixture. The decoder reads these mixtures, and has
-to write the `rate` tokens after each from it alone, and the answer from the question and all of them
-(arXiv 2510.15522; docs/rivals.md).
+there, as scores over the decoder's words, makes a mixture. The decoder reads these mixtures, and
+has to write the `rate` tokens after each from it alone, and the answer from the question and all of
+them (arXiv 2510.15522; docs/rivals.md).
 
 B rows, T columns, M latent steps, k words in a mixture, d hidden size, V vocabulary.
 """
@@ -78,7 +78,7 @@ def compressed_row(
 
 @dataclass(frozen=True)
 class CompressedBatch:
-    """Rows padded on the right: what the encoder reads (B, T_c), and what the decoder does (B, T)."""
+    """Rows padded on the right: ids of the encoder (B, T_c) and of the decoder (B, T)."""
 
     encoder_ids: Tensor
     encoder_mask: Tensor
@@ -102,7 +102,7 @@ class CompressedBatch:
 
     @property
     def labels(self) -> Tensor:
-        """What the decoder learns to write, (B, T), not shifted: text, the end of thinking, answer."""
+        """What the decoder learns, (B, T), not shifted: text, the end of thinking, the answer."""
         is_label = (self.places == Place.TEXT) | (self.places == Place.ANSWER)
         return torch.where(is_label, self.decoder_ids, IGNORED_LABEL)
 
@@ -175,12 +175,13 @@ def encoded_mixtures(
     encoder: LatentReasoner, decoder: LatentReasoner, batch: CompressedBatch, size: int
 ) -> Mixture:
     """The mixtures (M, k) of a batch's latent steps, row by row: of the decoder's words, the
-    likeliest by their embeddings' products with the encoder's states."""
+    likeliest by their embeddings' products with the encoder's states. The decoder's embeddings are
+    constants here."""
     mask = batch.encoder_mask
     visible = induction_mask(batch.is_compress, mask)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     hidden = masked_states(encoder, encoder.embed(batch.encoder_ids), visible, positions)
-    return likeliest(hidden[batch.is_compress] @ _words(decoder).T, size)
+    return likeliest(hidden[batch.is_compress] @ _words(decoder).detach().T, size)
 
 
 def decoder_states(decoder: LatentReasoner, batch: CompressedBatch, mixtures: Mixture) -> Tensor:

@@ -7,21 +7,28 @@ paper, which learns better targets, is `latent_encoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError
+from latent_reasoning.config import ConfigError, MixtureTargets
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.examples import within_limit
 from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_student_rows, reasoning_text
 from latent_reasoning.model.lora import attach_lora
+from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rivals.mixture_sft import MixtureExample, MixtureTask, Noise, counted
+from latent_reasoning.rivals.mixture_sft import (
+    MixtureExample,
+    MixtureTask,
+    Noise,
+    counted,
+    noisy,
+)
 from latent_reasoning.runtime import seeds
 from latent_reasoning.sft.examples import without_negative_answers
 from latent_reasoning.sft.start import check_positions, latent_model
@@ -38,12 +45,22 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     rows = without_negative_answers(run.training_rows(tokenizer), data)
     check_answers(tokenizer, rows)
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
-    words = [chunks(ids, entry.rate) for ids in read_pieces(tokenizer, texts)]
+    words = [chunks(ids, entry.latent_sft.rate) for ids in read_pieces(tokenizer, texts)]
     size = model.settings.mixture_size
     targets = [counted(row_words, size) for row_words in words]
     examples = mixture_examples(run, model, tokenizer, rows, targets)
-    noise = gumbel_noise(run) if entry.gumbel_scale else None
-    return model, tokenizer, task_of(run, model, tokenizer, examples, noise=noise)
+    noise = gumbel_noise(run, entry.latent_sft) if entry.latent_sft.gumbel_scale else None
+    weight = entry.latent_sft.kl_weight
+    return model, tokenizer, task_of(run, model, tokenizer, examples, weight, noise=noise)
+
+
+LEARNED: Mapping[str, Literal["decisions", "stop", "answer"]] = {
+    "head": "decisions",
+    "marker": "stop",
+    "fixed": "answer",
+}
+"""What is learned of the latent run, by the model's stop rule. Where the language-model head
+decides when to stop, the divergences say what else comes."""
 
 
 def chunks(ids: Sequence[int], rate: int) -> list[Sequence[int]]:
@@ -77,8 +94,7 @@ def mixture_examples(
 ) -> list[MixtureExample]:
     """The rows with their target mixtures; rows above the token limit are dropped.
 
-    Only the two-way stop head learns to continue too: where the language-model head decides when to
-    stop, the divergences say what else comes. Raises `DataError` where no row is left.
+    Raises `DataError` where no row is left.
     """
     data = run.experiment.data
     students = encode_student_rows(
@@ -86,7 +102,7 @@ def mixture_examples(
         tokenizer,
         prefix=data.prompt.training,
         counts=[len(ids) for _, ids in targets],
-        mask_continue_labels=model.settings.stop_rule != "head",
+        learned=LEARNED[model.settings.stop_rule],
     )
     examples = [
         MixtureExample(student, *target)
@@ -107,6 +123,7 @@ def task_of(
     model: LatentReasoner,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[MixtureExample],
+    kl_weight: float,
     *,
     adds_steps: bool = False,
     own_inputs: bool = False,
@@ -118,24 +135,26 @@ def task_of(
         run.name,
         model,
         examples,
-        run.entry,
+        run.entry.training,
         run.experiment.runtime,
         seed=run.seed,
         pad_id=tokenizer.pad_token_id,
         validate=run.validation(model, tokenizer, longest_completion=longest),
         processes=run.processes,
+        kl_weight=kl_weight,
         adds_steps=adds_steps,
         own_inputs=own_inputs,
         noise=noise,
     )
 
 
-def gumbel_noise(run: TrainingRun) -> Noise:
-    """Standard Gumbel noise for each example of each step, whatever the micro-batches."""
+def gumbel_noise(run: TrainingRun, settings: MixtureTargets) -> Noise:
+    """Gumbel noise for each example of each step, whatever the micro-batches."""
 
-    def draw(step: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    def draw(step: int, index: int, mixture: Mixture) -> Mixture:
         purpose = seeds.MIXTURE_NOISE.format(model=run.name, step=step, row=index)
         generator = torch.Generator().manual_seed(seeds.seed_for(run.seed, purpose))
-        return -torch.empty(shape).exponential_(generator=generator).log()
+        gumbel = -torch.empty(mixture.ids.shape).exponential_(generator=generator).log()
+        return noisy(mixture, gumbel, settings.gumbel_scale, settings.gumbel_temperature)
 
     return draw

@@ -2,9 +2,9 @@
 
     loss = CE(labels) + kl_weight * KL(target mixture || next word) before each latent step
 
-Latent-SFT's second stage and CoT2's continuous supervised fine-tuning are this; they differ in where
-the mixtures come from. The target mixture of a latent step is its input too, so that a batch is one
-parallel pass without a chain.
+Latent-SFT's second stage and CoT2's continuous supervised fine-tuning are this; they differ in
+where the mixtures come from. The target mixture of a latent step is its input too, so that a batch
+is one parallel pass without a chain.
 
 B rows, T positions, M latent steps of a batch, k words in a mixture, d hidden size.
 """
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_reasoning.config import Runtime, TeacherForcedModel
+from latent_reasoning.config import Runtime, Training
 from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import StudentExample
 from latent_reasoning.model.mixtures import Mixture
-from latent_reasoning.model.passes import plan_passes
+from latent_reasoning.model.passes import kinds_of
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
@@ -33,8 +33,8 @@ from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput, Planned
 from latent_reasoning.training.text import Labels, count_labels, cross_entropy
 
-Noise = Callable[[int, int, tuple[int, ...]], Tensor]
-"""Noise of a shape on the log-probabilities of an example's mixtures in a step of the training."""
+Noise = Callable[[int, int, Mixture], Mixture]
+"""The mixtures of an example, by a step of the training and its number, under noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,9 @@ class MixtureBatch:
     reading: Reading | None
 
 
-def given_inputs(model: LatentReasoner, input_ids: Tensor, steps: Steps) -> Tensor:
-    """Input embeddings `(B, T, d)`: those of the tokens `(B, T)`, and the mixtures at latent steps,
-    in which the embeddings are constants."""
-    inputs = model.embed(input_ids)
-    matrix = embedding_matrix(model.base, model.settings, model.special_rows).detach()
+def with_mixtures(model: LatentReasoner, inputs: Tensor, steps: Steps) -> Tensor:
+    """Input embeddings `(B, T, d)` of tokens, with the mixtures in the places of latent steps."""
+    matrix = embedding_matrix(model.base, model.settings, model.special_rows)
     mixed = steps.mixture.embed(matrix).to(inputs.dtype)
     return inputs.index_put((steps.rows, steps.columns), mixed)
 
@@ -103,7 +101,7 @@ def mixture_kl(model: LatentReasoner, hidden: Tensor, target: Mixture) -> Tensor
 def mixture_losses(model: LatentReasoner, batch: MixtureBatch) -> dict[str, Tensor]:
     """Cross-entropy of the labels, and the weighted sum of the latent steps' divergences."""
     if batch.reading is None:
-        inputs = given_inputs(model, batch.input_ids, batch.steps)
+        inputs = with_mixtures(model, model.embed(batch.input_ids), batch.steps)
         hidden = read_inputs(model, inputs, batch.mask)
     else:
         hidden = model.run(batch.reading).last_hidden
@@ -127,12 +125,13 @@ class MixtureTask:
     name: str
     model: LatentReasoner
     examples: Sequence[MixtureExample]
-    entry: TeacherForcedModel
+    training: Training
     runtime: Runtime
     seed: int
     pad_id: int
     validate: Callable[[], dict[str, float]]
     processes: OneProcess = ALONE
+    kl_weight: float = 1.0
     adds_steps: bool = False
     own_inputs: bool = False
     noise: Noise | None = None
@@ -141,7 +140,7 @@ class MixtureTask:
     def __post_init__(self) -> None:
         self.plan = BatchPlan(
             [len(example) for example in self.examples],
-            self.entry.training,
+            self.training,
             self.runtime,
             self.seed,
             self.name,
@@ -168,7 +167,7 @@ class MixtureTask:
     def program(self, inputs: MixtureBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """As `loss`, on the model's device."""
         parts = mixture_losses(self.model, inputs)
-        return parts["ce"] + self.entry.kl_weight * parts["kl"], parts
+        return parts["ce"] + self.kl_weight * parts["kl"], parts
 
     def _make(self, step: int) -> list[Planned]:
         parts = self.plan.micro_batches(step)
@@ -186,7 +185,7 @@ class MixtureTask:
     def _batch(self, batch: dict[str, Tensor], steps: Steps, label_scale: float) -> MixtureBatch:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         reading = plan_reading(self.model, ids, mask) if self.own_inputs else None
-        kinds = plan_passes(ids, mask, self.model.settings).kinds
+        kinds = kinds_of(ids, mask.bool(), self.model.settings)
         labels = Labels.of(batch["labels"], kinds, self.model.settings)
         scale = torch.tensor(label_scale)
         return MixtureBatch(ids, mask.bool(), steps, labels, scale, reading)
@@ -198,9 +197,7 @@ class MixtureTask:
             mixture = Mixture(
                 torch.from_numpy(example.probabilities), torch.from_numpy(example.ids).long()
             )
-            if self.noise is not None:
-                mixture = noisy(mixture, self.noise(step, index, mixture.ids.shape), self.entry)
-            mixtures.append(mixture)
+            mixtures.append(mixture if self.noise is None else self.noise(step, index, mixture))
         counts = torch.tensor([len(example.ids) for example in examples])
         weights = torch.ones(len(counts)) if self.adds_steps else 1 / counts.clamp(min=1)
         is_step = batch["input_ids"] == self.model.settings.continue_id
@@ -209,10 +206,9 @@ class MixtureTask:
         return Steps(rows, columns, joined(mixtures), weights[rows] / len(examples))
 
 
-def noisy(mixture: Mixture, gumbel: Tensor, entry: TeacherForcedModel) -> Mixture:
-    """The mixture under an entry's noise, which is cut as in the public code of Latent-SFT."""
-    noise = (entry.gumbel_scale * gumbel).clamp(*NOISE_RANGE)
-    return mixture.perturbed(noise, entry.gumbel_temperature)
+def noisy(mixture: Mixture, gumbel: Tensor, scale: float, temperature: float) -> Mixture:
+    """The mixture under `scale` times Gumbel noise, which is cut as in the public code."""
+    return mixture.perturbed((scale * gumbel).clamp(*NOISE_RANGE), temperature)
 
 
 NOISE_RANGE = (-1.5, 3.0)
@@ -220,7 +216,7 @@ NOISE_RANGE = (-1.5, 3.0)
 
 
 def joined(mixtures: Sequence[Mixture]) -> Mixture:
-    """Mixtures (n, k) of several rows as one (M, k'), the shorter ones filled with probability 0."""
+    """Mixtures (n, k) of several rows as one (M, k), the shorter filled with probability 0."""
     width = max((mixture.ids.shape[-1] for mixture in mixtures), default=1)
     padded = [
         replace(

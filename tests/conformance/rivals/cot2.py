@@ -9,14 +9,16 @@ from torch import Tensor
 
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.special_rows import vocabulary_logits
+from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rivals.csft import aligned
 from latent_reasoning.rivals.mixture_sft import (
     Steps,
     counted,
-    given_inputs,
     mixture_kl,
     read_inputs,
+    with_mixtures,
 )
 from latent_reasoning.rivals.mts import StepPolicy, group_advantages, mean_embeddings
 from latent_reasoning.rl.grpo import policy_loss
@@ -28,6 +30,8 @@ INFORMATION: set[str] = set()
 LOSS = Tolerance(absolute=5e-6)
 GRADIENT = Tolerance(relative=1e-4, by_norm=True)
 PROBABILITY = Tolerance(absolute=1e-6)
+UNUSED_IDS = (16, 17, 18, 19)
+"""Ids that no prompt holds, for the special tokens of a latent reasoner that reads none of them."""
 LAST = "h"
 """The name of the term of the last token."""
 
@@ -43,7 +47,8 @@ def _csft(vectors: Vectors, entry: Record, name: str) -> Checks:
     words = [["<BOS>", *(f"D{digit}" for digit in row)] for row in digits]
     own = torch.tensor([[vocabulary.index(word) for word in row] for row in words])
     yield Check(own, prompts, part="prompts")
-    beams = entry["beams"] if entry["strategy"] == "beam_minabs" else None
+    beams = entry["beams"]
+    yield Check(beams is not None, entry["strategy"] == "beam_minabs", part="targets")
     kept = [_paths(row, beams) for row in digits]
     traces = [[[vocabulary.index(f"S{s}") for s in path] for path in paths] for paths in kept]
     steps = len(digits[0])
@@ -98,15 +103,14 @@ def _states(model: LatentReasoner, prompts: Tensor, targets: Tensor, teacher: st
         is_step = torch.arange(ids.shape[1]).expand_as(ids) >= prompts.shape[1]
         mixture = _mixture(targets.flatten(0, 1))
         places = Steps(*is_step.nonzero(as_tuple=True), mixture, torch.ones(rows * steps))
-        inputs = given_inputs(model, ids, places)
+        inputs = with_mixtures(model, model.embed(ids), places)
         return read_inputs(model, inputs, torch.ones_like(ids, dtype=torch.bool))
-    states = model.read_prompts(prompts, torch.ones_like(prompts))
-    hidden = [torch.zeros(rows, prompts.shape[1] - 1, states.last_hidden.shape[-1])]
-    hidden.append(states.last_hidden[:, None])
-    for _ in range(steps):
-        latent = model.latent_input(states.last_hidden)
-        hidden.append(model.advance(states, latent[:, None]))
-    return torch.cat(hidden, 1)
+    reasoner = LatentReasoner(model.base, LatentSettings(*UNUSED_IDS, recurrent_filter="SRE"))
+    trajectory = Trajectory.begin(reasoner, prompts.tolist())
+    trajectory.extend(reasoner, steps)
+    hidden = torch.stack(trajectory.hidden, 1)
+    before = torch.zeros(rows, prompts.shape[1] - 1, hidden.shape[-1])
+    return torch.cat([before, hidden], 1)
 
 
 # --------------------------------------------------------------------------------------------- MTS
@@ -126,9 +130,12 @@ def _mts(vectors: Vectors, entry: Record, name: str) -> Checks:
     policy = StepPolicy(entry["K"], ratio)
     rows = words.flatten(0, 1)
     ids = prompts.repeat_interleave(entry["group"], 0)
-    inputs = torch.cat([new.embed(ids), mean_embeddings(new, rows)], 1)
+    latents = mean_embeddings(new, rows)
+    inputs = torch.cat([new.embed(ids), latents], 1)
     log_probs = _score(new, policy, inputs, rows, finals.flatten())
     with torch.no_grad():
+        # The public code feeds the old policy with the new one's mixtures.
+        inputs = torch.cat([old.embed(ids), latents], 1)
         before = _score(old, policy, inputs, rows, finals.flatten())
     result = policy_loss(
         log_probs,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.filters import MixtureFilter
@@ -28,11 +29,11 @@ from latent_reasoning.rivals.latent_encoder import (
     supervision_mask,
 )
 from latent_reasoning.rivals.mixture_sft import (
-    NOISE_RANGE,
     Steps,
-    given_inputs,
     mixture_kl,
+    noisy,
     read_inputs,
+    with_mixtures,
 )
 from latent_reasoning.training.text import Labels, cross_entropy
 from tests.conformance.checks import Check, Checks, Tolerance
@@ -123,7 +124,7 @@ def _compressed_rows(arrays: Record, entry: Record, ids: Record) -> Iterator[Com
 
 
 def _stage2(vectors: Vectors, entry: Record, name: str) -> Checks:
-    """One batch. The public code detaches the embeddings of tokens, too, as inputs."""
+    """One batch. The public code trains no embedding by a token that is read."""
     arrays = vectors.file(f"latent_sft/stage2_{name}.npz")
     model = vectors.model("latent_sft/decoder")
     ids, mask, labels = arrays["input_ids"], arrays["attention_mask"].bool(), arrays["labels"]
@@ -139,7 +140,7 @@ def _stage2(vectors: Vectors, entry: Record, name: str) -> Checks:
     rows, places = is_latent.nonzero(as_tuple=True)
     weights = 1 / is_latent.sum(1)[rows] / len(ids)
     steps = Steps(rows, places, Mixture(torch.cat(probabilities), words), weights)
-    inputs = given_inputs(model, ids.clamp(min=0), steps).detach()
+    inputs = with_mixtures(model, model.embed(ids.clamp(min=0)).detach(), steps)
     hidden = read_inputs(model, inputs, mask)
     logits = vocabulary_logits(model.base, None, None, hidden)
     yield Check(logits[mask], arrays["logits"][mask], LOGIT, "logits")
@@ -159,8 +160,8 @@ def _noisy(arrays: Record, gumbel: list[float], rows: int) -> list[Tensor]:
     own = []
     for row in range(rows):
         clean = Mixture(arrays[f"clean_probs_{row}"], arrays[f"topk_ids_{row}"])
-        noise = (-scale * arrays[f"exponential_{row}"].log()).clamp(*NOISE_RANGE)
-        own.append(clean.perturbed(noise, temperature).probabilities)
+        gumbel = -arrays[f"exponential_{row}"].log()
+        own.append(noisy(clean, gumbel, scale, temperature).probabilities)
     return own
 
 
@@ -169,10 +170,10 @@ def _noisy(arrays: Record, gumbel: list[float], rows: int) -> list[Tensor]:
 
 class _Noisy(MixtureFilter):
     """The product's filter, its mixtures perturbed by recorded noise, a step after the other; it
-    notes the likeliest word of each."""
+    notes the likeliest word of each, before the noise."""
 
-    def __init__(self, size: int, gumbel_temperature: float) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, gumbel_temperature: float, excluded: tuple[int, int]) -> None:
+        super().__init__(size, excluded=excluded)
         self.gumbel_temperature = gumbel_temperature
         self.begin(None)
 
@@ -184,41 +185,52 @@ class _Noisy(MixtureFilter):
     def mixture(self, logits: Tensor) -> Mixture:
         """The mixture of the next latent step."""
         mixture = super().mixture(logits)
-        if self.noise is not None:
-            mixture = mixture.perturbed(self.noise.pop(0), self.gumbel_temperature)
-        self.words.append(int(mixture.ids[0, mixture.probabilities[0].argmax()]))
-        return mixture
+        self.words.append(int(mixture.ids[0, 0]))
+        if self.noise is None:
+            return mixture
+        return mixture.perturbed(self.noise.pop(0), self.gumbel_temperature)
 
 
 def _generation(vectors: Vectors, entry: Record, name: str) -> Checks:
     arrays = vectors.file(f"latent_sft/gen_{name}.npz")
     ids = vectors.file("latent_sft/expected.json")["ids"]
     base = load(vectors.folder("latent_sft/decoder_fit"), device="cpu").base
-    (start,), (stop, *rest), pad = ids["think"], ids["end_think"], ids["pad"]
+    (start,), (stop, *rest) = ids["think"], ids["end_think"]
+    end, step = _add_rows(base, stop)
     settings = LatentSettings(
-        *(start, stop, pad, stop),
+        *(start, end, step, stop),
         recurrent_filter="mixture",
         mixture_size=entry["topk"],
         stop_rule="marker",
         max_latent_steps=entry["max_new_tokens"],
     )
     model = LatentReasoner(base, settings).eval()
-    model.recurrent_filter = _Noisy(entry["topk"], entry["gumbel_temperature"])
+    model.recurrent_filter = _Noisy(entry["topk"], entry["gumbel_temperature"], (end, step))
     for result in entry["results"]:
         row = result["row"]
         prompt = arrays[f"prompt_{row}"].tolist()
-        draws = None
+        draws, scale = None, entry["noise_scale"]
         if entry["gumbel"]:
-            draws = (-entry["noise_scale"] * arrays[f"exponential_{row}"].log()).unsqueeze(1)
+            draws = (-scale * arrays[f"exponential_{row}"].log()).unsqueeze(1)
         own = _generate(model, prompt, draws, ids)
         yield Check(own.latent_steps, result["latents"], part="latents")
-        thought = [*prompt, *[pad] * own.latent_steps, stop, *rest]
+        thought = [*prompt, *[step] * own.latent_steps, stop, *rest]
         answer = _generate(model, thought, draws, ids)
         yield Check(answer.ids, arrays[f"answer_{row}"].tolist(), part="answers")
         texts = (" ".join(map(str, part)) for part in (model.recurrent_filter.words, answer.ids))
         yield Check("".join(texts), result["text"], part="text")
         fed = _fed(model, prompt, own.latent_steps, draws, [stop, *rest])
         yield Check(fed, arrays[f"inputs_embeds_{row}"], FED, "fed")
+
+
+def _add_rows(base: PreTrainedModel, stop: int) -> tuple[int, int]:
+    """Ids of END, which is read in the place of `stop`, and of CONTINUE: rows that are no words."""
+    count = base.get_input_embeddings().weight.shape[0]
+    base.resize_token_embeddings(count + 2, mean_resizing=False)
+    with torch.no_grad():
+        matrix = base.get_input_embeddings().weight
+        matrix[count], matrix[count + 1] = matrix[stop], 0
+    return count, count + 1
 
 
 def _generate(
