@@ -190,11 +190,15 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian", "mixture"],
+        Literal[
+            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
+            *("gaussian", "mixture", "pause"),
+        ],
         IMPORTANT,
     ] = "MLP"
     """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, `mixture` is
-    `SRE` cut to a few words. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    `SRE` cut to a few words, and `pause` a learnt vector instead. `linear`, `linear_ln` and
+    `linear_ECF`: fidelity only."""
     mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
     """Words in the filter `mixture`; null: all."""
     mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0

@@ -23,7 +23,8 @@ class LatentSettings:
     model writes greedily (0: the mean), drawn from `noise_seed`. With `stop_rule: marker` the
     language-model head decides when to stop (`stop_rules.py`), by `marker_id` (None: STOP itself);
     with `fixed` there are `max_latent_steps` steps. The filter `mixture` mixes the `mixture_size`
-    likeliest words (None: all) at `mixture_temperature`.
+    likeliest words (None: all) at `mixture_temperature`. `answer_text` announces the model's
+    answers (None: ` The answer is:`).
     """
 
     start_id: int
@@ -46,6 +47,7 @@ class LatentSettings:
     marker_id: int | None = None
     mixture_size: int | None = None
     mixture_temperature: float = 1.0
+    answer_text: str | None = None
 
     @property
     def marker(self) -> int:

@@ -17,7 +17,11 @@ STAGES = ("curriculum", "teacher_forced", "policy")
 BUILDERS: dict[tuple[str, str], str] = {
     ("teacher_forced", "latent_sft"): "latent_sft",
     ("teacher_forced", "csft"): "csft",
-    ("policy", "mts"): "mts",
+    ("policy", "mts"): "mts_rl",
+    ("curriculum", "coconut"): "curriculum",
+    ("curriculum", "pause"): "curriculum",
+    ("curriculum", "no_thought"): "curriculum",
+    ("curriculum", "icot"): "curriculum",
     ("teacher_forced", "colar"): "colar_sft",
     ("policy", "colar"): "colar_rl",
 }

@@ -21,12 +21,12 @@ from torch import Tensor
 from latent_reasoning.config import Runtime, Training
 from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import StudentExample
+from latent_reasoning.model.given import read_given
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.passes import kinds_of
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
-from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
@@ -82,11 +82,6 @@ def with_mixtures(model: LatentReasoner, inputs: Tensor, steps: Steps) -> Tensor
     return inputs.index_put((steps.rows, steps.columns), mixed)
 
 
-def read_inputs(model: LatentReasoner, inputs: Tensor, mask: Tensor) -> Tensor:
-    """States `(B, T, d)` of given inputs `(B, T, d)`; `mask` `(B, T)` is False at padding."""
-    return model.advance(ReasoningState.empty(mask), inputs, mask)
-
-
 def mixture_kl(model: LatentReasoner, hidden: Tensor, target: Mixture) -> Tensor:
     """KL(target || next word) `(M,)`, in nats, of target mixtures (M, k), normalised here, against
     the distribution over all words after states `(M, d)`."""
@@ -102,7 +97,7 @@ def mixture_losses(model: LatentReasoner, batch: MixtureBatch) -> dict[str, Tens
     """Cross-entropy of the labels, and the weighted sum of the latent steps' divergences."""
     if batch.reading is None:
         inputs = with_mixtures(model, model.embed(batch.input_ids), batch.steps)
-        hidden = read_inputs(model, inputs, batch.mask)
+        hidden = read_given(model, inputs, batch.mask)
     else:
         hidden = model.run(batch.reading).last_hidden
     output = ReasonerOutput(hidden, None, batch.mask)

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from latent_reasoning.model.given import read_given
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
@@ -17,7 +18,6 @@ from latent_reasoning.rivals.mixture_sft import (
     Steps,
     counted,
     mixture_kl,
-    read_inputs,
     with_mixtures,
 )
 from latent_reasoning.rivals.mts import StepPolicy, group_advantages, mean_embeddings
@@ -104,7 +104,7 @@ def _states(model: LatentReasoner, prompts: Tensor, targets: Tensor, teacher: st
         mixture = _mixture(targets.flatten(0, 1))
         places = Steps(*is_step.nonzero(as_tuple=True), mixture, torch.ones(rows * steps))
         inputs = with_mixtures(model, model.embed(ids), places)
-        return read_inputs(model, inputs, torch.ones_like(ids, dtype=torch.bool))
+        return read_given(model, inputs, torch.ones_like(ids, dtype=torch.bool))
     reasoner = LatentReasoner(model.base, LatentSettings(*UNUSED_IDS, recurrent_filter="SRE"))
     trajectory = Trajectory.begin(reasoner, prompts.tolist())
     trajectory.extend(reasoner, steps)
@@ -160,7 +160,7 @@ def _score(
 ) -> Tensor:
     """Log-probabilities (R, n + 1) of the latent steps and of the last token."""
     steps = words.shape[1]
-    hidden = read_inputs(model, inputs, torch.ones(inputs.shape[:2], dtype=torch.bool))
+    hidden = read_given(model, inputs, torch.ones(inputs.shape[:2], dtype=torch.bool))
     latent = policy.score(model, hidden[:, -steps - 1 : -1], words)
     logits = vocabulary_logits(model.base, None, None, hidden[:, -1])
     return torch.cat([latent, logits.log_softmax(-1).gather(-1, finals[:, None])], 1)

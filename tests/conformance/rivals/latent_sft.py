@@ -12,6 +12,7 @@ from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.filters import MixtureFilter
 from latent_reasoning.model.folder import load
 from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.model.given import read_given
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reading import ReasonerOutput
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -32,7 +33,6 @@ from latent_reasoning.rivals.mixture_sft import (
     Steps,
     mixture_kl,
     noisy,
-    read_inputs,
     with_mixtures,
 )
 from latent_reasoning.training.text import Labels, cross_entropy
@@ -141,7 +141,7 @@ def _stage2(vectors: Vectors, entry: Record, name: str) -> Checks:
     weights = 1 / is_latent.sum(1)[rows] / len(ids)
     steps = Steps(rows, places, Mixture(torch.cat(probabilities), words), weights)
     inputs = with_mixtures(model, model.embed(ids.clamp(min=0)).detach(), steps)
-    hidden = read_inputs(model, inputs, mask)
+    hidden = read_given(model, inputs, mask)
     logits = vocabulary_logits(model.base, None, None, hidden)
     yield Check(logits[mask], arrays["logits"][mask], LOGIT, "logits")
     learned = Labels.of(labels, torch.ones_like(labels), None)
