@@ -264,30 +264,6 @@ def encode_latent_rows(
     return examples
 
 
-def encode_student_rows(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    prefix: str,
-    counts: Sequence[int],
-    learned: Literal["decisions", "stop", "answer"],
-) -> list[StudentExample]:
-    """Rows as START, n CONTINUE, STOP and the answer, with n of `counts` for each row.
-
-    All decisions are `learned`, CONTINUE and STOP, or STOP alone, or only the answer. Raises
-    `DataError` for a tokenizer that lacks a token.
-    """
-    special, pieces = special_token_ids(tokenizer), _Pieces.of(tokenizer)
-    encoded = pieces.encode(rows, prefix, [""] * len(rows))
-    examples = []
-    for (question, _, answer), n in zip(encoded, counts, strict=True):
-        latent = latent_run(n, special)
-        before = {"decisions": 1, "stop": 1 + n, "answer": len(latent)}
-        first = len(question) + before[learned]
-        examples.append(pieces.join(question, latent, answer, first, StudentExample))
-    return examples
-
-
 def encode_staged_rows(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,

@@ -7,21 +7,22 @@ paper, which learns better targets, is `latent_encoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, MixtureTargets
 from latent_reasoning.data.context import read_pieces
-from latent_reasoning.data.examples import within_limit
+from latent_reasoning.data.examples import PlainExample, StudentExample, within_limit
 from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import DataError, Row
-from latent_reasoning.data.sequences import encode_student_rows, reasoning_text
+from latent_reasoning.data.sequences import encode_plain_rows, reasoning_text
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.rivals.mixture_sft import (
     MixtureExample,
     MixtureTask,
@@ -54,13 +55,23 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     return model, tokenizer, task_of(run, model, tokenizer, examples, weight, noise=noise)
 
 
-LEARNED: Mapping[str, Literal["decisions", "stop", "answer"]] = {
-    "head": "decisions",
-    "marker": "stop",
-    "fixed": "answer",
-}
-"""What is learned of the latent run, by the model's stop rule. Where the language-model head
-decides when to stop, the divergences say what else comes."""
+def with_latent_run(example: PlainExample, n: int, settings: LatentSettings) -> StudentExample:
+    """A row without reasoning, with START, n CONTINUE and STOP in its place.
+
+    Of these the two-way stop head learns CONTINUE and STOP. Where the language-model head decides
+    when to stop, the divergences say what else comes, and STOP alone is a label; where the number
+    of steps is fixed, none is.
+    """
+    run = [settings.start_id, *[settings.continue_id] * n, settings.stop_id]
+    ids, begin = example.input_ids, example.question_length
+    first = {"head": 1, "marker": 1 + n, "fixed": len(run)}[settings.stop_rule]
+    return StudentExample(
+        np.concatenate([ids[:begin], np.array(run, dtype=ids.dtype), ids[begin:]]),
+        begin,
+        len(run),
+        begin + first,
+        example.target_position + len(run),
+    )
 
 
 def chunks(ids: Sequence[int], rate: int) -> list[Sequence[int]]:
@@ -97,16 +108,12 @@ def mixture_examples(
     Raises `DataError` where no row is left.
     """
     data = run.experiment.data
-    students = encode_student_rows(
-        rows,
-        tokenizer,
-        prefix=data.prompt.training,
-        counts=[len(ids) for _, ids in targets],
-        learned=LEARNED[model.settings.stop_rule],
-    )
+    prefix, none = data.prompt.training, [""] * len(rows)
+    plain = encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=none)
     examples = [
         MixtureExample(student, *target)
-        for student, target in zip(students, targets, strict=True)
+        for example, target in zip(plain, targets, strict=True)
+        for student in (with_latent_run(example, len(target[1]), model.settings),)
         if within_limit(student, data.max_tokens)
     ]
     if not examples:
