@@ -28,9 +28,17 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
-from tests.conformance.rivals import coconut, hrpo, icot, latentseek, soft_thinking
+from tests.conformance.rivals import (
+    coconut,
+    cot2,
+    hrpo,
+    icot,
+    latent_sft,
+    latentseek,
+    soft_thinking,
+)
 
-RIVALS = (coconut, hrpo, icot, latentseek, soft_thinking)
+RIVALS = (coconut, cot2, hrpo, icot, latent_sft, latentseek, soft_thinking)
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""

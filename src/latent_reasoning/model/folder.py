@@ -53,6 +53,11 @@ from latent_reasoning.model.settings_file import (
     read_latent_settings,
     settings_content,
 )
+from latent_reasoning.model.soft_thinking import (
+    SOFT_THINKING,
+    SoftThinker,
+    read_soft_thinking,
+)
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
@@ -151,6 +156,8 @@ def load(
         model = read_gate(load_base(folder, dtype), folder)
     elif (folder / SEEK_SETTINGS).exists():
         model = read_seeking(load_base(folder, dtype), folder)
+    elif (folder / SOFT_THINKING).exists():
+        model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)
