@@ -207,9 +207,9 @@ class Model(Section):
     """Inner width of the filter; null: that of the model."""
     deterministic_latents: Annotated[bool, GAUSSIAN] = False
     """The filter has no std to sample with."""
-    stop_rule: Literal["head", "marker"] = "head"
+    stop_rule: Literal["head", "marker", "fixed"] = "head"
     """What decides to stop: the two-way stop head, or the language-model head by STOP's probability
-    against all other words."""
+    against all other words; `fixed`: nothing, the number of latent steps is one for all."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False
@@ -342,5 +342,17 @@ class LatentSftModel(SupervisedModel):
         if self.filter_warm_start and self.model.recurrent_filter == "attention":
             raise ValueError(
                 "filter_warm_start: the filter attention reads more than one state; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_stop(self) -> LatentSftModel:
+        steps = self.latent_steps
+        if self.model.stop_rule == "fixed" and not (
+            self.mask_latent_labels and steps.min is not None and steps.min == steps.max
+        ):
+            raise ValueError(
+                "model.stop_rule: fixed needs one number of latent steps (latent_steps.min = max), "
+                "and mask_latent_labels: true, for there is no decision to learn"
             )
         return self

@@ -171,6 +171,8 @@ def latent_model(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
             )
+    if isinstance(entry, LatentSftModel) and entry.model.stop_rule == "fixed":
+        model.change_settings(max_latent_steps=entry.latent_steps.max)
     check_round_trip(tokenizer)
     return model.to(run.device), tokenizer
 
