@@ -60,6 +60,8 @@ from latent_reasoning.config.rivals import (
     Colar,
     CurriculumModel,
     DecodeModel,
+    Gate,
     RivalPolicyModel,
+    Seek,
     TeacherForcedModel,
 )
