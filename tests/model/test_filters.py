@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from latent_reasoning.model.filters import MLP, SRE, build_filter
-from tests.model.models import HIDDEN, build_base
+from latent_reasoning.model.settings import LatentSettings
+from tests.model.models import HIDDEN, IDS, build_base
 
 
 def test_mlp_starts_with_xavier_weights_and_zero_biases():
@@ -24,7 +25,7 @@ def test_mlp_starts_with_xavier_weights_and_zero_biases():
 def test_ecf_maps_by_the_embeddings_covariance_to_vectors_of_their_mean_length():
     base = build_base()
     embeddings = base.get_input_embeddings().weight.detach()
-    module = build_filter("linear_ECF", base)
+    module = build_filter(LatentSettings(**IDS, recurrent_filter="linear_ECF"), base)
     covariance = embeddings.T @ embeddings / len(embeddings)
     assert torch.allclose(module.layer.weight, covariance, atol=1e-6)
     lengths = module(torch.randn(4, HIDDEN, dtype=torch.float64)).norm(dim=-1)
@@ -51,10 +52,10 @@ def test_sre_mixes_the_embeddings_by_the_softmax_of_the_logits():
     ],
 )
 def test_each_filter_has_its_parameters(name, parameters):
-    module = build_filter(name, build_base())
+    module = build_filter(LatentSettings(**IDS, recurrent_filter=name), build_base())
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters
 
 
 def test_an_unknown_filter_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="'gru'; there are none, MLP, linear"):
-        build_filter("gru", build_base())
+        build_filter(LatentSettings(**IDS, recurrent_filter="gru"), build_base())

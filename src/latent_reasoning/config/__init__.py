@@ -57,6 +57,7 @@ from latent_reasoning.config.models import (
 from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
 from latent_reasoning.config.report import Claims, Published, Rivals
 from latent_reasoning.config.rivals import (
+    Colar,
     CurriculumModel,
     DecodeModel,
     RivalPolicyModel,

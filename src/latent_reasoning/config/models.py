@@ -20,6 +20,7 @@ from latent_reasoning.config.fields import (
 )
 
 FROM_SCRATCH = only_when("source", "scratch")
+GAUSSIAN = only_when("recurrent_filter", "gaussian")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
 
@@ -188,10 +189,18 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"], IMPORTANT
+        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian", "pause"],
+        IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding. `linear`, `linear_ln` and
-    `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, and
+    `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    filter_width: Annotated[PositiveInt | None, GAUSSIAN] = None
+    """Inner width of the filter; null: that of the model."""
+    deterministic_latents: Annotated[bool, GAUSSIAN] = False
+    """The filter has no std to sample with."""
+    stop_rule: Literal["head", "marker"] = "head"
+    """What decides to stop: the two-way stop head, or the language-model head by STOP's probability
+    against all other words."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False

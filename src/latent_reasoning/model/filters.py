@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.gaussian import GaussianHead
+from latent_reasoning.model.settings import LatentSettings
 
 RMS_NORM_EPS = 1e-6
 
@@ -64,6 +66,18 @@ class LinearLayerNorm(nn.Module):
         return self.norm(self.layer(hidden))
 
 
+class Pause(nn.Module):
+    """A learnt vector in place of the hidden state (`pause`): time to compute, but no thought."""
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.row = nn.Parameter(initial.clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`, the same for every state."""
+        return self.row.expand_as(hidden)
+
+
 class SRE(nn.Module):
     """Soft re-embedding: the softmax over the vocabulary, times the embedding matrix."""
 
@@ -91,11 +105,12 @@ def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
     return module
 
 
-def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
+def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
     """A new filter for `base`, on its device and in its dtype.
 
-    `name` is a value of `model.recurrent_filter`; raises `ValueError` for an unknown one.
+    Raises `ValueError` for an unknown `recurrent_filter`.
     """
+    name = settings.recurrent_filter
     embeddings = scaled_rows(base, base.get_input_embeddings().weight.detach())
     hidden_size = embeddings.shape[1]
     builders: dict[str, Callable[[], nn.Module]] = {
@@ -105,6 +120,13 @@ def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "pause": lambda: Pause(embeddings.mean(0)),
+        "gaussian": lambda: GaussianHead(
+            hidden_size,
+            settings.filter_width or hidden_size,
+            embeddings.std(),
+            deterministic=settings.deterministic_latents,
+        ),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

@@ -14,8 +14,6 @@ published format (`published.py`) and plain Hugging Face folders are read too.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
-from latent_reasoning.model import published
+from latent_reasoning.model import published, published_colar
 from latent_reasoning.model.bases import (
     ATTENTION_KEYS,
     UnsupportedBaseError,
@@ -46,6 +44,12 @@ from latent_reasoning.model.bases import (
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.settings_file import (
+    LATENT_SETTINGS,
+    read_json,
+    read_latent_settings,
+    settings_content,
+)
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
@@ -67,13 +71,9 @@ from latent_reasoning.runtime.files import (
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-LATENT_SETTINGS = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
 UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
 """Keys of a published `config.json` that are read by themselves or not at all."""
-
-LATER_SETTINGS = {"max_latent_steps"}
-"""Keys of `latent.json` that older folders lack; the defaults then hold."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -103,7 +103,7 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
         model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.settings is not None:
-        write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
+        write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -130,11 +130,14 @@ def load(
     `CheckpointError`.
     """
     folder = Path(path)
-    config = _read_json(_existing(folder, "config.json"))
+    config = read_json(_existing(folder, "config.json"))
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
+    elif published_colar.is_colar(folder):
+        base, tokenizer = load_base(folder, dtype), _tokenizer(folder)
+        model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
-        settings = _read_latent_settings(folder / LATENT_SETTINGS)
+        settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
         file = _existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
@@ -148,7 +151,7 @@ def load(
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Read the plain Hugging Face model of a folder, strictly."""
     options: dict[str, Any] = {}
-    content = _checked(_read_json(_existing(folder, "config.json")), folder)
+    content = _checked(read_json(_existing(folder, "config.json")), folder)
     for file in _weight_files(folder):
         check_readable(file)
     if any(key in content for key in ATTENTION_KEYS):
@@ -172,15 +175,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
-            "tokenizer.json and tokenizer_config.json"
-        ) from error
+    tokenizer = _tokenizer(folder)
     prepare_tokenizer(tokenizer, folder)
     settings = read_settings(folder)
     if settings is not None:
@@ -208,11 +203,13 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     """The latent settings of a model folder, None for a plain language model."""
     folder = Path(path)
     config_file = _existing(folder, "config.json")
-    config = _read_json(config_file)
+    config = read_json(config_file)
     if published.is_published(config):
         return _published_settings(config, config_file)
+    if published_colar.is_colar(folder):
+        return published_colar.colar_settings(folder, _tokenizer(folder))
     file = folder / LATENT_SETTINGS
-    return _read_latent_settings(file) if file.exists() else None
+    return read_latent_settings(file) if file.exists() else None
 
 
 @contextlib.contextmanager
@@ -236,6 +233,21 @@ def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except UnsupportedBaseError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
     return config
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    if published_colar.is_colar(folder):
+        published_colar.prepare_colar_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _config_without_kernel(folder: Path) -> PreTrainedConfig:
@@ -281,15 +293,6 @@ def _published_settings(config: dict[str, Any], file: Path) -> LatentSettings:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def _read_latent_settings(file: Path) -> LatentSettings:
-    content = _read_json(file)
-    known = {field.name for field in dataclasses.fields(LatentSettings)}
-    if not known - LATER_SETTINGS <= set(content) <= known:
-        wrong = ", ".join(sorted(set(content) ^ known))
-        raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
-    return LatentSettings(**content)
-
-
 def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path) -> LatentReasoner:
     try:
         return LatentReasoner(base, settings)
@@ -326,7 +329,7 @@ def _from_pretrained(
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder's base model, one or several parts."""
     if (folder / WEIGHTS_INDEX).exists():
-        parts = set(_read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
         return [_existing(folder, part) for part in sorted(parts)]
     if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
         raise CheckpointError(
@@ -379,13 +382,3 @@ def _existing(folder: Path, name: str) -> Path:
             )
         raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
     return folder / name
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error}); {REMEDY}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds no mapping; {REMEDY}")
-    return content

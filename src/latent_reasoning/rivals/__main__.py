@@ -9,14 +9,24 @@ checkpoint. docs/rivals.md describes the methods.
 
 from __future__ import annotations
 
+from latent_reasoning.config import load
+from latent_reasoning.dag.digests import check_digest
 from latent_reasoning.rivals.build import STAGES, build
-from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.rivals.decode import decode_model
+from latent_reasoning.runtime.command import entry_of, parser, run_stage
 from latent_reasoning.training.run import train_model
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Make one model by another method and write its folder."""
-    train_model("latent_reasoning.rivals", __doc__, STAGES, build, arguments)
+    options = parser(__doc__, model=True).parse_args(arguments)
+    experiment = load(options.config)
+    if entry_of(experiment, options.model, "decode", *STAGES).stage != "decode":
+        train_model("latent_reasoning.rivals", __doc__, STAGES, build, arguments)
+        return
+    digest = check_digest(experiment, "model", options.digest, options.model)
+    folder = decode_model(experiment, options.model, options.seed, digest)
+    print(f"{options.model}: written to {folder}")
 
 
 if __name__ == "__main__":

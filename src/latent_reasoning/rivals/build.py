@@ -14,7 +14,14 @@ from latent_reasoning.training.task import Task
 STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
-BUILDERS: dict[tuple[str, str], str] = {}
+BUILDERS: dict[tuple[str, str], str] = {
+    ("curriculum", "coconut"): "curriculum",
+    ("curriculum", "pause"): "curriculum",
+    ("curriculum", "no_thought"): "curriculum",
+    ("curriculum", "icot"): "curriculum",
+    ("teacher_forced", "colar"): "colar_sft",
+    ("policy", "colar"): "colar_rl",
+}
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 
 
