@@ -11,6 +11,7 @@ import yaml
 from latent_reasoning.config import (
     PROJECT_ROOT,
     Experiment,
+    PolicyModel,
     Section,
     SupervisedModel,
     dump,
@@ -218,8 +219,14 @@ def test_the_rivals_learn_from_equally_many_examples_in_every_size():
             for name, entry in experiment.models.items()
             if name in experiment.report.rivals.models and isinstance(entry, SupervisedModel)
         }
+        asked = {
+            name: entry.training.steps * entry.training.batch_size
+            for name, entry in experiment.models.items()
+            if name in experiment.report.rivals.models and isinstance(entry, PolicyModel)
+        }
         assert len(read) > 3
         assert set(read.values()) == {read["cot-sft"]}, read
+        assert set(asked.values()) == {asked["latent-6-rl"]}, asked
         assert {"latent-6-rl", "cot-sft"} == set(experiment.report.rivals.references)
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from latent_reasoning.analysis.compute import filter_of, reasoning_operations
+from latent_reasoning.analysis.compute import filter_weights, model_settings, reasoning_operations
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.rivals import rivals_of
 from latent_reasoning.analysis.style import PALETTE, nothing_to_show, page, share_axis
@@ -60,8 +60,9 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
     forced = forced_table(results)
     for model, rows in forced[forced["dataset"] == dataset].groupby("model", sort=False):
         if len(rows) > 1 and model not in joined:
-            steps, name = rows["latent_steps"].to_numpy(), filter_of(results, model)
-            flop = [reasoning_operations(size, n + 2, n, name) for n in steps]
+            steps = rows["latent_steps"].to_numpy()
+            weights = filter_weights(size, model_settings(results, model))
+            flop = [reasoning_operations(size, n + 2, n, weights) for n in steps]
             curves.append(Curve(model, steps, numpy.array(flop), rows["accuracy"].to_numpy()))
     return curves
 
