@@ -96,20 +96,19 @@ def filter_weights(size: ModelSize, settings: Model) -> int:
     """
     square, width = size.hidden**2, settings.filter_width or size.hidden
     output = size.hidden * size.vocabulary
+    weights = {
+        "none": 0,
+        "pause": 0,
+        "MLP": 2 * square,
+        "linear": square,
+        "linear_ln": square,
+        "linear_ECF": square,
+        "SRE": 2 * output,  # logits, and the mixture of all embeddings
+        "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
+        "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
+    }
     deciding = output if settings.stop_rule == "marker" else 0
-    return (
-        deciding
-        + {
-            "none": 0,
-            "pause": 0,
-            "MLP": 2 * square,
-            "linear": square,
-            "linear_ln": square,
-            "linear_ECF": square,
-            "SRE": 2 * output,  # logits, and the mixture of all embeddings
-            "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
-        }[settings.recurrent_filter]
-    )
+    return weights[settings.recurrent_filter] + deciding
 
 
 def model_settings(results: Results, model: str) -> Model:
