@@ -52,6 +52,7 @@ from latent_reasoning.config.models import (
     Model,
     ReasoningMix,
     SftModel,
+    SupervisedModel,
     Training,
 )
 from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
