@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
-from latent_reasoning.config import Model
+from latent_reasoning.config import Model, ModelEntry
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -37,6 +37,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
                 filter_weights=(
                     filter_weights(size, model_settings(results, model)) if latent else None
                 ),
+                gate_weights=gate_weights(size, results.experiment.models[model]),
             )
             rows.append(
                 {
@@ -76,15 +77,20 @@ def compute_figure(results: Results) -> Figure:
 
 
 def reasoning_operations(
-    size: ModelSize, tokens: float, steps: float, filter_weights: int | None
+    size: ModelSize,
+    tokens: float,
+    steps: float,
+    filter_weights: int | None,
+    gate_weights: int = 0,
 ) -> float:
     """Operations of `tokens` reasoning tokens, of which `steps` are latent steps.
 
     `filter_weights` multiply each latent step; None for a model that reasons in text, whose tokens
-    pass the output matrix.
+    pass the output matrix, and with `gate_weights` make what is read of them.
     """
     if filter_weights is None:
-        return 2 * tokens * (size.block_weights + size.hidden * size.vocabulary)
+        output = size.hidden * size.vocabulary
+        return 2 * tokens * (size.block_weights + output + gate_weights)
     return 2 * (tokens * size.block_weights + steps * filter_weights)
 
 
@@ -105,10 +111,18 @@ def filter_weights(size: ModelSize, settings: Model) -> int:
         "linear_ECF": square,
         "SRE": 2 * output,  # logits, and the mixture of all embeddings
         "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
+        "attention": 4 * square,  # a step's query, key, value and output
         "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
     }
     deciding = output if settings.stop_rule == "marker" else 0
     return weights[settings.recurrent_filter] + deciding
+
+
+def gate_weights(size: ModelSize, entry: ModelEntry) -> int:
+    """The weights that make what HRPO's model reads of a token: the mixture and the gate; of any
+    other model 0."""
+    is_gated = entry.stage == "policy" and entry.method == "hrpo"
+    return size.hidden * size.vocabulary + 2 * size.hidden**2 if is_gated else 0
 
 
 def model_settings(results: Results, model: str) -> Model:

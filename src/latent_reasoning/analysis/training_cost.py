@@ -97,13 +97,14 @@ def _trained_parameters(results: Results, model: str) -> int:
         return 0
     folder = results.layout.model(model, results.seeds[0])
     latent = sum(map(_numbers_in, folder.glob("latent.safetensors")))
+    latent += sum(_numbers_in(file, "marker_table") for file in folder.glob("gate.safetensors"))
     if entry.lora is not None:
         return size_of(results.experiment).adapter_weights(entry.lora) + latent
     return sum(map(_numbers_in, folder.glob("model*.safetensors"))) + latent
 
 
-def _numbers_in(file: Path) -> int:
-    """How many numbers a safetensors file holds."""
+def _numbers_in(file: Path, but: str = "") -> int:
+    """How many numbers a safetensors file holds, without the tensor `but`."""
     with safe_open(file, framework="numpy") as tensors:
-        shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+        shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys() if name != but)  # noqa: SIM118
         return sum(int(numpy.prod(shape)) for shape in shapes)
