@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -46,6 +47,12 @@ MODELS = {
     },
     "latent-sft-head": FORCED
     | {"method": "latent_sft", "lora": {"r": 2}, "model": {"recurrent_filter": "SRE"}},
+    "latent-sft-encoder": FORCED
+    | {
+        "method": "latent_sft",
+        "model": {"recurrent_filter": "mixture", "mixture_size": 4, "stop_rule": "marker"},
+        "latent_sft": {"rate": 4, "targets": "encoder", "encoder_steps": 2},
+    },
     "csft": CSFT,
     "csft-own": CSFT | {"csft": {"steps": 3, "inputs": "own"}},
     "mts": MTS,
@@ -146,6 +153,17 @@ def test_latent_sft_trains_on_given_mixtures_and_thinks_in_its_own(world):
     assert all(row.stop_probabilities for row in written)
     last = columns(world("latent-sft"))[-1]
     assert float(last["loss"]) == pytest.approx(float(last["ce"]) + float(last["kl"]), rel=1e-4)
+
+
+def test_latent_sft_learns_what_an_encoder_makes_of_the_chain_of_thought(world):
+    world("latent-sft-encoder")
+    file = world.results / "checkpoints/latent-sft-encoder/seed-0/mixtures.npz"
+    with np.load(file) as content:
+        assert content["ids"].shape == (content["counts"].sum(), 4)
+        assert np.allclose(content["probabilities"].sum(1), 1, atol=1e-6)
+        model = load(world("latent-sft-encoder"), "cpu")
+        special = {model.settings.start_id, model.settings.end_id, model.settings.continue_id}
+        assert not special & set(content["ids"].flatten().tolist())
 
 
 def test_latent_sft_trains_an_adapter_and_the_two_way_head(world):

@@ -27,7 +27,12 @@ from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.mixtures import drawn
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rivals.latent_sft import mixture_examples, mixture_model, task_of
+from latent_reasoning.rivals.latent_sft import (
+    mixture_examples,
+    mixture_model,
+    plain_examples,
+    task_of,
+)
 from latent_reasoning.rivals.mixture_sft import MixtureTask, counted
 from latent_reasoning.runtime import seeds
 from latent_reasoning.sft.examples import without_negative_answers
@@ -52,7 +57,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     steps = settings.steps or max(len(trace) for samples in traces for trace in samples)
     targets = [counted(aligned(samples, steps, after)) for samples in traces]
     model.change_settings(stop_rule="fixed", max_latent_steps=steps)
-    examples = mixture_examples(run, model, tokenizer, rows, targets)
+    plain = plain_examples(run, tokenizer, rows)
+    examples = mixture_examples(run, model, plain, targets)
     task = task_of(
         run,
         model,
