@@ -45,8 +45,7 @@ MODELS = {
         "model": {"recurrent_filter": "mixture", "mixture_size": 4, "stop_rule": "marker"},
         "latent_sft": {"rate": 4, "gumbel_scale": 1.0},
     },
-    "latent-sft-head": FORCED
-    | {"method": "latent_sft", "lora": {"r": 2}, "model": {"recurrent_filter": "SRE"}},
+    "latent-sft-head": FORCED | {"method": "latent_sft", "model": {"recurrent_filter": "SRE"}},
     "latent-sft-encoder": FORCED
     | {
         "method": "latent_sft",
@@ -95,7 +94,9 @@ def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     base = SCRATCH if request.param == "llama" else gpt2_base(folder / "gpt2")
     config = folder / "tiny.yaml"
-    config.write_text(yaml.safe_dump(EXPERIMENT | {"base": base}))
+    lora = {"r": 2} if request.param == "llama" else {"r": 2, "target_modules": ["c_attn"]}
+    models = MODELS | {"latent-sft-head": MODELS["latent-sft-head"] | {"lora": lora}}
+    config.write_text(yaml.safe_dump(EXPERIMENT | {"base": base, "models": models}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENT_REASONING_RESULTS", str(folder / "results"))
         prepare_data(["--config", str(config)])
