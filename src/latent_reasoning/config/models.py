@@ -191,8 +191,15 @@ class Model(Section):
 
     recurrent_filter: Annotated[
         Literal[
-            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
-            *("gaussian", "mixture", "pause"),
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "gaussian",
+            "mixture",
+            "pause",
         ],
         IMPORTANT,
     ] = "MLP"
