@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
+from latent_reasoning.config import Model
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -33,7 +34,9 @@ def compute_table(results: Results) -> pandas.DataFrame:
                 size,
                 tokens=predictions["reasoning_tokens"].mean(),
                 steps=predictions["latent_steps"].mean(),
-                recurrent_filter=filter_of(results, model) if latent else None,
+                filter_weights=(
+                    filter_weights(size, model_settings(results, model)) if latent else None
+                ),
             )
             rows.append(
                 {
@@ -73,28 +76,47 @@ def compute_figure(results: Results) -> Figure:
 
 
 def reasoning_operations(
-    size: ModelSize, tokens: float, steps: float, recurrent_filter: str | None
+    size: ModelSize, tokens: float, steps: float, filter_weights: int | None
 ) -> float:
     """Operations of `tokens` reasoning tokens, of which `steps` are latent steps.
 
-    `recurrent_filter` is a value of `model.recurrent_filter`, None for a model that reasons in
-    text.
+    `filter_weights` multiply each latent step; None for a model that reasons in text, whose tokens
+    pass the output matrix.
     """
+    if filter_weights is None:
+        return 2 * tokens * (size.block_weights + size.hidden * size.vocabulary)
+    return 2 * (tokens * size.block_weights + steps * filter_weights)
+
+
+def filter_weights(size: ModelSize, settings: Model) -> int:
+    """The weights that make the input of a latent step out of a hidden state, and those of the stop
+    decision where the language-model head takes it.
+
+    Raises `KeyError` for a filter that is not counted here.
+    """
+    square, width = size.hidden**2, settings.filter_width or size.hidden
     output = size.hidden * size.vocabulary
-    if recurrent_filter is None:
-        return 2 * tokens * (size.block_weights + output)
-    square = size.hidden**2
-    of_filter = {"none": 0, "pause": 0, "MLP": 2 * square, "SRE": 2 * output}
-    weights = of_filter.get(recurrent_filter, square)
-    return 2 * (tokens * size.block_weights + steps * weights)
+    weights = {
+        "none": 0,
+        "pause": 0,
+        "MLP": 2 * square,
+        "linear": square,
+        "linear_ln": square,
+        "linear_ECF": square,
+        "SRE": 2 * output,  # logits, and the mixture of all embeddings
+        "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
+        "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
+    }
+    deciding = output if settings.stop_rule == "marker" else 0
+    return weights[settings.recurrent_filter] + deciding
 
 
-def filter_of(results: Results, model: str) -> str:
-    """The filter of a latent model: that of the nearest ancestor that sets one, or itself."""
+def model_settings(results: Results, model: str) -> Model:
+    """The section `model` of a latent model: its own, or that of the nearest ancestor with one."""
     experiment = results.experiment
     while model != "base":
         own = getattr(experiment.models[model], "model", None)
         if own is not None:
-            return own.recurrent_filter
+            return own
         model = results.parent(model)
-    return experiment.model.recurrent_filter
+    return experiment.model

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from latent_reasoning.analysis.compute import filter_of, reasoning_operations
+from latent_reasoning.analysis.compute import filter_weights, model_settings, reasoning_operations
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.rivals import rivals_of
 from latent_reasoning.analysis.style import PALETTE, nothing_to_show, page, share_axis
@@ -60,8 +60,9 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
     forced = forced_table(results)
     for model, rows in forced[forced["dataset"] == dataset].groupby("model", sort=False):
         if len(rows) > 1 and model not in joined:
-            steps, name = rows["latent_steps"].to_numpy(), filter_of(results, model)
-            flop = [reasoning_operations(size, n + 2, n, name) for n in steps]
+            steps = rows["latent_steps"].to_numpy()
+            weights = filter_weights(size, model_settings(results, model))
+            flop = [reasoning_operations(size, n + 2, n, weights) for n in steps]
             curves.append(Curve(model, steps, numpy.array(flop), rows["accuracy"].to_numpy()))
     return curves
 
@@ -80,7 +81,7 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
         return nothing_to_show("This experiment compares no methods (report.rivals).")
     table = table[table["dataset"] == results.datasets[0]].reset_index(drop=True)
     rows = -(-len(table) // COLUMNS)
-    figure, grid = page(1, 2, 4.0 + 0.17 * rows, sharey=True)
+    figure, grid = page(1, 2, 4.3 + 0.17 * rows, sharey=True)
     curves = curves_of(results, table)
     for axes, column in zip(grid[0], ("latents", "reasoning_flop"), strict=True):
         for curve in curves:
@@ -91,6 +92,7 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
     grid[0][0].set_xlabel("latents a row (mean); dotted: methods without")
     grid[0][1].set_xlabel("operations of a row's reasoning")
     grid[0][0].set_ylabel(f"accuracy on {results.datasets[0]}")
+    grid[0][1].ticklabel_format(axis="x", useMathText=True)
     share_axis(grid[0][0])
     _key(figure, results, table)
     figure.draw_without_rendering()  # the labels are placed in pixels
@@ -163,14 +165,15 @@ def _is_free(place: numpy.ndarray, taken: list[numpy.ndarray], apart: float, axe
 
 
 def _key(figure: Figure, results: Results, table: pandas.DataFrame) -> None:
-    """Below: which number is which model, in the marker of its kind; then the kinds."""
-    handles, kinds = [], {}
+    """Above: the kinds of methods; below: which number is which model."""
+    models, kinds = [], {}
     for index, model in enumerate(table["model"]):
         words, colour, marker = KINDS[results.stage(model)]
         point = {"color": colour, "marker": marker, "markerfacecolor": "white", "linestyle": "none"}
-        handles.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
-        kinds[words] = None
-    figure.legend(handles=handles, loc="outside lower center", ncols=COLUMNS, columnspacing=1.2)
+        models.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
+        kinds[words] = Line2D([], [], label=words, markersize=6, **point)
+    figure.legend(handles=[*kinds.values()], loc="outside upper center", ncols=len(kinds))
+    figure.legend(handles=models, loc="outside lower center", ncols=COLUMNS, columnspacing=1.2)
 
 
 # -------------------------------------------------------------------------------------- curves

@@ -4,8 +4,8 @@ The models are those of `report.rivals` (docs/rivals.md says what is fair). Cost
 ways of their own beside the milliseconds, for a table may not depend on the machine:
 
 - `latents` of an answer, and its `reasoning_tokens` (n + 2, or the tokens of a text);
-- `forwards` of one column each between the question and the answer, which nothing runs parallel:
-  a text's tokens, or n + 1, as START is read with the question;
+- `forwards` between the question and the answer, one after another: a text's tokens, or n + 1, as
+  START is read with the question; 1 for `pause`, whose latent inputs are known beforehand;
 - `reasoning_flop` of an answer, `training_flop` of the model and of all it started from.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import compute_table
+from latent_reasoning.analysis.compute import compute_table, model_settings
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
 from latent_reasoning.analysis.training_cost import TrainingCost, training_costs
@@ -79,10 +79,11 @@ def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
     predictions = results.pooled_predictions(model, dataset)
     latent = bool(predictions["latent_steps"].any())
     tokens = predictions["reasoning_tokens"].mean()
+    at_once = latent and model_settings(results, model).recurrent_filter == "pause"
     return {
         "latents": predictions["latent_steps"].mean(),
         "reasoning_tokens": tokens,
-        "forwards": tokens - latent,
+        "forwards": 1.0 if at_once else tokens - latent,
     }
 
 

@@ -52,6 +52,7 @@ from latent_reasoning.config.models import (
     Model,
     ReasoningMix,
     SftModel,
+    SupervisedModel,
     Training,
 )
 from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
@@ -60,6 +61,8 @@ from latent_reasoning.config.rivals import (
     Colar,
     CurriculumModel,
     DecodeModel,
+    Gate,
     RivalPolicyModel,
+    Seek,
     TeacherForcedModel,
 )
