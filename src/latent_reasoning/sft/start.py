@@ -184,7 +184,9 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
-    for key in ("filter_width", "deterministic_latents"):
+    of_mixture = ("mixture_size", "mixture_temperature")
+    own_keys = of_mixture if wanted.recurrent_filter == "mixture" else ()
+    for key in ("filter_width", "deterministic_latents", *own_keys):
         if getattr(model.settings, key) != getattr(wanted, key):
             raise ConfigError(
                 f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "
