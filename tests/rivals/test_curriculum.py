@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -13,11 +14,16 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from latent_reasoning.base.__main__ import main as make_base
-from latent_reasoning.config import ConfigError, resolve
+from latent_reasoning.config import ConfigError, Model, Runtime, Training, resolve
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.data.sequences import SpecialTokens, encode_staged_rows
+from latent_reasoning.data.sequences import (
+    SpecialTokens,
+    encode_staged_rows,
+    special_token_ids,
+)
 from latent_reasoning.model import load
+from latent_reasoning.model.special_tokens import make_latent
 from latent_reasoning.rivals.__main__ import main as train_rival
 from latent_reasoning.rivals.coconut import Stages
 from latent_reasoning.rivals.curriculum import CurriculumTask, StepCurriculum, TokenCurriculum
@@ -25,6 +31,8 @@ from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.sft.__main__ import main as fine_tune
 from latent_reasoning.training.metrics import read_metrics
 from tests.data.generated import generated_rows
+from tests.model.models import build_base
+from tests.sft.test_captured import assert_the_same
 
 START, END, CONTINUE, STOP = 90, 91, 92, 93
 SPECIAL = SpecialTokens(START, END, CONTINUE, STOP)
@@ -111,6 +119,31 @@ def test_offsets_are_geometric():
     offsets = [removal.offset(draws) for _ in range(4000)]
     shares = [offsets.count(k) / 4000 for k in range(3)]
     assert shares == pytest.approx([0.632, 0.233, 0.086], abs=0.025)
+
+
+def test_captured_programs_add_the_gradients_of_the_eager_way(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    base = build_base(vocabulary=len(tokenizer))
+    model = make_latent(base, tokenizer, Model(recurrent_filter="none"))
+    rows = [row for row in generated_rows(24) if len(row.steps) < 3]
+    staged = encode_staged_rows(rows, tokenizer, prefix="Question: ")
+    curriculum = replace(CURRICULUM, steps_per_stage=1, special=special_token_ids(tokenizer))
+
+    def task() -> CurriculumTask:
+        return CurriculumTask(
+            "coconut",
+            copy.deepcopy(model),
+            [row.example([], row.texts[0]) for row in staged],
+            Training(steps=4, batch_size=6),
+            Runtime(device="cpu", micro_batch_size=3),
+            seed=0,
+            pad_id=tokenizer.pad_token_id,
+            validate=dict,
+            rows=staged,
+            curriculum=curriculum,
+        )
+
+    assert_the_same(task(), task())
 
 
 # ---------------------------------------------------------------------------------- the training

@@ -61,6 +61,8 @@ from latent_reasoning.config.rivals import (
     Colar,
     CurriculumModel,
     DecodeModel,
+    Gate,
     RivalPolicyModel,
+    Seek,
     TeacherForcedModel,
 )

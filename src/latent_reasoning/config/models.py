@@ -192,13 +192,13 @@ class Model(Section):
     recurrent_filter: Annotated[
         Literal[
             *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
-            *("gaussian", "mixture", "pause"),
+            *("gaussian", "mixture", "attention", "pause"),
         ],
         IMPORTANT,
     ] = "MLP"
     """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, `mixture` is
-    `SRE` cut to a few words, and `pause` a learnt vector instead. `linear`, `linear_ln` and
-    `linear_ECF`: fidelity only."""
+    `SRE` cut to a few words, `attention` attends to all states so far, and `pause` is a learnt
+    vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
     mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
     """Words in the filter `mixture`; null: all."""
     mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
@@ -336,3 +336,11 @@ class LatentSftModel(SupervisedModel):
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None
     """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
+
+    @model_validator(mode="after")
+    def _one_state(self) -> LatentSftModel:
+        if self.filter_warm_start and self.model.recurrent_filter == "attention":
+            raise ValueError(
+                "filter_warm_start: the filter attention reads more than one state; set it to 0"
+            )
+        return self

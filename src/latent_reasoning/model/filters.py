@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.attention_source import AttentionSource
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.mixtures import Mixture, likeliest
@@ -161,6 +162,11 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
             excluded=(settings.end_id, settings.continue_id),
         ),
         "pause": lambda: Pause(embeddings.mean(0)),
+        "attention": lambda: AttentionSource(
+            embeddings.float().cpu(),
+            base.config.num_attention_heads,
+            base.config.num_hidden_layers,
+        ),
         "gaussian": lambda: GaussianHead(
             hidden_size,
             settings.filter_width or hidden_size,

@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
+    gate.json, gate.safetensors; seek.json         of a gated token reasoner; of one that seeks
     SHA256SUMS                                     digests of the above, checked on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
@@ -42,6 +43,8 @@ from latent_reasoning.model.bases import (
     without_mask_buffers,
 )
 from latent_reasoning.model.card import card_text
+from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
+from latent_reasoning.model.latentseek import SEEK_SETTINGS, read_seeking
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.settings_file import (
@@ -110,6 +113,8 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
     if model.settings is not None:
         write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+    if isinstance(model, GatedReasoner):
+        write_gate(model, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     write_sums(folder)
@@ -147,6 +152,10 @@ def load(
         file = _existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
         load_tensors(model, read_tensors(file), expected, file)
+    elif (folder / GATE_SETTINGS).exists():
+        model = read_gate(load_base(folder, dtype), folder)
+    elif (folder / SEEK_SETTINGS).exists():
+        model = read_seeking(load_base(folder, dtype), folder)
     elif (folder / SOFT_THINKING).exists():
         model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
     else:

@@ -29,6 +29,7 @@ GROUP_LABELS = "{model} group labels {step}"
 TEXT_STYLE = "text style of {row}"
 ANY_OPENING = "opening of {row}"
 RANDOM_READOUT = "readout of {row}"
+VERIFIERS = "verifiers of {row}"
 CURRICULUM = "{model} curriculum {step} of {example}"
 
 
