@@ -1,4 +1,4 @@
-"""The stage curriculum: what rows read at each stage, and its methods trained on tiny bases."""
+"""The stage curriculum: what rows read at each stage, training on tiny bases, the vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from latent_reasoning.base.__main__ import main as make_base
-from latent_reasoning.config import ConfigError, Model, Runtime, Training, resolve
+from latent_reasoning.config import (
+    PROJECT_ROOT,
+    ConfigError,
+    Model,
+    Runtime,
+    Training,
+    resolve,
+)
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.sequences import (
@@ -30,10 +37,12 @@ from latent_reasoning.rivals.curriculum import CurriculumTask, StepCurriculum, T
 from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.sft.__main__ import main as fine_tune
 from latent_reasoning.training.metrics import read_metrics
+from tests.conformance.__main__ import replay
 from tests.data.generated import generated_rows
 from tests.model.models import build_base
 from tests.sft.test_captured import assert_the_same
 
+VECTORS = PROJECT_ROOT.parent / "shared" / "rivals" / "vectors"
 START, END, CONTINUE, STOP = 90, 91, 92, 93
 SPECIAL = SpecialTokens(START, END, CONTINUE, STOP)
 CURRICULUM = StepCurriculum(Stages(2, 2), 0, 5, 0.0, False, SPECIAL)
@@ -277,3 +286,16 @@ def test_a_coconut_is_evaluated_with_the_latents_of_its_last_stage():
 def test_a_curriculum_that_cannot_end_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         entry_of(**changes)
+
+
+# ------------------------------------------------------------------------------------ the vectors
+
+
+@pytest.mark.parametrize(("name", "cases"), [("coconut", 140), ("icot", 60)])
+def test_every_recorded_case_passes(tmp_path, name, cases):
+    if not (VECTORS / name).is_dir():
+        pytest.skip("these vectors are not here")
+    shutil.copytree(VECTORS / name, tmp_path / name)
+    verdicts = replay(tmp_path)
+    assert {case: why for case, (verdict, why) in verdicts.items() if verdict != "PASS"} == {}
+    assert len(verdicts) >= cases

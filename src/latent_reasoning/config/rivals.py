@@ -60,9 +60,8 @@ class CurriculumModel(SupervisedModel):
     latents_per_step: PositiveInt = 2
     """c: latent steps in the place of a removed step (`coconut`, `pause`)."""
     last_latent_stage: PositiveInt = 3
-    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps."""
-    pad_latents: bool = True
-    """A row with fewer steps has c M latent steps in the end too."""
+    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps in
+    every row."""
     first_stage: Count = 0
     """The stage that training begins with; at 0 all text is there."""
     steps_per_stage: PositiveInt = 100

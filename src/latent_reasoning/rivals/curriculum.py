@@ -236,7 +236,7 @@ def _curriculum(
         return TokenCurriculum(removal, longest, entry.reset_optimizer)
     latents = entry.latents_per_step if entry.has_latents else 0
     return StepCurriculum(
-        Stages(latents, entry.last_latent_stage, entry.pad_latents),
+        Stages(latents, entry.last_latent_stage),
         entry.first_stage,
         entry.steps_per_stage,
         entry.uniform_mix,
