@@ -4,8 +4,8 @@ An experiment is one YAML file, which further files may override. `load` merges 
 every default, checks everything and returns an `Experiment`; every mistake is a `ConfigError` that
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
-The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`experiment` (the root), `load` (YAML, messages, schema).
+The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`,
+`distillation`, `models`, `experiment` (the root), `load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -13,6 +13,7 @@ from latent_reasoning.config.data import (
     NumberRule,
     Prompt,
 )
+from latent_reasoning.config.distillation import Distillation, StepDecoder
 from latent_reasoning.config.experiment import (
     Claims,
     Evaluation,
@@ -45,7 +46,6 @@ from latent_reasoning.config.models import (
     ENTRIES,
     Architecture,
     Base,
-    Distillation,
     ImportModel,
     LatentSftModel,
     LatentSteps,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.settings import LatentSettings
 
 RMS_NORM_EPS = 1e-6
 
@@ -28,6 +29,23 @@ class MLP(nn.Module):
         for layer in (self.input_layer, self.output_layer):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.output_layer(nn.functional.gelu(self.input_layer(hidden))))
+
+
+class Projection(nn.Module):
+    """CODI's P: Linear -> GELU -> Linear -> LayerNorm (if `norm`), with torch's initial values.
+
+    Unlike `MLP` it has an inner `width` of its own (arXiv 2502.21074; its public code)."""
+
+    def __init__(self, hidden_size: int, width: int | None, norm: bool) -> None:
+        super().__init__()
+        width = width or hidden_size
+        self.input_layer = nn.Linear(hidden_size, width)
+        self.output_layer = nn.Linear(width, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size) if norm else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(.., d)` -> `(.., d)`."""
@@ -91,11 +109,12 @@ def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
     return module
 
 
-def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
+def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
     """A new filter for `base`, on its device and in its dtype.
 
-    `name` is a value of `model.recurrent_filter`; raises `ValueError` for an unknown one.
+    Raises `ValueError` for an unknown `recurrent_filter`.
     """
+    name = settings.recurrent_filter
     embeddings = scaled_rows(base, base.get_input_embeddings().weight.detach())
     hidden_size = embeddings.shape[1]
     builders: dict[str, Callable[[], nn.Module]] = {
@@ -105,6 +124,7 @@ def build_filter(name: str, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "projection": lambda: Projection(hidden_size, settings.filter_width, settings.filter_norm),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

@@ -75,7 +75,7 @@ class LatentReasoner(nn.Module):
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
         if settings is not None:
-            self.recurrent_filter = build_filter(settings.recurrent_filter, base)
+            self.recurrent_filter = build_filter(settings, base)
             if settings.special_rows == "modules":
                 weight = base.get_input_embeddings().weight
                 self.special_rows = SpecialRows(weight.shape[1], is_tied(base)).to(weight)

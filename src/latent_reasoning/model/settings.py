@@ -29,6 +29,8 @@ class LatentSettings:
     allow_rethinking: bool = False
     special_rows: Literal["embedding", "modules"] = "embedding"
     max_latent_steps: int | None = None
+    filter_width: int | None = None
+    filter_norm: bool = True
 
 
 @dataclass

@@ -114,6 +114,8 @@ def make_latent(
             continue_id=ids.continue_,
             stop_id=ids.stop,
             recurrent_filter=settings.recurrent_filter,
+            filter_width=settings.filter_width,
+            filter_norm=settings.filter_norm,
             stop_head_temperature=settings.stop_head_temperature,
             detach_stop_head=settings.detach_stop_head,
             allow_rethinking=settings.allow_rethinking,

@@ -88,7 +88,8 @@ def latent_sft_losses(
     teacher = batch.frozen
     if batch.teacher is not None:
         output, teacher = read_with_states(model, batch.teacher, distillation, question)
-        losses[TEACHER_LOSS] = cross_entropy(model, output, batch.teacher.labels)
+        own_loss = cross_entropy(model, output, batch.teacher.labels)
+        losses[TEACHER_LOSS] = distillation.teacher_loss_weight * own_loss
     output, student = read_with_states(model, batch.student, distillation, question)
     labels = batch.student.labels
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)

@@ -173,6 +173,12 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
+    for key in ("filter_width", "filter_norm"):
+        if getattr(model.settings, key) != getattr(wanted, key):
+            raise ConfigError(
+                f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "
+                f"{getattr(model.settings, key)}; set the same"
+            )
     for key in ("start_token_from", "end_token_from"):
         if getattr(wanted, key) is not None:
             raise ConfigError(
