@@ -76,10 +76,14 @@ def models_of(experiment: Experiment, *stages: str) -> str:
 
 
 def parents_of(experiment: Experiment, model: str) -> list[str]:
-    """The models that a training reads: the one it starts from, and its frozen teacher."""
+    """The models that a training reads: the one it starts from, its frozen teacher, and the base
+    that its step decoder begins as."""
     entry = experiment.models[model]
-    teachers = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
-    return [name for name in (entry.start, *teachers) if name not in (None, "self")]
+    others = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
+    if getattr(entry, "step_decoder", None) is not None:
+        others.append("base")
+    names = [name for name in (entry.start, *others) if name not in (None, "self")]
+    return list(dict.fromkeys(names))
 
 
 def report_digest(experiment: Experiment, *keys: str) -> str:

@@ -6,6 +6,7 @@ SFT take less than 1 GB. `data.sequences` makes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,10 +89,15 @@ class StudentExample(PlainExample):
 
 @dataclass(frozen=True, slots=True)
 class LatentExample:
-    """One row as the teacher and as the student read it."""
+    """One row as the teacher and as the student read it.
+
+    Attributes:
+        step_texts: what a step decoder has to write for each latent input (`data.step_texts`).
+    """
 
     teacher: PlainExample
     student: StudentExample
+    step_texts: tuple[Sequence[int], ...] = ()
 
 
 def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:

@@ -126,30 +126,38 @@ def _collated(examples: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tens
 # ----------------------------------------------------------------------------------------- losses
 
 
-def public_model(vectors: Vectors, folder: str, projection: str | None = "layer_norm"):
-    """A recorded checkpoint as our loader reads it, to be trained as the public code does.
-
-    There every token competes at every position, eot too: END's row is a copy of eot's beyond the
-    vocabulary here, so that eot stays a token like others. All weights are trained.
-    """
+def public_model(
+    vectors: Vectors, folder: str, projection: str | None = "layer_norm"
+) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
+    """A recorded CODI checkpoint as our loader reads it, to be trained as the public code does."""
     model, tokenizer = load_rival(vectors.folder(folder), "codi")
-    base, settings = model.base, model.settings
-    rows = base.get_input_embeddings().weight.shape[0]
-    base.resize_token_embeddings(rows + 1, mean_resizing=False)
-    with torch.no_grad():
-        base.get_input_embeddings().weight[rows] = base.get_input_embeddings().weight[
-            settings.end_id
-        ]
-    settings = replace(settings, end_id=rows, allow_rethinking=True)
-    weights = model.recurrent_filter.state_dict()
+    settings, weights = model.settings, model.recurrent_filter.state_dict()
     if projection is None:
         settings, weights = replace(settings, recurrent_filter="none"), {}
     elif projection == "no_layer_norm":
         settings = replace(settings, filter_norm=False)
         weights = {name: w for name, w in weights.items() if not name.startswith("norm.")}
-    model = LatentReasoner(base, settings)
+    model = LatentReasoner(model.base, settings)
     model.recurrent_filter.load_state_dict(weights)
-    return model.requires_grad_(True), tokenizer
+    return all_tokens_compete(model, "end_id"), tokenizer
+
+
+def all_tokens_compete(model: LatentReasoner, *moved: str) -> LatentReasoner:
+    """The same model, whose weights are all trained and whose softmax has all recorded tokens.
+
+    Some special tokens are never predicted here; those `moved` get rows beyond the vocabulary,
+    which are copies of their recorded ones.
+    """
+    base, rows = model.base, len(model.base.get_input_embeddings().weight)
+    base.resize_token_embeddings(rows + len(moved), mean_resizing=False)
+    with torch.no_grad():
+        weight = base.get_input_embeddings().weight
+        for place, name in enumerate(moved):
+            weight[rows + place] = weight[getattr(model.settings, name)]
+    model.change_settings(
+        allow_rethinking=True, **{name: rows + place for place, name in enumerate(moved)}
+    )
+    return model.requires_grad_(True)
 
 
 def recorded_examples(
@@ -211,7 +219,8 @@ def _loss(vectors: Vectors, entry: Record, name: str) -> Checks:
     yield from loss_checks(losses, entry)
     yield from _states(model, batch, distillation, arrays)
     sum(losses.values()).backward()
-    yield from gradient_checks(recorded_gradients(model), entry, arrays)
+    rows = len(tokenizer) - 2  # but for CONTINUE and STOP
+    yield from gradient_checks(recorded_gradients(model, rows - 1, rows), entry, arrays)
 
 
 def skip(reason: str, *records: Record) -> None:
@@ -303,16 +312,14 @@ def _probabilities(
     yield Check(own, arrays[key], STATES, "log-probabilities")
 
 
-def recorded_gradients(model: LatentReasoner) -> dict[str, Tensor]:
-    """All gradients by their recorded names; END's row is eot's there, and ours beyond go."""
-    special = model.settings
+def recorded_gradients(model: LatentReasoner, end_id: int, rows: int) -> dict[str, Tensor]:
+    """All gradients by their recorded names: `rows` are recorded, END's as row `end_id`."""
     own = {}
     for parameter, name in parameter_names(model).items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if name.endswith(("embed_tokens.weight", "wte.weight")):
-            rows = special.start_id + 2
-            eot = gradient[rows - 1] + gradient[special.end_id]
-            gradient = torch.cat([gradient[: rows - 1], eot[None]])
+        if name.startswith("base.") and name.endswith(("embed_tokens.weight", "wte.weight")):
+            gradient[end_id] += gradient[model.settings.end_id]
+            gradient = gradient[:rows]
         own[recorded_name(name)] = gradient
     return own
 
