@@ -28,15 +28,15 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
-from tests.conformance.rivals import codi, simcot
+from tests.conformance.rivals import codi, simcot, soft_thinking
 
-RIVALS = (codi, simcot)
+RIVALS = (codi, simcot, soft_thinking)
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""
 UNNAMED = r"(^data/[^/]+)/expected\.json|(/length_rewards)/cases(?=/)|_attention_mask(?=/)"
 """What the names of cases leave out."""
-OTHER_FILES = r"(\w+/)?(README[\w-]*\.md|MANIFEST\.json)|bench/(sft|smol|grpo)_\w+\.npz"
+OTHER_FILES = r"(\w+/)?(README(-\w+)?\.md|MANIFEST\.json)|bench/(sft|smol|grpo)_\w+\.npz"
 """Files that hold no case: descriptions, and batches that benchmarks run on."""
 
 Outcomes = Iterator[tuple[str, str | Exception]]

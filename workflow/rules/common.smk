@@ -176,7 +176,7 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model=planning.models_of(EXPERIMENT, "sft", "latent_sft", "rl", "import"),
+    model="|".join(EXPERIMENT.models),
     seed=r"\d+",
     dataset=r"[a-z0-9_-]+",
 

@@ -23,7 +23,15 @@ from latent_reasoning.analysis.tables import (
     percent,
     readable,
 )
-from latent_reasoning.config import PROJECT_ROOT, Data, Experiment, LatentSteps, ModelEntry
+from latent_reasoning.config import (
+    PROJECT_ROOT,
+    Data,
+    DecodeModel,
+    Experiment,
+    ImportModel,
+    LatentSteps,
+    ModelEntry,
+)
 from latent_reasoning.data.sequences import latent_step_count
 from latent_reasoning.runtime.files import write_text_atomically
 
@@ -181,7 +189,9 @@ def describe_model(entry: ModelEntry) -> str:
         return f"latent SFT: {describe_steps(entry.latent_steps)}"
     if entry.stage == "rl":
         return f"RL: {entry.group_size} samples a question, shorter is better where all are right"
-    return "brought in as it is"
+    if entry.stage == "import":
+        return "brought in as it is"
+    return f"{entry.method.replace('_', ' ')} (docs/rivals.md)"
 
 
 def describe_steps(steps: LatentSteps) -> str:
@@ -195,7 +205,7 @@ def describe_steps(steps: LatentSteps) -> str:
 def _model_row(experiment: Experiment, name: str) -> dict[str, str]:
     entry = experiment.models[name]
     row = {"name": name, "what": describe_model(entry), "start": entry.start or "outside"}
-    if entry.stage == "import":
+    if isinstance(entry, ImportModel | DecodeModel):
         return row | {"steps": "", "batch": "", "rate": "", "weights": ""}
     training = entry.training
     return row | {

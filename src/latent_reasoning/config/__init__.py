@@ -5,7 +5,8 @@ every default, checks everything and returns an `Experiment`; every mistake is a
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
 The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`,
-`distillation`, `models`, `experiment` (the root), `load` (YAML, messages, schema).
+`distillation`, `models`, `policies`, `rivals`, `entries` (all that `models` may hold), `report`,
+`experiment` (the root), `load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -14,13 +15,12 @@ from latent_reasoning.config.data import (
     Prompt,
 )
 from latent_reasoning.config.distillation import Distillation, StepDecoder
+from latent_reasoning.config.entries import ENTRIES, RIVAL_STAGES, ImportModel, ModelEntry
 from latent_reasoning.config.experiment import (
-    Claims,
     Evaluation,
     Experiment,
     Guard,
     Inside,
-    Published,
     Runtime,
     Tracking,
 )
@@ -43,18 +43,22 @@ from latent_reasoning.config.load import (
     schema_of_experiment,
 )
 from latent_reasoning.config.models import (
-    ENTRIES,
     Architecture,
     Base,
-    ImportModel,
     LatentSftModel,
     LatentSteps,
     Lora,
     Model,
-    ModelEntry,
     ReasoningMix,
-    Reward,
-    RlModel,
     SftModel,
     Training,
+)
+from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
+from latent_reasoning.config.report import Claims, Published, Rivals
+from latent_reasoning.config.rivals import (
+    Colar,
+    CurriculumModel,
+    DecodeModel,
+    RivalPolicyModel,
+    TeacherForcedModel,
 )

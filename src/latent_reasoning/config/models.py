@@ -12,18 +12,18 @@ from latent_reasoning.config.fields import (
     NOT_SCIENCE,
     Count,
     NonNegative,
-    Number,
     Positive,
     PositiveInt,
     Section,
     Share,
     check_source,
     only_when,
-    science_for,
 )
 
 FROM_SCRATCH = only_when("source", "scratch")
-FOR_PROJECTION = only_when("recurrent_filter", "projection")
+PROJECTION = only_when("recurrent_filter", "projection")
+WITH_WIDTH = only_when("recurrent_filter", "projection", "gaussian")
+GAUSSIAN = only_when("recurrent_filter", "gaussian")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
 
@@ -195,14 +195,22 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "projection"], IMPORTANT
+        Literal[
+            "none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "projection", "gaussian"
+        ],
+        IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding; `projection` is CODI's. `linear`,
-    `linear_ln` and `linear_ECF`: fidelity only."""
-    filter_width: Annotated[PositiveInt | None, FOR_PROJECTION] = None
-    """Inner width of the filter `projection`; null: that of the model."""
-    filter_norm: Annotated[bool, FOR_PROJECTION] = True
-    """The filter `projection` ends with a LayerNorm."""
+    """What turns a hidden state into the next input embedding; `projection` is CODI's, `gaussian`
+    CoLaR's. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    filter_width: Annotated[PositiveInt | None, WITH_WIDTH] = None
+    """Inner width of the filter; null: that of the model."""
+    filter_norm: Annotated[bool, PROJECTION] = True
+    """The filter ends with a LayerNorm."""
+    deterministic_latents: Annotated[bool, GAUSSIAN] = False
+    """The filter has no std to sample with."""
+    stop_rule: Literal["head", "marker"] = "head"
+    """What decides to stop: the two-way stop head, or the language-model head by STOP's probability
+    against all other words."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False
@@ -303,81 +311,3 @@ class LatentSftModel(SupervisedModel):
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None
     """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
-
-
-class Reward(Section):
-    """Reward of a sample."""
-
-    penalty: Annotated[NonNegative, IMPORTANT] = 1e-4
-    """Size of the length penalty if the group meets the requirement."""
-    bonus: Annotated[Number | None, IMPORTANT] = 1e-1
-    """Coefficient below the requirement, where longer samples earn more; null: no term."""
-    accuracy_requirement: Annotated[NonNegative | None, IMPORTANT] = 1.0
-    """Correct samples required of a group: <= 1 a share, > 1 a count; null: always the penalty."""
-
-
-class RlModel(TrainedModel):
-    """Adaptive length by GRPO."""
-
-    stage: Literal["rl"] = "rl"
-    """Adaptive-length RL."""
-    start: str = Field(..., alias="from")
-    """The latent model it starts from."""
-    estimator: Literal["sampled", "exact"] = "sampled"
-    """Stop lengths in the gradient: `sampled` draws one for each sample, `exact` averages over all
-    of them by their known distribution."""
-    group_size: Annotated[int, Field(ge=2), IMPORTANT] = 16
-    """Samples per prompt."""
-    temperature: Positive = 1.0
-    """Sampling temperature."""
-    max_new_tokens: Annotated[PositiveInt, IMPORTANT] = 40
-    """Longest completion."""
-    max_latent_steps: PositiveInt | None = None
-    """STOP is forced after this number of latent steps, outside the loss and in evaluation too;
-    null: never."""
-    max_prompt_tokens: PositiveInt | None = 100
-    """Longer prompts are dropped; null: none."""
-    reward: Reward = Field(default_factory=Reward)
-    """Reward."""
-    loss: Literal["bnpo", "grpo", "dr_grpo"] = "bnpo"
-    """Token aggregation. `grpo` and `dr_grpo`: fidelity only."""
-    epsilon: Positive = 0.2
-    """Clipping range of the ratio."""
-    iterations: PositiveInt = 1
-    """Updates on the same samples."""
-    kl_weight: Annotated[NonNegative, IMPORTANT] = 1e-3
-    """beta: weight of the KL to the start model."""
-
-
-class ImportModel(Section):
-    """A model trained elsewhere: a folder in our format, the published format, or plain HF."""
-
-    stage: Literal["import"] = "import"
-    """Bring in a trained model."""
-    start: Literal["base"] | None = Field(None, alias="from")
-    """`base`: the untrained base model, for reference."""
-    path: str | None = None
-    """Hub id or folder (`${LATENT_REASONING_BASE}` allowed)."""
-    revision: str | None = None
-    """Pinned revision of a hub id."""
-    licence: Annotated[str | None, NOT_SCIENCE] = None
-    """Licence of the weights, for the model's card; `from: base` has its own."""
-    forced_steps: Annotated[Count | None, science_for("evaluation")] = None
-    """Evaluate with this number of latent steps; null: adaptive."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ImportModel:
-        if (self.path is None) == (self.start is None):
-            raise ValueError("give either path (hub id or folder) or from: base")
-        return self
-
-
-ModelEntry = Annotated[
-    SftModel | LatentSftModel | RlModel | ImportModel, Field(discriminator="stage")
-]
-
-ENTRIES: dict[str, type[Section]] = {
-    entry.model_fields["stage"].default: entry
-    for entry in (SftModel, LatentSftModel, RlModel, ImportModel)
-}
-"""The section of an entry of `models`, by its stage."""

@@ -25,12 +25,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latent_reasoning.config import (
+    CurriculumModel,
+    DecodeModel,
     Experiment,
+    ImportModel,
     LatentSftModel,
     Lora,
     ModelEntry,
-    RlModel,
+    PolicyModel,
     SftModel,
+    TeacherForcedModel,
     load,
 )
 from latent_reasoning.runtime.command import run_stage
@@ -60,7 +64,8 @@ CHECKPOINTS = 3
 MARGIN = 2.0
 """Ratio of the time asked of the scheduler to the estimate."""
 
-Trained = SftModel | LatentSftModel | RlModel
+Supervised = SftModel | LatentSftModel | CurriculumModel | TeacherForcedModel
+Trained = Supervised | PolicyModel
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def base_need(experiment: Experiment) -> Need:
 def training_need(experiment: Experiment, model: str) -> Need:
     """What the job that makes a model needs."""
     entry = experiment.models[model]
-    if entry.stage == "import":
+    if isinstance(entry, ImportModel | DecodeModel):
         return Need(0.1, 0.0, _host_mb(experiment), 4 * size_of(experiment).weights)
     return _training_need(experiment, entry)
 
@@ -205,7 +210,7 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     tokens, logits, passes = _micro_batch(entry, rows)
     operations = size.operations(tokens, logits, lora, train=True)
     following = 2 * passes
-    if entry.stage == "rl":  # the rollout, and the scores under the reference policy
+    if isinstance(entry, PolicyModel):  # the rollout, and the scores under the reference policy
         for scored in (lora, None):
             operations += size.operations(tokens, logits, scored, train=False)
         following += entry.max_new_tokens + 1 + passes
@@ -216,7 +221,8 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
 
     trained = size.adapter_weights(lora) or size.weights
     # Frozen blocks are held in bfloat16; of trained ones autocast keeps a copy in it.
-    frozen = 4 * (size.weights - size.block_weights) if lora or entry.stage == "rl" else 0
+    has_reference = lora or isinstance(entry, PolicyModel)
+    frozen = 4 * (size.weights - size.block_weights) if has_reference else 0
     blocks = 2 * size.block_weights
     # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks).
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
@@ -228,7 +234,7 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
 
 def _micro_batch(entry: Trained, rows: int) -> tuple[int, int, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
-    if entry.stage == "rl":
+    if isinstance(entry, PolicyModel):
         answers = ANSWER * min(DISTINCT, entry.group_size)
         return rows * (QUESTION + LATENT_STEPS + 2 + answers), rows * answers, LATENT_STEPS + 4
     if entry.stage == "latent_sft":
@@ -237,6 +243,10 @@ def _micro_batch(entry: Trained, rows: int) -> tuple[int, int, int]:
         steps = steps if wanted.max is None else min(steps, wanted.max)
         teacher = (CUT_REASONING if entry.drop_last_step else REASONING) + ANSWER
         learned, passes = teacher + steps + 2 + ANSWER, steps + 3
+    elif entry.stage == "curriculum":
+        learned, passes = REASONING + LATENT_STEPS + 2 + ANSWER, LATENT_STEPS + 2
+    elif entry.stage == "teacher_forced":
+        learned, passes = REASONING + ANSWER, 1
     else:
         learned, passes = (REASONING if entry.form == "cot" else 0) + ANSWER, 1
     return rows * (QUESTION + learned), rows * learned, passes
@@ -261,7 +271,7 @@ def _decoding(device: Device, size: ModelSize, rows: int, batch: int, new: int) 
     return device.hours(operations, math.ceil(rows / batch) * (new + 1))
 
 
-def _longest(entry: ModelEntry) -> int:
+def _longest(entry: ModelEntry | PolicyModel) -> int:
     return LONGEST_COMPLETION[getattr(entry, "form", "latent")]
 
 

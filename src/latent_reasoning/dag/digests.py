@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from latent_reasoning.config import (
     ENTRIES,
+    RIVAL_STAGES,
     Base,
     ConfigError,
     Data,
@@ -39,6 +40,7 @@ RECIPE = {
     "latent_sft": 1,
     "rl": 3,
     "import": 1,
+    **dict.fromkeys(RIVAL_STAGES, 1),
     "evaluation": 2,
     "inside": 1,
 }

@@ -102,6 +102,18 @@ def ablation_models(experiment: Experiment) -> list[str]:
     return models + [name for name, start in starts.items() if start in models]
 
 
+def rival_models(experiment: Experiment) -> list[str]:
+    """The models of `report.rivals` and its references, each once."""
+    rivals = experiment.report.rivals
+    return list(dict.fromkeys([*rivals.models, *rivals.references]))
+
+
+def trial_models(experiment: Experiment) -> list[str]:
+    """The tuning trials that did not fail."""
+    rivals = experiment.report.rivals
+    return [name for names in rivals.trials.values() for name in names if name not in rivals.failed]
+
+
 # ------------------------------------------------------------------------- at the start of a run
 
 

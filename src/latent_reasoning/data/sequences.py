@@ -274,12 +274,14 @@ def encode_prompts(
     prefix: str,
     latent: bool,
     forced_steps: int | None = None,
+    suffix: str = "",
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
-    ` The answer is:`.
+    ` The answer is:`. `suffix` stands after each question, and is tokenised with it
+    (`LatentSettings.suffix`).
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -294,7 +296,7 @@ def encode_prompts(
         pieces = _Pieces.of(tokenizer)
         end = [*end, *pieces.answer_words, *pieces.colon]
     first = beginning(tokenizer)
-    questions = (prefix + row.question for row in rows)
+    questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]
 
 

@@ -35,11 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = folder.model, folder.tokenizer
     latent = model.settings is not None
     question = Row(id="question", question=options.question, steps=None, answer="0")
+    suffix = model.settings.suffix if latent else ""
     rows, _ = apply_special_token_policy([question], tokenizer, "escape")
     with autocast(model.device, folder.precision):
         (generation,) = generate(
             model,
-            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent),
+            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent, suffix=suffix),
             max_new_tokens=options.max_new_tokens,
             eos_id=tokenizer.eos_token_id,
             batch_size=1,

@@ -121,7 +121,14 @@ def _predict_forced(
     last: int,
 ) -> list[list[Prediction]]:
     """Predictions of the rows after 0, 1, .., `last` latent steps, each prompt read once."""
-    encode = functools.partial(encode_prompts, rows, tokenizer, prefix=settings.prefix, latent=True)
+    encode = functools.partial(
+        encode_prompts,
+        rows,
+        tokenizer,
+        prefix=settings.prefix,
+        latent=True,
+        suffix=model.settings.suffix,
+    )
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
     _check_positions(model, rows, prompts, last + len(ending))
@@ -187,7 +194,12 @@ def predict(
     latent = model.settings is not None
     own = processes.share(rows)
     prompts = encode_prompts(
-        own, tokenizer, prefix=settings.prefix, latent=latent, forced_steps=settings.forced_steps
+        own,
+        tokenizer,
+        prefix=settings.prefix,
+        latent=latent,
+        forced_steps=settings.forced_steps,
+        suffix=model.settings.suffix if latent else "",
     )
     if beginnings is not None:
         firsts = processes.share(beginnings)

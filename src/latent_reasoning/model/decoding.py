@@ -63,7 +63,10 @@ def can_be_captured(model: LatentReasoner) -> bool:
 
 
 def decodes_statically(model: LatentReasoner) -> bool:
-    """Whether `write` can be used and should be: on a GPU, unless the configuration says no."""
+    """Whether `write` can be used and should be: on a GPU, unless the configuration says no, or
+    latent inputs are sampled."""
+    if model.settings is not None and model.settings.latent_noise:
+        return False
     if not model.captured.wanted_on(model.device):
         return False
     if can_be_captured(model):

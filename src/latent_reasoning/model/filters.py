@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.settings import LatentSettings
 
 RMS_NORM_EPS = 1e-6
@@ -125,6 +126,12 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
         "projection": lambda: Projection(hidden_size, settings.filter_width, settings.filter_norm),
+        "gaussian": lambda: GaussianHead(
+            hidden_size,
+            settings.filter_width or hidden_size,
+            embeddings.std(),
+            deterministic=settings.deterministic_latents,
+        ),
     }
     if name not in builders:
         raise ValueError(f"unknown recurrent filter {name!r}; there are {', '.join(builders)}")

@@ -13,8 +13,8 @@ published format (`published.py`) and plain Hugging Face folders are read too.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +22,40 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
 from latent_reasoning.model import published
-from latent_reasoning.model.base_folder import (
-    WEIGHTS,
-    base_of_tensors,
-    existing,
-    load_base,
-    read_json,
-    weight_files,
-    without_progress_bars,
+from latent_reasoning.model.bases import (
+    ATTENTION_KEYS,
+    UnsupportedBaseError,
+    check_config,
+    without_mask_buffers,
 )
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.settings_file import (
+    LATENT_SETTINGS,
+    read_json,
+    read_latent_settings,
+    settings_content,
+)
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
+    check_readable,
     load_tensors,
+    raise_problems,
     read_tensors,
 )
 from latent_reasoning.runtime.device import resolve_device
@@ -59,10 +69,11 @@ from latent_reasoning.runtime.files import (
     write_text_atomically,
 )
 
-LATENT_SETTINGS = "latent.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 LATENT_WEIGHTS = "latent.safetensors"
-LATER_SETTINGS = {"max_latent_steps", "filter_width", "filter_norm"}
-"""Keys of `latent.json` that older folders lack; the defaults then hold."""
+UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
+"""Keys of a published `config.json` that are read by themselves or not at all."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -92,7 +103,7 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
         model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.settings is not None:
-        write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
+        write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -123,7 +134,7 @@ def load(
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif (folder / LATENT_SETTINGS).exists():
-        settings = _read_latent_settings(folder / LATENT_SETTINGS)
+        settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
         file = existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
@@ -132,6 +143,47 @@ def load(
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)
     return model.to(resolve_device(device)).eval()
+
+
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Read the plain Hugging Face model of a folder, strictly."""
+    options: dict[str, Any] = {}
+    content = _checked(read_json(existing(folder, "config.json")), folder)
+    for file in weight_files(folder):
+        check_readable(file)
+    if any(key in content for key in ATTENTION_KEYS):
+        options["config"] = _config_without_kernel(folder)
+    return _from_pretrained(
+        AutoModelForCausalLM,
+        folder,
+        folder / WEIGHTS,
+        trust_remote_code=False,
+        dtype=dtype,
+        **options,
+    )
+
+
+def base_of_tensors(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The plain model of a folder's `config` with these weights, strictly; errors name `folder`."""
+    plain = {
+        key: value
+        for key, value in _checked(dict(config), folder).items()
+        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
+    }
+    base_config = AutoConfig.for_model(config["model_type"], **plain)
+    return _from_pretrained(
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)],
+        None,
+        folder / WEIGHTS,
+        config=base_config,
+        state_dict=tensors,
+        dtype=dtype,
+    )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -183,10 +235,37 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     if published.is_published(config):
         return _published_settings(config, config_file)
     file = folder / LATENT_SETTINGS
-    return _read_latent_settings(file) if file.exists() else None
+    return read_latent_settings(file) if file.exists() else None
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars: loading and saving are quick, and bars fill the logs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 # --------------------------------------------------------------------------------------- internal
+
+
+def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        check_config(config)
+    except UnsupportedBaseError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    return config
+
+
+def _config_without_kernel(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder without its choice of an attention kernel."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = None
+    return config
 
 
 def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
@@ -216,20 +295,50 @@ def _published_settings(config: dict[str, Any], file: Path) -> LatentSettings:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def _read_latent_settings(file: Path) -> LatentSettings:
-    content = read_json(file)
-    known = {field.name for field in dataclasses.fields(LatentSettings)}
-    if not known - LATER_SETTINGS <= set(content) <= known:
-        wrong = ", ".join(sorted(set(content) ^ known))
-        raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
-    return LatentSettings(**content)
-
-
 def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path) -> LatentReasoner:
     try:
         return LatentReasoner(base, settings)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
+
+
+def _from_pretrained(
+    architecture: Any, folder: Path | None, file: Path, **options: Any
+) -> PreTrainedModel:
+    """Load by transformers, made strict; errors name `file`."""
+    try:
+        with without_progress_bars():
+            model, report = architecture.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
+        ) from error
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
+        "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    raise_problems(problems, file)
+    return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder's base model, one or several parts."""
+    if (folder / WEIGHTS_INDEX).exists():
+        parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        return [existing(folder, part) for part in sorted(parts)]
+    if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
+            "to safetensors"
+        )
+    return [existing(folder, WEIGHTS)]
 
 
 def _check_unchanged(folder: Path, pattern: str = "*") -> None:
@@ -262,3 +371,16 @@ def _check_special_tokens(
             f"{folder}: the tokenizer's ids are not the model's ({pairs}); copy the tokenizer "
             "that was saved with the model"
         )
+
+
+def existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    if not (folder / name).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
+                "and save the whole model"
+            )
+        raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
+    return folder / name

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_reasoning.config import UserError
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
 from latent_reasoning.model.decoding import Written, decodes_statically, write
-from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
+from latent_reasoning.model.gaussian import LatentNoise, noise_of
+from latent_reasoning.model.heads import decision_logits, greedy_stops
 from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
@@ -60,12 +62,15 @@ def generate(
     sets eval mode and autocast. A batch too large for the memory is written in halves.
     """
 
+    _check_noise(model, prompts)
     if decodes_statically(model):
         return _generate_statically(model, prompts, max_new_tokens, eos_id, batch_size)
 
     def write_batch(batch: Sequence[int]) -> list[Generation]:
-        ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
+        own = [prompts[position] for position in batch]
+        ids, mask = pad_prompts(own, eos_id)
         writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
+        writer.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
         read = mask.sum(1).tolist()
         return [
@@ -108,7 +113,9 @@ def generate_forced(
     prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
 
     def write_curves(batch: Sequence[int]) -> list[list[Generation]]:
-        trajectory = Trajectory.begin(model, [prompts[position] for position in batch])
+        own = [prompts[position] for position in batch]
+        trajectory = Trajectory.begin(model, own)
+        trajectory.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
         state = trajectory.leave(model, of_prompt, counts.repeat(len(batch)))
@@ -127,6 +134,18 @@ def generate_forced(
     for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
         curves |= zip(batch, in_halves(write_curves, batch), strict=True)
     return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+
+
+def _check_noise(model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts with latent steps in them where the model samples its latent inputs."""
+    settings = model.settings
+    if settings is None or not settings.latent_noise:
+        return
+    if any(settings.continue_id in prompt for prompt in prompts):
+        raise UserError(
+            "forced_steps: this model samples its latent inputs (latent_noise in latent.json); "
+            "decode it with latent_noise: 0, or measure the forced curve"
+        )
 
 
 def _generate_statically(
@@ -172,7 +191,8 @@ def _generation(
 
 
 class _Writer:
-    """One batch of B rows being written; `rows` (R,) are those that are still in it."""
+    """One batch of B rows being written; `rows` (R,) are those that are still in it. With `noise`
+    their latent inputs are sampled."""
 
     def __init__(self, model: LatentReasoner, state: ReasoningState, kinds: Tensor) -> None:
         """Continue `state`, whose last positions have `kinds` (B,)."""
@@ -182,6 +202,7 @@ class _Writer:
         self.kinds = kinds
         self.rows = torch.arange(len(kinds), device=model.device)
         self.run_steps = torch.zeros_like(self.rows)
+        self.noise: LatentNoise | None = None
 
     @classmethod
     def after_prompts(
@@ -225,7 +246,18 @@ class _Writer:
         """Read the chosen tokens (R,), unless no `more` will be chosen."""
         self._note(tokens)
         if more:
+            if self.noise is not None:
+                self.state.noise = self._next_noise(self.noise, tokens)
             self.model.read_tokens(self.state, tokens)
+
+    def _next_noise(self, noise: LatentNoise, tokens: Tensor) -> Tensor:
+        """The noise (R, d) of the latent inputs of rows that read `tokens` (R,): 0 elsewhere."""
+        thinking = tokens == self.settings.continue_id
+        numbers = torch.zeros_like(self.state.last_hidden)
+        rows = self.rows[thinking].tolist()
+        if rows:
+            numbers[thinking] = noise.next(rows).to(numbers)
+        return numbers
 
     def _choose(self, probabilities: Tensor) -> Tensor:
         """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""
@@ -238,7 +270,7 @@ class _Writer:
         if len(thinking):
             logits = decision_logits(self.model, hidden[thinking])
             probabilities[self.rows[thinking]] = logits.softmax(-1).float()
-            stops = logits[:, STOPS] > logits[:, CONTINUES]
+            stops = greedy_stops(self.model, hidden[thinking], logits)
             if self.settings.max_latent_steps is not None:
                 stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)

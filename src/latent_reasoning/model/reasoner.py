@@ -36,14 +36,14 @@ from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
     embedding_matrix,
-    extract_rows,
-    fold_rows,
     ids_on,
     is_tied,
+    moved_rows,
     token_id,
     vocabulary_logits,
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
+from latent_reasoning.model.stop_rules import marker_logits
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.graphs import CapturedParts, Sizes
 
@@ -186,7 +186,7 @@ class LatentReasoner(nn.Module):
             is_step = tokens == self.settings.continue_id
             # On a GPU a look at the tokens would take longer than the filter.
             if tokens.device.type != "cpu" or is_step.any():
-                latent = self.latent_input(state.last_hidden).to(inputs.dtype)
+                latent = self.latent_input(state.last_hidden, state.noise).to(inputs.dtype)
                 inputs = torch.where(is_step.unsqueeze(-1), latent, inputs)
         return self.advance(state, inputs.unsqueeze(1))[:, -1]
 
@@ -214,12 +214,13 @@ class LatentReasoner(nn.Module):
                 embeddings = torch.where(is_token, scaled_rows(self.base, row), embeddings)
         return embeddings
 
-    def latent_input(self, hidden: Tensor) -> Tensor:
-        """The recurrent filter: state of one position -> input of the next, `(.., d)`."""
+    def latent_input(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The recurrent filter: state of one position -> input of the next, `(.., d)`; `noise`
+        `(.., d)` is for one that samples."""
         if isinstance(self.recurrent_filter, SRE):
             matrix = embedding_matrix(self.base, self.settings, self.special_rows)
             return self.recurrent_filter(hidden, self._vocabulary_logits, matrix)
-        return self.recurrent_filter(hidden)
+        return self.recurrent_filter(hidden, *([] if noise is None else [noise]))
 
     def _run(
         self,
@@ -246,7 +247,7 @@ class LatentReasoner(nn.Module):
                 state = state.select(step.rows)
             columns = []
             if step.latent:
-                columns.append(self.latent_input(state.last_hidden).unsqueeze(1))
+                columns.append(self.latent_input(state.last_hidden, state.noise).unsqueeze(1))
             if step.token_ids.shape[1]:
                 columns.append(self.embed(step.token_ids))
             hidden, hidden_states = self._advance(
@@ -345,6 +346,8 @@ class LatentReasoner(nn.Module):
         """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over its temperature."""
         if self.settings.detach_stop_head:
             hidden = hidden.detach()
+        if self.settings.stop_rule == "marker":
+            return marker_logits(self._vocabulary_logits(hidden), self.settings)
         if self.special_rows is not None:
             rows = torch.stack([self.special_rows.output_row(t) for t in ("continue", "stop")])
         else:
@@ -390,11 +393,6 @@ class LatentReasoner(nn.Module):
 
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
         """Move the special tokens' rows into the matrices or into modules of their own."""
-        if self.settings.special_rows == to:
-            return
-        if to == "modules":
-            self.special_rows = extract_rows(self.base, self.settings)
-        else:
-            fold_rows(self.base, self.settings, self.special_rows)
-            self.special_rows = None
-        self.change_settings(special_rows=to)
+        if self.settings.special_rows != to:
+            self.special_rows = moved_rows(self.base, self.settings, self.special_rows)
+            self.change_settings(special_rows=to)

@@ -26,16 +26,16 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from latent_reasoning.data.sequences import CONTINUE, END, START, STOP
-from latent_reasoning.model.base_folder import (
+from latent_reasoning.model.folder import (
     WEIGHTS,
     base_of_tensors,
     existing,
-    read_json,
+    prepare_tokenizer,
     weight_files,
 )
-from latent_reasoning.model.folder import prepare_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.settings_file import read_json
 from latent_reasoning.model.tensors import CheckpointError, load_tensors, read_tensors
 
 RivalFormat = Literal["codi", "coconut"]

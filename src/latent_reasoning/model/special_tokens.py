@@ -20,6 +20,8 @@ from latent_reasoning.data.sequences import (
     missing_special_tokens,
     special_token_ids,
 )
+from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 
@@ -32,12 +34,14 @@ def add_special_tokens(
     tokenizer: PreTrainedTokenizerBase,
     start_token_from: str | None = None,
     end_token_from: str | None = None,
+    multiple: int = VOCABULARY_MULTIPLE,
 ) -> SpecialTokens:
     """Add START, END, CONTINUE and STOP to tokenizer and matrices, in place; returns their ids.
 
     Every new row, padding rows included, is the mean of the earlier tokens' rows (conformance note
     13). `start_token_from` copies the row of a text's first token to START, `end_token_from` to
-    END. A token that the tokenizer has already keeps its row.
+    END. A token that the tokenizer has already keeps its row. The matrices' rows are padded to a
+    `multiple`.
 
     Raises:
         ConfigError: a text without tokens, or a row to copy for a token that has one.
@@ -65,7 +69,7 @@ def add_special_tokens(
     needed = max(*used, *new) + 1
     if not missing and needed <= matrix_rows:
         return ids
-    rows = -(-max(needed, matrix_rows) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows = -(-max(needed, matrix_rows) // multiple) * multiple
     base.resize_token_embeddings(rows, mean_resizing=False)
     output = base.get_output_embeddings()
     copies = {ids.start: copied[START], ids.end: copied[END]}
@@ -105,8 +109,9 @@ def make_latent(
 
     The special tokens are added to `base` and `tokenizer` in place.
     """
+    embedding_std = scaled_rows(base, base.get_input_embeddings().weight.detach()).std()
     ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
-    return LatentReasoner(
+    model = LatentReasoner(
         base,
         LatentSettings(
             start_id=ids.start,
@@ -116,11 +121,16 @@ def make_latent(
             recurrent_filter=settings.recurrent_filter,
             filter_width=settings.filter_width,
             filter_norm=settings.filter_norm,
+            deterministic_latents=settings.deterministic_latents,
+            stop_rule=settings.stop_rule,
             stop_head_temperature=settings.stop_head_temperature,
             detach_stop_head=settings.detach_stop_head,
             allow_rethinking=settings.allow_rethinking,
         ),
     )
+    if isinstance(model.recurrent_filter, GaussianHead):
+        model.recurrent_filter.embedding_std.copy_(embedding_std)  # the new rows are mean ones
+    return model
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> None:

@@ -18,7 +18,8 @@ class ReasoningState:
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
     final norm; `prefix` is a text that the rows continue. `full` says that `mask` is known to be
-    True everywhere. `advance` extends a state in place.
+    True everywhere. `advance` extends a state in place. `noise` `(B, d)` is that of the next latent
+    input, where the model samples it.
     """
 
     cache: GrowingCache
@@ -26,6 +27,7 @@ class ReasoningState:
     last_hidden: Tensor | None = None
     prefix: SharedPrefix | None = None
     full: bool = False
+    noise: Tensor | None = None
 
     @classmethod
     def empty(cls, mask: Tensor, prefix: SharedPrefix | None = None) -> ReasoningState:

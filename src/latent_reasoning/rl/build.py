@@ -41,6 +41,7 @@ def build(
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,
         number_rule=run.experiment.data.number_rule,
+        suffix=model.settings.suffix,
     )
     _check_positions(run.name, model, prompts, entry)
     task = AdaptiveLengthTask(

@@ -12,12 +12,18 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
+from latent_reasoning.config import (
+    ConfigError,
+    Data,
+    LatentSftModel,
+    Model,
+    SftModel,
+    TeacherForcedModel,
+)
 from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
-from latent_reasoning.model.base_folder import load_base
-from latent_reasoning.model.folder import load, load_tokenizer
+from latent_reasoning.model.folder import load, load_base, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
@@ -61,7 +67,7 @@ def _token_sft(
     rows = run.training_rows(tokenizer)
     check_answers(tokenizer, rows)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
-    _check_positions(model, max(map(len, examples)), run.experiment.data)
+    check_positions(model, max(map(len, examples)), run.experiment.data)
     longest = max(len(example) - example.question_length for example in examples)
     task = TextTask(
         run.name,
@@ -89,10 +95,11 @@ def _latent_sft(
     teacher = None
     if distillation.teacher != "self":
         teacher = load(run.parents[distillation.teacher], run.device.type)
+        teacher.captured.when = run.experiment.runtime.cuda_graphs
     if teacher is not None and distillation.traces == "teacher":
         rows = _traces(run, teacher, rows)
     examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
-    _check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
+    check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
     if entry.filter_warm_start:
         _warm_start(run, model, [example.teacher for example in examples], tokenizer.pad_token_id)
     states = None
@@ -135,7 +142,7 @@ def _warm_start(
         )
 
 
-def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
+def check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
     """Raise `ConfigError` where the `longest` example goes past the base's last position."""
     limit = model.position_limit
     if limit is not None and longest > limit:
@@ -147,7 +154,7 @@ def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
 
 
 def latent_model(
-    run: TrainingRun, entry: LatentSftModel
+    run: TrainingRun, entry: LatentSftModel | TeacherForcedModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
@@ -161,7 +168,7 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if entry.filter_warm_start:
+        if getattr(entry, "filter_warm_start", 0):
             raise ConfigError(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
@@ -177,7 +184,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
-    for key in ("filter_width", "filter_norm"):
+    for key in ("filter_width", "filter_norm", "deterministic_latents"):
         if getattr(model.settings, key) != getattr(wanted, key):
             raise ConfigError(
                 f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "
@@ -193,6 +200,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
         allow_rethinking=wanted.allow_rethinking,
+        stop_rule=wanted.stop_rule,
         max_latent_steps=None,
     )
 

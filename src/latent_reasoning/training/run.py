@@ -94,7 +94,8 @@ class TrainingRun:
         parents = parents_of(self.experiment, self.name) if self.entry else []
         self.parents = {parent: self.layout.model(parent, self.seed) for parent in parents}
         all_rows = getattr(self.entry, "rows", None) == "all"
-        self.splits = ("sft", "rl") if all_rows else ("rl" if self.stage == "rl" else "sft",)
+        own = "rl" if self.stage in ("rl", "policy") else "sft"
+        self.splits = ("sft", "rl") if all_rows else (own,)
         self.data_digests = {
             split: _digest_of_rows(self.layout.data(split))
             for split in (*self.splits, "validation")
