@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -275,13 +276,14 @@ def encode_prompts(
     latent: bool,
     forced_steps: int | None = None,
     suffix: str = "",
+    answer_text: str | None = None,
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
     ` The answer is:`. `suffix` stands after each question, and is tokenised with it
-    (`LatentSettings.suffix`).
+    (`LatentSettings.suffix`); `answer_text` stands for ` The answer is:`, as one piece.
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -293,8 +295,8 @@ def encode_prompts(
         special = special_token_ids(tokenizer)
         end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
     if forced_steps is not None:
-        pieces = _Pieces.of(tokenizer)
-        end = [*end, *pieces.answer_words, *pieces.colon]
+        words = [ANSWER_WORDS, COLON] if answer_text is None else [answer_text]
+        end = [*end, *chain.from_iterable(read_pieces(tokenizer, words))]
     first = beginning(tokenizer)
     questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]

@@ -128,6 +128,7 @@ def _predict_forced(
         prefix=settings.prefix,
         latent=True,
         suffix=model.settings.suffix,
+        answer_text=model.settings.answer_text,
     )
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
@@ -200,6 +201,7 @@ def predict(
         latent=latent,
         forced_steps=settings.forced_steps,
         suffix=model.settings.suffix if latent else "",
+        answer_text=model.settings.answer_text if latent else None,
     )
     if beginnings is not None:
         firsts = processes.share(beginnings)

@@ -44,6 +44,9 @@ PROJECTION = "projection.safetensors"
 TOKENS = {"codi": ("<|pad|>", START, END, CONTINUE, STOP), "coconut": (START, END, CONTINUE, STOP)}
 """What each format's rows after the base's vocabulary stand for; the tokens after the third have no
 row in the released weights: they are never read, and no stop decision is taken."""
+ANSWER_TEXT = {"codi": "The answer is:", "coconut": "###"}
+QUESTION_END = {"codi": "", "coconut": "\n"}
+"""The public forms of a row: what stands before the answer and after the question."""
 RELEASED_ROWS = 3
 LEFT_OUT = re.compile(r"(decoder|pj_in|pj_out|expainable_llm)\.|embedding\.weight$")
 BASE_PREFIX = re.compile(r"^(codi\.(base_model\.model\.)?|base_causallm\.)")
@@ -83,6 +86,8 @@ def load_rival(
         recurrent_filter="projection" if own else "none",
         filter_width=width,
         filter_norm=not own or "norm.weight" in own,
+        prompt_suffix=QUESTION_END[form],
+        answer_text=ANSWER_TEXT[form],
     )
     model = LatentReasoner(base, settings)
     load_tensors(model.recurrent_filter, own, set(model.recurrent_filter.state_dict()), file)

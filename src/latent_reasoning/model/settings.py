@@ -22,6 +22,7 @@ class LatentSettings:
     (CoLaR). Latent inputs of the filter `gaussian` have `latent_noise` times their std where the
     model writes greedily (0: the mean), drawn from `noise_seed`. With `stop_rule: marker` the
     language-model head decides when to stop (`stop_rules.py`), by `marker_id` (None: STOP itself).
+    `answer_text` is what forced completions begin with after STOP (None: ` The answer is:`).
     """
 
     start_id: int
@@ -43,6 +44,7 @@ class LatentSettings:
     speed: int | str | None = None
     stop_rule: Literal["head", "marker"] = "head"
     marker_id: int | None = None
+    answer_text: str | None = None
 
     @property
     def marker(self) -> int:
