@@ -120,7 +120,7 @@ def test_forced_prompts_are_in_the_releases_own_form():
     row, tokenizer = Row("test-0", "w1 w2", (), "0"), build_tokenizer()
     options = {"prefix": "", "latent": True, "forced_steps": 1}
     (own,) = encode_prompts([row], tokenizer, **options)
-    (other,) = encode_prompts([row], tokenizer, **options, answer_text="w7")
+    (other,) = encode_prompts([row], tokenizer, **options, announcement="w7")
     assert own[:-2] == other[:-1]
     assert tokenizer.convert_ids_to_tokens(other[-1]) == "w7"
 

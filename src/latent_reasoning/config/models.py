@@ -196,12 +196,21 @@ class Model(Section):
 
     recurrent_filter: Annotated[
         Literal[
-            "none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "projection", "gaussian"
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "projection",
+            "gaussian",
+            "pause",
         ],
         IMPORTANT,
     ] = "MLP"
     """What turns a hidden state into the next input embedding; `projection` is CODI's, `gaussian`
-    CoLaR's. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    CoLaR's, and `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity
+    only."""
     filter_width: Annotated[PositiveInt | None, WITH_WIDTH] = None
     """Inner width of the filter; null: that of the model."""
     filter_norm: Annotated[bool, PROJECTION] = True

@@ -17,14 +17,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.context import name_of, read_pieces, read_whole
-from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import (
+    LatentExample,
+    PlainExample,
+    StagedRow,
+    StudentExample,
+)
 from latent_reasoning.data.rows import DataError, Row
 
 if TYPE_CHECKING:  # seconds to import, and the stage prepare_data has no tokenizer
@@ -260,6 +264,41 @@ def encode_latent_rows(
     return examples
 
 
+def encode_staged_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    natural_language: bool = False,
+) -> list[StagedRow]:
+    """Rows whose reasoning a curriculum shortens: as text, without the first 0, 1, .., K steps.
+
+    Raises:
+        DataError: a row's steps are unknown, or a tokenizer without EOS.
+    """
+    pieces = _Pieces.of(tokenizer)
+    remainders = [
+        [
+            reasoning_text(replace(row, steps=steps[first:]), natural_language=natural_language)
+            for first in range(len(steps) + 1)
+        ]
+        for row in rows
+        for steps in [reasoning_steps(row, drop_last_step=False)]
+    ]
+    texts = read_pieces(tokenizer, (text for texts in remainders for text in texts))
+    return [
+        StagedRow(
+            question,
+            [np.array(next(texts), dtype=np.int32) for _ in own],
+            [*pieces.answer_words, *pieces.colon, *answer],
+            len(answer),
+        )
+        for own, (question, _, answer) in zip(
+            remainders, pieces.encode(rows, prefix, [""] * len(rows)), strict=True
+        )
+    ]
+
+
 def latent_run(n: int, special: SpecialTokens) -> list[int]:
     """START, `n` CONTINUE, STOP."""
     return [special.start, *[special.continue_] * n, special.stop]
@@ -276,14 +315,14 @@ def encode_prompts(
     latent: bool,
     forced_steps: int | None = None,
     suffix: str = "",
-    answer_text: str | None = None,
+    announcement: str | None = None,
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
     ` The answer is:`. `suffix` stands after each question, and is tokenised with it
-    (`LatentSettings.suffix`); `answer_text` stands for ` The answer is:`, as one piece.
+    (`LatentSettings.suffix`). `announcement` replaces ` The answer is:` (`answer_text` there).
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -295,8 +334,12 @@ def encode_prompts(
         special = special_token_ids(tokenizer)
         end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
     if forced_steps is not None:
-        words = [ANSWER_WORDS, COLON] if answer_text is None else [answer_text]
-        end = [*end, *chain.from_iterable(read_pieces(tokenizer, words))]
+        pieces = _Pieces.of(tokenizer)
+        words = [*pieces.answer_words, *pieces.colon]
+        end = [
+            *end,
+            *(words if announcement is None else next(read_pieces(tokenizer, [announcement]))),
+        ]
     first = beginning(tokenizer)
     questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from latent_reasoning.data.answers import find_number, split_completion
+from latent_reasoning.data.answers import find_number, in_our_words, split_completion
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             batch_size=1,
         )
     text = decode(tokenizer, generation.ids)
+    text = in_our_words(text, model.settings.answer_text if latent else None)
     print(answer_text(generation, text, tokenizer.eos_token, latent))
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import NumberRule
-from latent_reasoning.data.answers import Thinking, judge
+from latent_reasoning.data.answers import Thinking, in_our_words, judge
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_prompts
@@ -128,7 +128,7 @@ def _predict_forced(
         prefix=settings.prefix,
         latent=True,
         suffix=model.settings.suffix,
-        answer_text=model.settings.answer_text,
+        announcement=model.settings.answer_text,
     )
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
@@ -151,6 +151,7 @@ def _predict_forced(
                 latent=True,
                 forced_steps=steps,
                 rule=settings.number_rule,
+                announcement=model.settings.answer_text,
             )
             for row, generation in zip(rows, generations, strict=True)
         ]
@@ -189,8 +190,8 @@ def predict(
     """Generate and judge a completion of every row, in the rows' order.
 
     `beginnings` are ids after each prompt that the completion must start with; they count in no
-    length. Each of several processes decodes its share of the rows, and all return all predictions.
-    Model mode (eval) and autocast are the caller's.
+    length, and what follows them is judged as text. Each of several processes decodes its share of
+    the rows, and all return all predictions. Model mode (eval) and autocast are the caller's.
     """
     latent = model.settings is not None
     own = processes.share(rows)
@@ -201,7 +202,7 @@ def predict(
         latent=latent,
         forced_steps=settings.forced_steps,
         suffix=model.settings.suffix if latent else "",
-        answer_text=model.settings.answer_text if latent else None,
+        announcement=model.settings.answer_text if latent else None,
     )
     if beginnings is not None:
         firsts = processes.share(beginnings)
@@ -220,9 +221,10 @@ def predict(
                 row,
                 generation,
                 tokenizer,
-                latent=latent,
+                latent=latent and beginnings is None,
                 forced_steps=settings.forced_steps,
                 rule=settings.number_rule,
+                announcement=model.settings.answer_text if latent else None,
             )
             for row, generation in zip(own, generations, strict=True)
         ]
@@ -237,10 +239,14 @@ def prediction_of(
     latent: bool,
     forced_steps: int | None,
     rule: NumberRule = "exact",
+    announcement: str | None = None,
 ) -> Prediction:
-    """The verdict on one completion, and the length of its reasoning."""
+    """The verdict on one completion, and the length of its reasoning.
+
+    `announcement` is what the model writes for ` The answer is:` (None: that).
+    """
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
-    text = decode(tokenizer, ids)
+    text = in_our_words(decode(tokenizer, ids), announcement)
     thinking: Thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
     verdict = judge(row.answer, text, thinking, rule)
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)

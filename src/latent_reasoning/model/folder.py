@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
-from latent_reasoning.model import published
+from latent_reasoning.model import published, published_colar
 from latent_reasoning.model.bases import (
     ATTENTION_KEYS,
     UnsupportedBaseError,
@@ -133,6 +133,9 @@ def load(
     config = read_json(existing(folder, "config.json"))
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
+    elif published_colar.is_colar(folder):
+        base, tokenizer = load_base(folder, dtype), _tokenizer(folder)
+        model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
@@ -195,15 +198,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
-            "tokenizer.json and tokenizer_config.json"
-        ) from error
+    tokenizer = _tokenizer(folder)
     prepare_tokenizer(tokenizer, folder)
     settings = read_settings(folder)
     if settings is not None:
@@ -234,6 +229,8 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     config = read_json(config_file)
     if published.is_published(config):
         return _published_settings(config, config_file)
+    if published_colar.is_colar(folder):
+        return published_colar.colar_settings(folder, _tokenizer(folder))
     file = folder / LATENT_SETTINGS
     return read_latent_settings(file) if file.exists() else None
 
@@ -259,6 +256,21 @@ def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except UnsupportedBaseError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
     return config
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    if published_colar.is_colar(folder):
+        published_colar.prepare_colar_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _config_without_kernel(folder: Path) -> PreTrainedConfig:

@@ -118,11 +118,10 @@ def generate_forced(
         trajectory.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
-        state = trajectory.leave(model, of_prompt, counts.repeat(len(batch)))
-        ids = torch.tensor([list(ending)], device=model.device).expand(len(of_prompt), -1)
-        model.advance(state, model.embed(ids))
-        writer = _Writer(model, state, torch.full_like(of_prompt, Kind.ANSWER))
-        tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        steps = counts.repeat(len(batch))
+        tokens, probabilities = write_after(
+            model, trajectory, of_prompt, steps, ending, max_new_tokens, eos_id
+        )
         read = [len(prompts[i]) + n + len(ending) for i in batch for n in range(last + 1)]
         rows = [
             _generation(model, row[: _room(model, length)], decisions, eos_id)
@@ -134,6 +133,24 @@ def generate_forced(
     for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
         curves |= zip(batch, in_halves(write_curves, batch), strict=True)
     return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+
+
+def write_after(
+    model: LatentReasoner,
+    trajectory: Trajectory,
+    prompts: Tensor,
+    steps: Tensor,
+    ending: Sequence[int],
+    max_new_tokens: int,
+    eos_id: int,
+) -> tuple[list[list[int]], list[list[list[float]]]]:
+    """What rows write greedily that leave `prompts` (R,) of a trajectory after `steps` (R,) latent
+    steps and read `ending`: ids, which go on after EOS, and the probabilities of stop decisions."""
+    state = trajectory.leave(model, prompts, steps)
+    ids = torch.tensor([list(ending)], device=model.device).expand(len(prompts), -1)
+    model.advance(state, model.embed(ids))
+    writer = _Writer(model, state, torch.full_like(prompts, Kind.ANSWER))
+    return writer.write(max_new_tokens, eos_id)
 
 
 def _check_noise(model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> None:

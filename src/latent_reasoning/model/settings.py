@@ -22,7 +22,7 @@ class LatentSettings:
     (CoLaR). Latent inputs of the filter `gaussian` have `latent_noise` times their std where the
     model writes greedily (0: the mean), drawn from `noise_seed`. With `stop_rule: marker` the
     language-model head decides when to stop (`stop_rules.py`), by `marker_id` (None: STOP itself).
-    `answer_text` is what forced completions begin with after STOP (None: ` The answer is:`).
+    `answer_text` announces the model's answers (None: ` The answer is:`).
     """
 
     start_id: int

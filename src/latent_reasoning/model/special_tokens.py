@@ -57,8 +57,7 @@ def add_special_tokens(
     matrix_rows = base.get_input_embeddings().weight.shape[0]
     # Ids may have gaps, and a tokenizer may have more tokens than the matrix has rows.
     before = min(max(used) + 1, matrix_rows)
-    tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
-    tokenizer.add_tokens(tokens, special_tokens=True)
+    add_latent_tokens(tokenizer)
     ids = special_token_ids(tokenizer)
     new = {tokenizer.convert_tokens_to_ids(token) for token in missing}
     if len(new) < len(missing) or new & used:
@@ -77,6 +76,12 @@ def add_special_tokens(
         if parameter is not None:
             _fill_new_rows(parameter, before, copies)
     return ids
+
+
+def add_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add START, END, CONTINUE and STOP to a tokenizer alone, in place."""
+    tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
+    tokenizer.add_tokens(tokens, special_tokens=True)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RlModel
+from latent_reasoning.config import ConfigError, PolicyModel, RlModel
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -43,7 +43,7 @@ def build(
         number_rule=run.experiment.data.number_rule,
         suffix=model.settings.suffix,
     )
-    _check_positions(run.name, model, prompts, entry)
+    check_positions(run.name, model, prompts, entry)
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -58,8 +58,8 @@ def build(
     return model, tokenizer, task
 
 
-def _check_positions(
-    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: RlModel
+def check_positions(
+    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: PolicyModel
 ) -> None:
     """Raise `ConfigError` where a completion could go past the base's last position."""
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
