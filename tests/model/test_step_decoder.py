@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from latent_reasoning.data.step_texts import texts_of_groups, texts_of_inputs
-from latent_reasoning.model.step_decoder import StepBatch, StepDecoder, step_loss
+from latent_reasoning.model.step_decoder import (
+    StepBatch,
+    StepDecoder,
+    attach_step_decoder,
+    step_loss,
+)
 from tests.model.models import CONTINUE, EOS, HIDDEN, START, STOP, build_base, build_reasoner
 
 
@@ -57,9 +62,10 @@ def plain_loss(host, decoder, hidden, texts, slot_size, normalise):
 def test_the_loss_is_that_of_one_text_at_a_time(architecture, group, texts, normalise):
     host = build_reasoner(architecture).float()
     decoder = build_base(architecture).float()
+    attach_step_decoder(host, decoder)
     hidden = torch.randn(2, 6, HIDDEN, generator=torch.Generator().manual_seed(0))
     plan = StepBatch.plan(IDS, texts, host.settings, group)
-    own = step_loss(host, StepDecoder(decoder, HIDDEN), hidden, plan, normalise)
+    own = step_loss(host, hidden, plan, normalise)
     expected = plain_loss(host, decoder, hidden, texts, group, normalise)
     torch.testing.assert_close(own, expected)
 

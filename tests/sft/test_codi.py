@@ -132,6 +132,6 @@ def test_frozen_special_rows_stay_as_they_began(tmp_path, rows, tokenizer):
 def test_the_steps_of_the_teachers_text_are_what_latent_inputs_stand_for(rows, tokenizer):
     task = codi("llama", tokenizer, rows)
     for row, example in zip(rows, task.examples, strict=True):
-        texts = [tokenizer.decode(text) for text in example.step_texts]
+        texts = [tokenizer.decode(text) for text in example.student.step_texts]
         eos = tokenizer.eos_token
         assert texts == [f"{step}{eos}" for step in row.steps[:-1]]

@@ -24,6 +24,8 @@ from latent_reasoning.model.passes import SpecialIds
 from latent_reasoning.model.reasoner import LatentReasoner
 
 NAME = "step_decoder"
+STEP_LOSS = "step_loss"
+"""The name of its loss among the metrics."""
 
 
 class StepDecoder(nn.Module):
@@ -115,19 +117,21 @@ class StepBatch:
 
 def step_loss(
     host: LatentReasoner,
-    decoder: StepDecoder,
     last_hidden: Tensor,
-    batch: StepBatch,
+    batch: StepBatch | None,
     normalise: Literal["tokens", "rows"],
 ) -> Tensor:
     """The mean over groups of the loss of their texts, which is a sum over labels divided by the
     number of `tokens` that the group's texts have in the batch, or by the batch's number of `rows`.
 
-    `last_hidden` `(B, T, d)` are the host's states.
+    `last_hidden` `(B, T, d)` are the states of the host, to which the decoder is attached. 0 where
+    there is no text at all.
     """
+    if batch is None:
+        return last_hidden.new_zeros(())
     latents = host.latent_input(last_hidden.flatten(0, 1)[batch.places])
     inputs = torch.cat([latents, host.embed(batch.tokens).to(latents.dtype)], 1)
-    losses = -decoder.log_probabilities(inputs, batch.mask, batch.tokens).sum(1)
+    losses = -step_decoder_of(host).log_probabilities(inputs, batch.mask, batch.tokens).sum(1)
     sums = losses.new_zeros(batch.slot_count).index_add(0, batch.slots, losses)
     counts = torch.zeros_like(sums).index_add(0, batch.slots, batch.mask.sum(1).to(sums.dtype))
     by_slot = sums / (counts.clamp(min=1) if normalise == "tokens" else batch.rows)
@@ -146,5 +150,5 @@ def detach_step_decoder(host: LatentReasoner) -> None:
 
 
 def step_decoder_of(host: LatentReasoner) -> StepDecoder | None:
-    """The decoder that is trained with `host`."""
+    """The decoder that is trained with `host`, if there is one."""
     return host._modules.get(NAME)

@@ -103,26 +103,38 @@ def with_step_texts(
     entry: LatentSftModel,
     data: Data,
 ) -> list[LatentExample]:
-    """The examples of `rows` with the steps that a step decoder writes, each tokenised apart.
+    """The examples of `rows` with the steps that a step decoder writes.
 
     They are the steps of the teacher's text. The state at the last latent step, which the student
     does not read, stands for a step too.
     """
-    steps = [reasoning_steps(row, drop_last_step=entry.drop_last_step) for row in rows]
-    space = " " if data.natural_language else ""
+    steps = step_ids(
+        rows,
+        tokenizer,
+        natural_language=data.natural_language,
+        drop_last_step=entry.drop_last_step,
+    )
+    decoded = []
+    for example, own in zip(examples, steps, strict=True):
+        inputs = int(example.student.continue_map.sum()) + 1
+        texts = texts_of_inputs(own, inputs, tokenizer.eos_token_id)
+        student = replace(example.student, step_texts=texts)
+        decoded.append(replace(example, student=student))
+    return decoded
+
+
+def step_ids(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    natural_language: bool,
+    drop_last_step: bool = False,
+) -> list[list[list[int]]]:
+    """The ids of the steps of each row, each step tokenised apart."""
+    steps = [reasoning_steps(row, drop_last_step=drop_last_step) for row in rows]
+    space = " " if natural_language else ""
     ids = iter(read_pieces(tokenizer, [space + step for own in steps for step in own]))
-    texts = ([next(ids) for _ in own] for own in steps)
-    return [
-        replace(
-            example,
-            step_texts=tuple(
-                texts_of_inputs(
-                    own, int(example.student.continue_map.sum()) + 1, tokenizer.eos_token_id
-                )
-            ),
-        )
-        for example, own in zip(examples, texts, strict=True)
-    ]
+    return [[next(ids) for _ in own] for own in steps]
 
 
 def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int]:

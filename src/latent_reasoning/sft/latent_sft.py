@@ -22,7 +22,7 @@ from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import LatentExample
 from latent_reasoning.model.reading import Reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.step_decoder import StepBatch, step_decoder_of, step_loss
+from latent_reasoning.model.step_decoder import STEP_LOSS, StepBatch, step_loss
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.sft.distillation import (
@@ -37,7 +37,7 @@ from latent_reasoning.training.batches import BatchesAhead, BatchPlan
 from latent_reasoning.training.task import LossOutput, Planned
 from latent_reasoning.training.text import count_labels, cross_entropy
 
-TEACHER_LOSS, STUDENT_LOSS, STEP_LOSS = "teacher_loss", "student_loss", "step_loss"
+TEACHER_LOSS, STUDENT_LOSS = "teacher_loss", "student_loss"
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,8 @@ def latent_sft_losses(
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
     if teacher is not None and student is not None:
         losses |= distillation_losses(teacher, student, distillation)
-    if batch.steps is not None and step_decoder is not None:
-        decoder, states = step_decoder_of(model), output.last_hidden
-        own_loss = step_loss(model, decoder, states, batch.steps, step_decoder.normalise)
+    if step_decoder is not None:
+        own_loss = step_loss(model, output.last_hidden, batch.steps, step_decoder.normalise)
         losses[STEP_LOSS] = step_decoder.weight * own_loss
     return losses
 
@@ -178,12 +177,12 @@ class LatentSftTask:
         frozen = None if self.teacher_states is None else self.teacher_states.at(indices)
         with sizes_of(self.model, f"micro-batch {place}"):
             distillation = self.entry.distillation
-            texts = [self.examples[index].step_texts for index in indices]
+            texts = [self.examples[index].student.step_texts for index in indices]
             return LatentReading.plan(self.model, batch, distillation, frozen, texts)
 
     def planned(self, micro_batch: Planned) -> Planned | None:
         """The micro-batch as it is; what a step decoder reads has too many shapes."""
-        return micro_batch if step_decoder_of(self.model) is None else None
+        return micro_batch if self.entry.step_decoder is None else None
 
     def loss(self, micro_batch: Planned) -> LossOutput:
         """The sum of the parts of the loss; each part is a metric too."""

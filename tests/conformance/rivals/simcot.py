@@ -135,7 +135,7 @@ def _losses_on_codi(model, decoder, examples, texts, entry: Record, arrays: Reco
         yield Check(latents, arrays["out/latents"], STATES, "latents")
         for slot, expected in enumerate(entry["slot_losses"]):
             plan = StepBatch.plan(ids, _slot(texts, slot), model.settings)
-            own_loss = step_loss(model, decoder, output.last_hidden, plan, "tokens")
+            own_loss = step_loss(model, output.last_hidden, plan, "tokens")
             yield Check(own_loss, expected, LOSS, "slots")
     sum(losses.values()).backward()
 
@@ -252,13 +252,13 @@ def _losses_on_coconut(model, public, decoder, ids, texts, entry: Record, arrays
     normalise = {"token_level": "tokens", "sequence_level": "rows"}[settings["loss_level"]]
     group = settings["c_thought"]
     plan = StepBatch.plan(batch, texts, special, group)
-    loss = ce_loss + step_loss(model, decoder, output.last_hidden, plan, normalise)
+    loss = ce_loss + step_loss(model, output.last_hidden, plan, normalise)
     tolerance = LOSS._replace(relative=SUM.relative)
     yield Check(loss, entry["loss"], tolerance, "loss")
     with torch.no_grad():
         for slot, expected in enumerate(entry["thought_ce_sums"]):
             plan = StepBatch.plan(batch, _slot(texts, slot), special, group)
-            mean = step_loss(model, decoder, output.last_hidden, plan, "rows")
+            mean = step_loss(model, output.last_hidden, plan, "rows")
             yield Check(mean * len(ids), expected, SUM, "sums")
     loss.backward()
 
