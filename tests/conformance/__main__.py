@@ -28,9 +28,17 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
-from tests.conformance.rivals import coconut, codi, icot, simcot, soft_thinking
+from tests.conformance.rivals import (
+    coconut,
+    codi,
+    cot2,
+    icot,
+    latent_sft,
+    simcot,
+    soft_thinking,
+)
 
-RIVALS = (coconut, codi, icot, simcot, soft_thinking)
+RIVALS = (coconut, codi, cot2, icot, latent_sft, simcot, soft_thinking)
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""

@@ -70,6 +70,7 @@ def test_sre_mixes_the_embeddings_by_the_softmax_of_the_logits():
         ("linear_ECF", HIDDEN**2 + 2 * HIDDEN),
         ("SRE", 0),
         ("projection", 2 * (HIDDEN**2 + HIDDEN) + 2 * HIDDEN),
+        ("pause", HIDDEN),
     ],
 )
 def test_each_filter_has_its_parameters(name, parameters):

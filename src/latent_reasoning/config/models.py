@@ -20,6 +20,7 @@ from latent_reasoning.config.fields import (
     only_when,
 )
 
+FOR_MIXTURE = only_when("recurrent_filter", "mixture")
 FROM_SCRATCH = only_when("source", "scratch")
 PROJECTION = only_when("recurrent_filter", "projection")
 WITH_WIDTH = only_when("recurrent_filter", "projection", "gaussian")
@@ -196,21 +197,18 @@ class Model(Section):
 
     recurrent_filter: Annotated[
         Literal[
-            "none",
-            "MLP",
-            "linear",
-            "linear_ln",
-            "linear_ECF",
-            "SRE",
-            "projection",
-            "gaussian",
-            "pause",
+            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
+            *("projection", "gaussian", "mixture", "pause"),
         ],
         IMPORTANT,
     ] = "MLP"
     """What turns a hidden state into the next input embedding; `projection` is CODI's, `gaussian`
-    CoLaR's, and `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity
-    only."""
+    CoLaR's, `mixture` is `SRE` cut to a few words, and `pause` a learnt vector instead. `linear`,
+    `linear_ln` and `linear_ECF`: fidelity only."""
+    mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
+    """Words in the filter `mixture`; null: all."""
+    mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
+    """Divides the logits of the filter `mixture`."""
     filter_width: Annotated[PositiveInt | None, WITH_WIDTH] = None
     """Inner width of the filter; null: that of the model."""
     filter_norm: Annotated[bool, PROJECTION] = True

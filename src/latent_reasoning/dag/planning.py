@@ -25,6 +25,7 @@ from latent_reasoning.config import (
     read,
     resolve,
 )
+from latent_reasoning.dag.digests import teacher_of
 from latent_reasoning.dag.layout import main_models, results_root
 from latent_reasoning.runtime.files import write_text_atomically
 
@@ -79,11 +80,9 @@ def parents_of(experiment: Experiment, model: str) -> list[str]:
     """The models that a training reads: the one it starts from, its frozen teacher, and the base
     that its step decoder begins as."""
     entry = experiment.models[model]
-    others = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
-    if getattr(entry, "step_decoder", None) is not None:
-        others.append("base")
-    names = [name for name in (entry.start, *others) if name not in (None, "self")]
-    return list(dict.fromkeys(names))
+    decodes = getattr(entry, "step_decoder", None) is not None
+    names = (entry.start, teacher_of(entry), "base" if decodes else None)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def report_digest(experiment: Experiment, *keys: str) -> str:

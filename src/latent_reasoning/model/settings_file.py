@@ -14,6 +14,7 @@ LATENT_SETTINGS = "latent.json"
 RIVAL_SETTINGS = {
     *("filter_width", "filter_norm", "deterministic_latents", "latent_noise", "noise_seed"),
     *("prompt_suffix", "speed", "stop_rule", "marker_id", "answer_text"),
+    *("mixture_size", "mixture_temperature"),
 }
 """Keys of `latent.json` that are written only where they are not the defaults."""
 LATER_SETTINGS = {"max_latent_steps", *RIVAL_SETTINGS}
