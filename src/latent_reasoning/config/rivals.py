@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latent_reasoning.config.distillation import StepDecoder
 from latent_reasoning.config.fields import (
     IMPORTANT,
     Count,
@@ -72,6 +73,18 @@ class CurriculumModel(SupervisedModel):
     """Each stage (`icot`: each token more) begins with a new optimiser."""
     removal: Removal = Field(default_factory=Removal)
     """What `icot` removes, instead of whole steps."""
+    step_decoder: StepDecoder | None = None
+    """A second model that learns to write each removed step from its latent inputs (SIM-CoT, on
+    `coconut`); null: none."""
+
+    @model_validator(mode="after")
+    def _decoder_of_states(self) -> CurriculumModel:
+        if self.step_decoder is not None and self.method != "coconut":
+            raise ValueError(
+                f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
+                "of the model's making"
+            )
+        return self
 
     @property
     def has_latents(self) -> bool:
