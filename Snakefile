@@ -31,11 +31,15 @@ localrules:
     all,
     appendix,
     ablations,
+    tuning,
+    rivals,
     prepare_test_set,
     tracking_store,
     tables,
     appendix_tables,
     ablations_table,
+    tuning_table,
+    rivals_table,
     figures,
     report,
     inside,
@@ -71,6 +75,22 @@ rule ablations:
         rules.ablations_table.output,
     message:
         "{EXPERIMENT.experiment}: the ablations are done, see {LAYOUT.tables}"
+
+
+rule tuning:
+    input:
+        rules.tuning_table.output,
+    message:
+        "{EXPERIMENT.experiment}: the trials are done, see {LAYOUT.tables}"
+
+
+rule rivals:
+    input:
+        rules.tuning_table.output,
+        rules.rivals_table.output,
+        rules.report.output,
+    message:
+        "{EXPERIMENT.experiment}: the rivals are compared, see {LAYOUT.report}"
 
 
 onstart:

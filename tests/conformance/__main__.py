@@ -28,9 +28,10 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
-from tests.conformance.rivals import colar, soft_thinking
+from tests.conformance.rivals import coconut, colar, icot, soft_thinking
 
-AREAS = (data, forward, generation, grpo, losses, rewards, colar, soft_thinking)
+RIVALS = (coconut, colar, icot, soft_thinking)
+AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""
 UNNAMED = r"(^data/[^/]+)/expected\.json|(/length_rewards)/cases(?=/)|_attention_mask(?=/)"

@@ -36,7 +36,10 @@ SCRATCH = {
         "rl": {"stage": "rl", "from": "latent", "training": {"steps": 3}, "lora": {}},
         "import": {"stage": "import", "path": "someone/a-model"},
         "other": {"stage": "latent_sft", "training": {"steps": 3}},
-        "curriculum": {"stage": "curriculum", "training": {"steps": 3}, "lora": {}},
+        "curriculum": {
+            **{"stage": "curriculum", "training": {"steps": 500}, "lora": {}},
+            "steps_per_stage": 2,
+        },
         "forced": {"stage": "teacher_forced", "training": {"steps": 3}, "lora": {}},
         "policy": {"stage": "policy", "from": "latent", "training": {"steps": 3}, "lora": {}},
         "decode": {"stage": "decode", "from": "sft"},
@@ -140,7 +143,8 @@ VALUES = (
     *(4, 128, 8, 2, 0.25, 0.75, True, False, "another", ["o_proj"], [0.5, 0.75], [1, 1], [1] * 5),
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
-    *("grpo", "skip", "cpu", "float32", "public", "pause", "csft", "mts", "latentseek"),
+    *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
+    "right",
 )
 
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
-from latent_reasoning.config import LatentSftModel
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -34,7 +33,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
                 size,
                 tokens=predictions["reasoning_tokens"].mean(),
                 steps=predictions["latent_steps"].mean(),
-                recurrent_filter=_filter_of(results, model) if latent else None,
+                recurrent_filter=filter_of(results, model) if latent else None,
             )
             rows.append(
                 {
@@ -89,12 +88,12 @@ def reasoning_operations(
     return 2 * (tokens * size.block_weights + steps * weights)
 
 
-def _filter_of(results: Results, model: str) -> str:
-    """The filter of a latent model: that of the latent SFT model at its root."""
+def filter_of(results: Results, model: str) -> str:
+    """The filter of a latent model: that of the nearest ancestor that sets one, or itself."""
     experiment = results.experiment
     while model != "base":
-        entry = experiment.models[model]
-        if isinstance(entry, LatentSftModel):
-            return entry.model.recurrent_filter
+        own = getattr(experiment.models[model], "model", None)
+        if own is not None:
+            return own.recurrent_filter
         model = results.parent(model)
     return experiment.model.recurrent_filter

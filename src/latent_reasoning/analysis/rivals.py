@@ -142,6 +142,7 @@ def tuning_table(results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=TUNING_COLUMNS)
 
 
+TUNING_TEXTS = ("Method", "Trial", "Settings beside the first")
 TUNING_COLUMNS = [
     *("method", "trial", "settings", "seed", "n", "accuracy", "accuracy_ci95_low"),
     *("accuracy_ci95_high", "reasoning_tokens", "badly_formatted", "failed", "best", "in_table"),
@@ -183,12 +184,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 RIVALS_TEXTS = ("Model", "Data", "95 % interval", "Published %, by whom")
 
 
-def readable_rivals(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The rivals' table as text: shares in per cent, operations in powers of ten."""
+def readable_rivals(table: pandas.DataFrame) -> list[pandas.DataFrame]:
+    """The rivals' table as text, in three narrow ones: accuracy and length, costs, what was
+    published. Shares are in per cent, operations in powers of ten."""
     bounds = zip(table["accuracy_ci95_low"], table["accuracy_ci95_high"], strict=True)
-    columns = {
-        "Model": table["model"],
-        "Data": table["dataset"],
+    which = {"Model": table["model"], "Data": table["dataset"]}
+    results = {
         "Seeds": table["seeds"].map(str),
         "Rows": table["n"].map("{:,}".format),
         "Accuracy %": table["accuracy"].map(percent),
@@ -196,6 +197,9 @@ def readable_rivals(table: pandas.DataFrame) -> pandas.DataFrame:
         "Std over seeds": table["accuracy_seed_std"].map(percent),
         "Latents": table["latents"].map(number),
         "Reasoning tokens": table["reasoning_tokens"].map(number),
+        "Trials": table["trials"].map(str),
+    }
+    costs = {
         "Forwards": table["forwards"].map(number),
         "FLOPs a row": table["reasoning_flop"].map(_power),
         "ms a row, alone": table["milliseconds_alone"].map(number),
@@ -203,13 +207,16 @@ def readable_rivals(table: pandas.DataFrame) -> pandas.DataFrame:
         "Examples": table["examples"].map("{:,}".format),
         "Training FLOPs": table["training_flop"].map(_power),
         "Trained weights": table["trained_parameters"].map("{:,}".format),
-        "Trials": table["trials"].map(str),
-        "Published %, by whom": table["published"],
     }
-    text = pandas.DataFrame({name: list(cells) for name, cells in columns.items()})
-    if table["dataset"].nunique() == 1:
-        del text["Data"]
-    return text.loc[:, [(text[name] != "").any() for name in text.columns]]
+    published = {"Published %, by whom": table["published"]}
+    frames = []
+    for columns in (results, costs, published):
+        frame = pandas.DataFrame({name: list(c) for name, c in (which | columns).items()})
+        if table["dataset"].nunique() == 1:
+            del frame["Data"]
+        frames.append(frame.loc[:, [(frame[name] != "").any() for name in frame.columns]])
+    frames[-1] = frames[-1][(table["published"] != "").to_numpy()]
+    return [frame for frame in frames if not frame.empty]
 
 
 def _power(value: float) -> str:

@@ -189,10 +189,11 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian"], IMPORTANT
+        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian", "pause"],
+        IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's. `linear`,
-    `linear_ln` and `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, and
+    `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
     filter_width: Annotated[PositiveInt | None, GAUSSIAN] = None
     """Inner width of the filter; null: that of the model."""
     deterministic_latents: Annotated[bool, GAUSSIAN] = False

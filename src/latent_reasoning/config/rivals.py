@@ -11,6 +11,7 @@ from latent_reasoning.config.fields import (
     Count,
     NonNegative,
     Number,
+    Positive,
     PositiveInt,
     Section,
     Share,
@@ -23,6 +24,24 @@ from latent_reasoning.config.policies import PolicyModel
 FOR_COLAR = only_when("method", "colar")
 
 
+class Removal(Section):
+    """Tokens that `icot` removes from the reasoning."""
+
+    start: Count = 0
+    """Tokens removed from the first step on."""
+    steps_per_token: PositiveInt = 1
+    """Optimiser steps after which one token more is removed."""
+    pretrain_steps: Count = 0
+    """Steps in which `start` tokens are removed, before there are more."""
+    all_beyond: PositiveInt | None = None
+    """From this number of tokens on all are removed; null: until nothing is left."""
+    side: Literal["left", "right"] = "left"
+    """The first tokens are removed, or the last ones."""
+    smoothing: Positive | None = 4.0
+    """lambda: each row loses k tokens more with a probability that falls as exp(-lambda k); null:
+    none more."""
+
+
 class CurriculumModel(SupervisedModel):
     """Supervised training whose sequences change by stages: steps leave the text one by one."""
 
@@ -30,8 +49,58 @@ class CurriculumModel(SupervisedModel):
     """A curriculum."""
     method: Literal["coconut", "pause", "no_thought", "icot"] = "coconut"
     """What takes the place of the text that is removed."""
-    model: Model = Field(default_factory=Model)
-    """Overrides the section `model`."""
+    model: Model = Field(default_factory=lambda: Model(recurrent_filter="none"))
+    """Overrides the section `model`; only `coconut` (as published, with the filter `none`) and
+    `pause` (with the filter `pause`) have latent steps."""
+    latents_per_step: PositiveInt = 2
+    """c: latent steps in the place of a removed step (`coconut`, `pause`)."""
+    last_latent_stage: PositiveInt = 3
+    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps."""
+    pad_latents: bool = True
+    """A row with fewer steps has c M latent steps in the end too."""
+    first_stage: Count = 0
+    """The stage that training begins with; at 0 all text is there."""
+    steps_per_stage: PositiveInt = 100
+    """Optimiser steps of a stage; the last stage has all that are left."""
+    uniform_mix: Share = 0.0
+    """Share of the rows that are read at a stage of their own, any up to their number of steps."""
+    reset_optimizer: bool = False
+    """Each stage (`icot`: each token more) begins with a new optimiser."""
+    removal: Removal = Field(default_factory=Removal)
+    """What `icot` removes, instead of whole steps."""
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether it makes a latent reasoner."""
+        return self.method in ("coconut", "pause")
+
+    @property
+    def forced_steps(self) -> int | None:
+        """The latent steps of validation and evaluation; None for a model without any."""
+        return self.last_latent_stage * self.latents_per_step if self.has_latents else None
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> CurriculumModel:
+        if self.method == "pause" and self.model.recurrent_filter != "pause":
+            raise ValueError(
+                f"model.recurrent_filter: {self.model.recurrent_filter} is not what method: pause "
+                "feeds; set it to pause"
+            )
+        if self.method == "icot":
+            return self
+        if self.first_stage > self.last_latent_stage + 1:
+            raise ValueError(
+                f"first_stage: {self.first_stage} is beyond the last stage, last_latent_stage + 1 "
+                f"= {self.last_latent_stage + 1}"
+            )
+        needed = (self.last_latent_stage + 1 - self.first_stage) * self.steps_per_stage
+        if self.training.steps <= needed:
+            raise ValueError(
+                f"training.steps: {self.training.steps} steps end before the last stage, which "
+                f"begins after {needed}; raise them, or lower steps_per_stage: "
+                f"{self.steps_per_stage}"
+            )
+        return self
 
 
 class Colar(Section):

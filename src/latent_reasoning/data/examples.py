@@ -6,6 +6,7 @@ SFT take less than 1 GB. `data.sequences` makes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,42 @@ class LatentExample:
 
     teacher: PlainExample
     student: StudentExample
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRow:
+    """A row of which a curriculum leaves out more and more of the reasoning.
+
+    Attributes:
+        question: ids before the reasoning, BOS included.
+        texts: ids of the reasoning without its first 0, 1, .., K steps; the last one is empty.
+        ending: ids of ` The answer is`, `:` and the answer, EOS included.
+        answer_length: ids of the answer and EOS alone.
+    """
+
+    question: Sequence[int]
+    texts: Sequence[Sequence[int]]
+    ending: Sequence[int]
+    answer_length: int
+
+    @property
+    def steps(self) -> int:
+        """K, the number of reasoning steps."""
+        return len(self.texts) - 1
+
+    def example(self, run: Sequence[int], text: Sequence[int]) -> PlainExample:
+        """The row with a latent `run` (START, CONTINUE.., STOP; or nothing) and then `text`.
+
+        All that comes after the run is learned.
+        """
+        ids = [*self.question, *run, *text, *self.ending]
+        return PlainExample(
+            input_ids=np.array(ids, dtype=np.int32),
+            question_length=len(self.question),
+            reasoning_length=len(run) + len(text),
+            first_label=len(self.question) + len(run),
+            target_position=len(ids) - self.answer_length - 1,
+        )
 
 
 def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:

@@ -23,7 +23,12 @@ import numpy as np
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.context import name_of, read_pieces, read_whole
-from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import (
+    LatentExample,
+    PlainExample,
+    StagedRow,
+    StudentExample,
+)
 from latent_reasoning.data.rows import DataError, Row
 
 if TYPE_CHECKING:  # seconds to import, and the stage prepare_data has no tokenizer
@@ -257,6 +262,41 @@ def encode_latent_rows(
             student = replace(student, stop_label=special.continue_)
         examples.append(LatentExample(teacher, student))
     return examples
+
+
+def encode_staged_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    natural_language: bool = False,
+) -> list[StagedRow]:
+    """Rows whose reasoning a curriculum shortens: as text, without the first 0, 1, .., K steps.
+
+    Raises:
+        DataError: a row's steps are unknown, or a tokenizer without EOS.
+    """
+    pieces = _Pieces.of(tokenizer)
+    remainders = [
+        [
+            reasoning_text(replace(row, steps=steps[first:]), natural_language=natural_language)
+            for first in range(len(steps) + 1)
+        ]
+        for row in rows
+        for steps in [reasoning_steps(row, drop_last_step=False)]
+    ]
+    texts = read_pieces(tokenizer, (text for texts in remainders for text in texts))
+    return [
+        StagedRow(
+            question,
+            [np.array(next(texts), dtype=np.int32) for _ in own],
+            [*pieces.answer_words, *pieces.colon, *answer],
+            len(answer),
+        )
+        for own, (question, _, answer) in zip(
+            remainders, pieces.encode(rows, prefix, [""] * len(rows)), strict=True
+        )
+    ]
 
 
 def latent_run(n: int, special: SpecialTokens) -> list[int]:

@@ -190,8 +190,8 @@ def predict(
     """Generate and judge a completion of every row, in the rows' order.
 
     `beginnings` are ids after each prompt that the completion must start with; they count in no
-    length. Each of several processes decodes its share of the rows, and all return all predictions.
-    Model mode (eval) and autocast are the caller's.
+    length, and what follows them is judged as text. Each of several processes decodes its share of
+    the rows, and all return all predictions. Model mode (eval) and autocast are the caller's.
     """
     latent = model.settings is not None
     own = processes.share(rows)
@@ -221,7 +221,7 @@ def predict(
                 row,
                 generation,
                 tokenizer,
-                latent=latent,
+                latent=latent and beginnings is None,
                 forced_steps=settings.forced_steps,
                 rule=settings.number_rule,
                 announcement=model.settings.answer_text if latent else None,

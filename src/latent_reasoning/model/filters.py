@@ -66,6 +66,18 @@ class LinearLayerNorm(nn.Module):
         return self.norm(self.layer(hidden))
 
 
+class Pause(nn.Module):
+    """A learnt vector in place of the hidden state (`pause`): time to compute, but no thought."""
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.row = nn.Parameter(initial.clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`, the same for every state."""
+        return self.row.expand_as(hidden)
+
+
 class SRE(nn.Module):
     """Soft re-embedding: the softmax over the vocabulary, times the embedding matrix."""
 
@@ -108,6 +120,7 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "pause": lambda: Pause(embeddings.mean(0)),
         "gaussian": lambda: GaussianHead(
             hidden_size,
             settings.filter_width or hidden_size,

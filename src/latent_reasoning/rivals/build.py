@@ -15,6 +15,10 @@ STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
 BUILDERS: dict[tuple[str, str], str] = {
+    ("curriculum", "coconut"): "curriculum",
+    ("curriculum", "pause"): "curriculum",
+    ("curriculum", "no_thought"): "curriculum",
+    ("curriculum", "icot"): "curriculum",
     ("teacher_forced", "colar"): "colar_sft",
     ("policy", "colar"): "colar_rl",
 }

@@ -26,6 +26,7 @@ GROUP_LABELS = "{model} group labels {step}"
 TEXT_STYLE = "text style of {row}"
 ANY_OPENING = "opening of {row}"
 RANDOM_READOUT = "readout of {row}"
+CURRICULUM = "{model} curriculum {step} of {example}"
 
 
 def seed_for(seed: int, purpose: str, rollbacks: int = 0) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import (
     ConfigError,
+    CurriculumModel,
     Data,
     LatentSftModel,
     Model,
@@ -151,7 +152,7 @@ def check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
 
 
 def latent_model(
-    run: TrainingRun, entry: LatentSftModel | TeacherForcedModel
+    run: TrainingRun, entry: LatentSftModel | CurriculumModel | TeacherForcedModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 

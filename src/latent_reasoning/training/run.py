@@ -6,7 +6,7 @@ What is trained is a stage's own part: a function that builds the model, its tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,13 @@ class TrainingRun:
         tokenizer: PreTrainedTokenizerBase,
         *,
         longest_completion: int,
+        beginning: Callable[[], list[int] | None] = lambda: None,
     ) -> Callable[[], dict[str, float]]:
         """The greedy validation of a task, on the first `validation_rows` rows.
 
         A completion may be twice as long as the longest one trained on: longer ones only repeat
-        themselves, and would cost time.
+        themselves, and would cost time. `beginning` gives ids that every completion has to begin
+        with at present, a latent run; None: all is as in the evaluation.
         """
         rows = self.rows("validation", tokenizer)[: self.training.validation_rows]
         settings = EvaluationSettings(
@@ -178,7 +180,15 @@ class TrainingRun:
             forced_steps=getattr(self.entry, "forced_steps", None),
             number_rule=self.experiment.data.number_rule,
         )
-        return lambda: validate(model, tokenizer, rows, settings, self.processes)
+
+        def validation() -> dict[str, float]:
+            ids = beginning()
+            if ids is None:
+                return validate(model, tokenizer, rows, settings, self.processes)
+            free, begun = replace(settings, forced_steps=None), [ids] * len(rows)
+            return validate(model, tokenizer, rows, free, self.processes, begun)
+
+        return validation
 
     def train(self, task: Task, stop: StopRequest) -> TrainResult:
         """Train, or resume where a killed run stopped, and report to MLflow.

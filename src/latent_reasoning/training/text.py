@@ -150,15 +150,19 @@ class TextTask:
 
     def _make(self, step: int) -> list[Planned]:
         return [
-            self._planned(place, indices)
+            self._planned(place, indices, [self.example(step, index) for index in indices])
             for place, indices in enumerate(self.processes.share(self.plan.micro_batches(step)))
         ]
 
-    def _planned(self, place: int, indices: list[int]) -> Planned:
+    def example(self, step: int, index: int) -> PlainExample:
+        """What is read of an example at a step, whichever it is."""
+        return self.examples[index]
+
+    def _planned(self, place: int, indices: list[int], examples: Sequence[PlainExample]) -> Planned:
         """The micro-batch in a `place` of a step."""
         sizes = self.model.sizes
         with sizes_of(self.model, f"micro-batch {place}"):
-            batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
+            batch = collate_plain(examples, self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
             if sizes is not None:
                 begin, width = batch["attention_mask"].argmax(1), batch["input_ids"].shape[1]
