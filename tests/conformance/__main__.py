@@ -28,9 +28,9 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
-from tests.conformance.rivals import coconut, colar, icot, soft_thinking
+from tests.conformance.rivals import coconut, colar, cot2, icot, latent_sft, soft_thinking
 
-RIVALS = (coconut, colar, icot, soft_thinking)
+RIVALS = (colar, coconut, cot2, icot, latent_sft, soft_thinking)
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""

@@ -49,6 +49,7 @@ def test_sre_mixes_the_embeddings_by_the_softmax_of_the_logits():
         ("linear_ln", HIDDEN**2 + 3 * HIDDEN),
         ("linear_ECF", HIDDEN**2 + 2 * HIDDEN),
         ("SRE", 0),
+        ("pause", HIDDEN),
     ],
 )
 def test_each_filter_has_its_parameters(name, parameters):

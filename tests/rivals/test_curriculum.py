@@ -96,7 +96,7 @@ def test_rows_with_few_steps_have_fewer_latents_in_the_end_only_without_padding(
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_tokens_leave_the_reasoning_one_by_one(row, side):
     staged = row[1]
-    whole = [*staged.texts[0]]
+    whole = staged.texts[0].tolist()
     removal = Removal(start=1, steps_per_token=2, pretrain_steps=3, all_beyond=5, side=side)
     curriculum = TokenCurriculum(removal, longest=20, resets_optimizer=True)
     assert [curriculum.stage(step) for step in range(13)] == [1] * 5 + [2, 2, 3, 3, 4, 4, 20, 20]
@@ -129,7 +129,7 @@ MODELS = {
         "from": "cot-sft",
         "model": {"recurrent_filter": "none", "start_token_from": "<<", "end_token_from": "<<"},
     },
-    "pause": STEPS | {"method": "pause", "model": {"recurrent_filter": "pause"}, "lora": {"r": 2}},
+    "pause": STEPS | {"method": "pause", "model": {"recurrent_filter": "pause"}},
     "no-thought": STEPS | {"method": "no_thought"},
     "icot": STEPS
     | {"method": "icot", "removal": {"smoothing": 1.0, "pretrain_steps": 2, "all_beyond": 4}},
@@ -151,8 +151,9 @@ LLAMA = {"architecture": SHAPE, "training": TRAINING | {"steps": 2}}
 def train(request, tmp_path_factory):
     """A function that trains a model of the tiny experiment and returns its folder."""
     folder = tmp_path_factory.mktemp(request.param)
-    base = LLAMA
+    base, modules = LLAMA, ["q_proj"]
     if request.param == "gpt2":
+        modules = ["c_attn"]
         base = {"source": "local", "path": str(folder / "gpt2")}
         tokenizer = build_tokenizer(generated_texts(7))
         config = GPT2Config(
@@ -161,7 +162,9 @@ def train(request, tmp_path_factory):
         GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
         tokenizer.save_pretrained(folder / "gpt2")
     config = folder / "tiny.yaml"
-    config.write_text(yaml.safe_dump(EXPERIMENT | {"base": base}))
+    pause = MODELS["pause"] | {"lora": {"r": 2, "target_modules": modules}}
+    content = EXPERIMENT | {"base": base, "models": MODELS | {"pause": pause}}
+    config.write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENT_REASONING_RESULTS", str(folder / "results"))
         prepare_data(["--config", str(config)])

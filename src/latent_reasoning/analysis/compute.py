@@ -84,7 +84,8 @@ def reasoning_operations(
     if recurrent_filter is None:
         return 2 * tokens * (size.block_weights + output)
     square = size.hidden**2
-    weights = {"none": 0, "MLP": 2 * square, "SRE": 2 * output}.get(recurrent_filter, square)
+    of_filter = {"none": 0, "pause": 0, "MLP": 2 * square, "SRE": 2 * output}
+    weights = of_filter.get(recurrent_filter, square)
     return 2 * (tokens * size.block_weights + steps * weights)
 
 

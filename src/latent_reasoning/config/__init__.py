@@ -41,6 +41,7 @@ from latent_reasoning.config.load import (
     resolve,
     schema_of_experiment,
 )
+from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThinking
 from latent_reasoning.config.models import (
     Architecture,
     Base,

@@ -242,6 +242,8 @@ class Experiment(Section):
             )
         if entry.stage == "latent_sft":
             self._check_latent_sft(name, entry)
+        if entry.stage == "teacher_forced" and entry.method == "csft" and entry.csft.teacher:
+            self._check_teacher(f"models.{name}.csft.teacher", entry.csft.teacher, "null")
         if isinstance(entry, PolicyModel):
             self._check_policy(name, entry)
         if entry.stage == "rl":
@@ -271,16 +273,15 @@ class Experiment(Section):
                 "counted from 0"
             )
         if distillation.teacher != "self":
-            teacher = self.models.get(distillation.teacher)
-            if getattr(teacher, "form", None) != "cot":
-                raise ValueError(
-                    f"{key}.teacher: {distillation.teacher!r} is neither self nor an sft model of "
-                    "form cot"
-                )
+            self._check_teacher(f"{key}.teacher", distillation.teacher, "self")
         elif distillation.traces == "teacher":
             raise ValueError(
                 f"{key}.traces: teacher needs distillation.teacher to name an sft model"
             )
+
+    def _check_teacher(self, key: str, teacher: str, none: str) -> None:
+        if getattr(self.models.get(teacher), "form", None) != "cot":
+            raise ValueError(f"{key}: {teacher!r} is neither {none} nor an sft model of form cot")
 
     def _check_policy(self, name: str, entry: PolicyModel) -> None:
         if (entry.max_latent_steps or 0) + 2 > entry.max_new_tokens:

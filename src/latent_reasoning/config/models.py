@@ -19,6 +19,7 @@ from latent_reasoning.config.fields import (
     only_when,
 )
 
+FOR_MIXTURE = only_when("recurrent_filter", "mixture")
 FROM_SCRATCH = only_when("source", "scratch")
 GAUSSIAN = only_when("recurrent_filter", "gaussian")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
@@ -189,11 +190,19 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE", "gaussian", "pause"],
+        Literal[
+            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
+            *("gaussian", "mixture", "pause"),
+        ],
         IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, and
-    `pause` a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, `mixture` is
+    `SRE` cut to a few words, and `pause` a learnt vector instead. `linear`, `linear_ln` and
+    `linear_ECF`: fidelity only."""
+    mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
+    """Words in the filter `mixture`; null: all."""
+    mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
+    """Divides the logits of the filter `mixture`."""
     filter_width: Annotated[PositiveInt | None, GAUSSIAN] = None
     """Inner width of the filter; null: that of the model."""
     deterministic_latents: Annotated[bool, GAUSSIAN] = False

@@ -18,9 +18,14 @@ from latent_reasoning.config.fields import (
     only_when,
     science_for,
 )
+from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThinking
 from latent_reasoning.config.models import Model, SupervisedModel
 from latent_reasoning.config.policies import PolicyModel
 
+FOR_LATENT_SFT = only_when("method", "latent_sft")
+FOR_CSFT = only_when("method", "csft")
+FOR_MTS = only_when("method", "mts")
+FOR_SOFT_THINKING = only_when("method", "soft_thinking")
 FOR_COLAR = only_when("method", "colar")
 
 
@@ -145,6 +150,10 @@ class TeacherForcedModel(SupervisedModel):
     """What the given inputs are, and what is learned of them."""
     colar: Annotated[Colar, FOR_COLAR] = Field(default_factory=Colar)
     """Method `colar`."""
+    latent_sft: Annotated[MixtureTargets, FOR_LATENT_SFT] = Field(default_factory=MixtureTargets)
+    """Method `latent_sft`."""
+    csft: Annotated[Csft, FOR_CSFT] = Field(default_factory=Csft)
+    """Method `csft`."""
     model: Model = Field(default_factory=Model)
     """Overrides the section `model`."""
 
@@ -156,6 +165,8 @@ class RivalPolicyModel(PolicyModel):
     """RL of another policy."""
     method: Literal["hrpo", "colar", "mts"] = "hrpo"
     """The policy."""
+    mts: Annotated[Mts, FOR_MTS] = Field(default_factory=Mts)
+    """Method `mts`."""
     reward_per_step: Annotated[bool, FOR_COLAR] = False
     """CoLaR: the reward is divided by the sample's number of latent steps."""
 
@@ -169,6 +180,8 @@ class DecodeModel(Section):
     """The model that is decoded."""
     method: Literal["soft_thinking", "latentseek", "colar"] = "soft_thinking"
     """How."""
+    soft_thinking: Annotated[SoftThinking, FOR_SOFT_THINKING] = Field(default_factory=SoftThinking)
+    """Method `soft_thinking`."""
     speed: Annotated[PositiveInt | str | None, FOR_COLAR] = None
     """CoLaR: the speed in the prompt, about the number of words that a latent step stands for, or
     `auto`; null: that of the model."""

@@ -197,9 +197,18 @@ def _chain(experiment: Experiment, model: str) -> dict[str, Any]:
         entry = chain[name] = experiment.models[name]
         if entry.start not in (None, "base"):
             wanted.append(entry.start)
-        if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
-            wanted.append(entry.distillation.teacher)
+        if (teacher := teacher_of(entry)) is not None:
+            wanted.append(teacher)
     return chain
+
+
+def teacher_of(entry: Any) -> str | None:
+    """The frozen teacher of an entry of `models`, None if it has none."""
+    if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
+        return entry.distillation.teacher
+    if entry.stage == "teacher_forced" and entry.method == "csft":
+        return entry.csft.teacher
+    return None
 
 
 def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from latent_reasoning.config import (
     read,
     resolve,
 )
+from latent_reasoning.dag.digests import teacher_of
 from latent_reasoning.dag.layout import main_models, results_root
 from latent_reasoning.runtime.files import write_text_atomically
 
@@ -78,8 +79,7 @@ def models_of(experiment: Experiment, *stages: str) -> str:
 def parents_of(experiment: Experiment, model: str) -> list[str]:
     """The models that a training reads: the one it starts from, and its frozen teacher."""
     entry = experiment.models[model]
-    teachers = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
-    return [name for name in (entry.start, *teachers) if name not in (None, "self")]
+    return [name for name in (entry.start, teacher_of(entry)) if name is not None]
 
 
 def report_digest(experiment: Experiment, *keys: str) -> str:

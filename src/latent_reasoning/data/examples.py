@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORED_LABEL = -100
+Ids = Sequence[int] | np.ndarray
+"""Token ids, (T,)."""
 SEPARATORS = 4
 """Separators between the five pieces, which the public code counts in its token limit."""
 
@@ -106,9 +108,9 @@ class StagedRow:
         answer_length: ids of the answer and EOS alone.
     """
 
-    question: Sequence[int]
-    texts: Sequence[Sequence[int]]
-    ending: Sequence[int]
+    question: Ids
+    texts: Sequence[Ids]
+    ending: Ids
     answer_length: int
 
     @property
@@ -116,14 +118,15 @@ class StagedRow:
         """K, the number of reasoning steps."""
         return len(self.texts) - 1
 
-    def example(self, run: Sequence[int], text: Sequence[int]) -> PlainExample:
+    def example(self, run: Ids, text: Ids) -> PlainExample:
         """The row with a latent `run` (START, CONTINUE.., STOP; or nothing) and then `text`.
 
         All that comes after the run is learned.
         """
-        ids = [*self.question, *run, *text, *self.ending]
+        parts = (self.question, run, text, self.ending)
+        ids = np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
         return PlainExample(
-            input_ids=np.array(ids, dtype=np.int32),
+            input_ids=ids,
             question_length=len(self.question),
             reasoning_length=len(run) + len(text),
             first_label=len(self.question) + len(run),

@@ -288,9 +288,9 @@ def encode_staged_rows(
     texts = read_pieces(tokenizer, (text for texts in remainders for text in texts))
     return [
         StagedRow(
-            question,
+            np.array(question, dtype=np.int32),
             [np.array(next(texts), dtype=np.int32) for _ in own],
-            [*pieces.answer_words, *pieces.colon, *answer],
+            np.array([*pieces.answer_words, *pieces.colon, *answer], dtype=np.int32),
             len(answer),
         )
         for own, (question, _, answer) in zip(

@@ -6,7 +6,7 @@ See docs/method.md, section 3. Filters map `(.., d)` to `(.., d)`; `SRE` also ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.gaussian import GaussianHead
+from latent_reasoning.model.mixtures import Mixture, likeliest
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.special_rows import ids_on
 
 RMS_NORM_EPS = 1e-6
 
@@ -91,6 +93,39 @@ class SRE(nn.Module):
         return vocabulary_logits(hidden).softmax(-1) @ embedding_matrix
 
 
+class MixtureFilter(SRE):
+    """The mixture of the `size` likeliest words (None: all), at a temperature (`mixture`).
+
+    With all words at temperature 1 it is `SRE`, but for the ids `excluded`, which are no words. So
+    Latent-SFT and CoT2 reason.
+    """
+
+    def __init__(
+        self, size: int | None = None, temperature: float = 1.0, excluded: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.size, self.temperature, self.excluded = size, temperature, tuple(excluded)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        vocabulary_logits: Callable[[Tensor], Tensor],
+        embedding_matrix: Tensor,
+    ) -> Tensor:
+        """`(.., d)` -> `(.., d)`, with unmasked logits `(.., V)` and a matrix `(V, d)`."""
+        logits = vocabulary_logits(hidden)
+        if self.excluded:
+            excluded = ids_on(logits.device, *self.excluded)
+            logits = logits.index_fill(-1, excluded, float("-inf"))
+        if self.size is None:
+            return (logits / self.temperature).softmax(-1) @ embedding_matrix
+        return self.mixture(logits).embed(embedding_matrix)
+
+    def mixture(self, logits: Tensor) -> Mixture:
+        """The mixture (.., k) of few words that follows from logits `(.., V)`."""
+        return likeliest(logits, self.size, self.temperature)
+
+
 def embedding_covariance_filter(embeddings: Tensor) -> LinearRmsNorm:
     """`linear_ECF`: `linear` with initial weight `E^T E / V`, scaled to the mean embedding length.
 
@@ -120,6 +155,11 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "mixture": lambda: MixtureFilter(
+            settings.mixture_size,
+            settings.mixture_temperature,
+            excluded=(settings.end_id, settings.continue_id),
+        ),
         "pause": lambda: Pause(embeddings.mean(0)),
         "gaussian": lambda: GaussianHead(
             hidden_size,

@@ -50,6 +50,11 @@ from latent_reasoning.model.settings_file import (
     read_latent_settings,
     settings_content,
 )
+from latent_reasoning.model.soft_thinking import (
+    SOFT_THINKING,
+    SoftThinker,
+    read_soft_thinking,
+)
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
@@ -142,6 +147,8 @@ def load(
         file = _existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
         load_tensors(model, read_tensors(file), expected, file)
+    elif (folder / SOFT_THINKING).exists():
+        model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from latent_reasoning.data.collation import bucket_by_length, pad_prompts
 from latent_reasoning.model.decoding import Written, decodes_statically, write
 from latent_reasoning.model.gaussian import LatentNoise, noise_of
 from latent_reasoning.model.heads import decision_logits, greedy_stops
+from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.soft_thinking import SoftRows, SoftThinker, read_mixture
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.static_rows import Beginning, Writing, after_token
 from latent_reasoning.model.trajectory import Trajectory
@@ -63,13 +66,14 @@ def generate(
     """
 
     _check_noise(model, prompts)
-    if decodes_statically(model):
+    kind = _SoftWriter if isinstance(model, SoftThinker) else _Writer
+    if kind is _Writer and decodes_statically(model):
         return _generate_statically(model, prompts, max_new_tokens, eos_id, batch_size)
 
     def write_batch(batch: Sequence[int]) -> list[Generation]:
         own = [prompts[position] for position in batch]
         ids, mask = pad_prompts(own, eos_id)
-        writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
+        writer = kind.after_prompts(model, ids.to(model.device), mask.to(model.device))
         writer.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
         read = mask.sum(1).tolist()
@@ -224,7 +228,7 @@ class _Writer:
     @classmethod
     def after_prompts(
         cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
-    ) -> _Writer:
+    ) -> Self:
         """Read prompts (B, T), padded on the left."""
         kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
         state = model.read_prompts(input_ids, attention_mask)
@@ -315,3 +319,36 @@ class _Writer:
         self.state = self.state.select(unfinished)
         self.rows = self.rows[unfinished]
         self.kinds, self.run_steps = self.kinds[unfinished], self.run_steps[unfinished]
+
+
+class _SoftWriter(_Writer):
+    """Rows of a model that thinks softly: what they read next is a `mixture` of words."""
+
+    model: SoftThinker
+    soft: SoftRows
+    mixture: Mixture
+
+    @classmethod
+    def after_prompts(
+        cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
+    ) -> Self:
+        """Read prompts (B, T), padded on the left."""
+        writer = super().after_prompts(model, input_ids, attention_mask)
+        writer.soft = SoftRows.begin(writer.model.how, input_ids, attention_mask)
+        return writer
+
+    def _choose(self, probabilities: Tensor) -> Tensor:
+        """The next token (R,) of each row; there are no stop decisions."""
+        step, self.soft = self.soft.choose(self.model, self.state.last_hidden)
+        self.mixture = step.mixture
+        return step.token
+
+    def _read(self, tokens: Tensor, *, more: bool) -> None:
+        """Read the mixtures, unless no `more` will be chosen."""
+        if more:
+            inputs = read_mixture(self.model, self.mixture)
+            self.model.advance(self.state, inputs.unsqueeze(1))
+
+    def _keep(self, unfinished: Tensor) -> None:
+        super()._keep(unfinished)
+        self.soft, self.mixture = self.soft.select(unfinished), self.mixture.select(unfinished)

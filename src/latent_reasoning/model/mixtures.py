@@ -29,6 +29,10 @@ class Mixture:
         rows = matrix[self.ids]
         return (self.probabilities.to(rows.dtype).unsqueeze(-2) @ rows).squeeze(-2)
 
+    def select(self, rows: Tensor) -> Mixture:
+        """Some of the mixtures."""
+        return Mixture(self.probabilities[rows], self.ids[rows])
+
     def perturbed(self, noise: Tensor, temperature: float = 1.0) -> Mixture:
         """The mixture `softmax((log q + noise) / temperature)`, for noise `(.., k)`: with that of
         Gumbel's distribution, a sample of Gumbel-softmax."""

@@ -43,7 +43,7 @@ from latent_reasoning.model.special_rows import (
     vocabulary_logits,
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
-from latent_reasoning.model.stop_rules import marker_logits
+from latent_reasoning.model.stop_rules import fixed_logits, marker_logits
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.graphs import CapturedParts, Sizes
 
@@ -348,6 +348,8 @@ class LatentReasoner(nn.Module):
             hidden = hidden.detach()
         if self.settings.stop_rule == "marker":
             return marker_logits(self._vocabulary_logits(hidden), self.settings)
+        if self.settings.stop_rule == "fixed":
+            return fixed_logits(hidden)
         if self.special_rows is not None:
             rows = torch.stack([self.special_rows.output_row(t) for t in ("continue", "stop")])
         else:

@@ -21,8 +21,10 @@ class LatentSettings:
     `prompt_suffix` stands after every question, with the model's `speed` in the place of `{speed}`
     (CoLaR). Latent inputs of the filter `gaussian` have `latent_noise` times their std where the
     model writes greedily (0: the mean), drawn from `noise_seed`. With `stop_rule: marker` the
-    language-model head decides when to stop (`stop_rules.py`), by `marker_id` (None: STOP itself).
-    `answer_text` announces the model's answers (None: ` The answer is:`).
+    language-model head decides when to stop (`stop_rules.py`), by `marker_id` (None: STOP itself);
+    with `fixed` there are `max_latent_steps` steps. The filter `mixture` mixes the `mixture_size`
+    likeliest words (None: all) at `mixture_temperature`. `answer_text` announces the model's
+    answers (None: ` The answer is:`).
     """
 
     start_id: int
@@ -41,8 +43,10 @@ class LatentSettings:
     noise_seed: int = 0
     prompt_suffix: str = ""
     speed: int | str | None = None
-    stop_rule: Literal["head", "marker"] = "head"
+    stop_rule: Literal["head", "marker", "fixed"] = "head"
     marker_id: int | None = None
+    mixture_size: int | None = None
+    mixture_temperature: float = 1.0
     answer_text: str | None = None
 
     @property

@@ -13,8 +13,8 @@ from latent_reasoning.model.tensors import REMEDY, CheckpointError
 LATENT_SETTINGS = "latent.json"
 RIVAL_SETTINGS = {
     *("filter_width", "deterministic_latents", "latent_noise", "noise_seed"),
-    *("prompt_suffix", "speed", "stop_rule", "marker_id"),
-    "answer_text",
+    *("prompt_suffix", "speed", "stop_rule", "marker_id", "answer_text"),
+    *("mixture_size", "mixture_temperature"),
 }
 """Keys of `latent.json` that are written only where they are not the defaults."""
 LATER_SETTINGS = {"max_latent_steps", *RIVAL_SETTINGS}

@@ -14,15 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.mixtures import Mixture, drawn, entropy, truncated
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings_file import read_json
+from latent_reasoning.model.tensors import REMEDY, CheckpointError
+
+SOFT_THINKING = "soft_thinking.json"
+"""The settings' file in a model folder."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,23 @@ class SoftThinking:
     min_p: float = 0.001
     sure_below: float = 0.01
     patience: int = 256
+
+
+class SoftThinker(LatentReasoner):
+    """A plain language model that thinks softly."""
+
+    def __init__(self, base: PreTrainedModel, how: SoftThinking) -> None:
+        super().__init__(base, None)
+        self.how = how
+
+
+def read_soft_thinking(file: Path) -> SoftThinking:
+    """The settings in a `soft_thinking.json`. Raises `CheckpointError`."""
+    content = read_json(file)
+    try:
+        return SoftThinking(**content | {"end": tuple(content["end"])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: unknown or missing settings ({error}); {REMEDY}") from None
 
 
 @dataclass(frozen=True)

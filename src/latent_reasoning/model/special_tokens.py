@@ -116,6 +116,7 @@ def make_latent(
     """
     embedding_std = scaled_rows(base, base.get_input_embeddings().weight.detach()).std()
     ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
+    is_mixture = settings.recurrent_filter == "mixture"
     model = LatentReasoner(
         base,
         LatentSettings(
@@ -127,6 +128,8 @@ def make_latent(
             filter_width=settings.filter_width,
             deterministic_latents=settings.deterministic_latents,
             stop_rule=settings.stop_rule,
+            mixture_size=settings.mixture_size if is_mixture else None,
+            mixture_temperature=settings.mixture_temperature if is_mixture else 1.0,
             stop_head_temperature=settings.stop_head_temperature,
             detach_stop_head=settings.detach_stop_head,
             allow_rethinking=settings.allow_rethinking,

@@ -4,7 +4,9 @@
 words together, the special tokens left out (CoLaR's `###`, Latent-SFT's `</think>`); greedily, the
 model stops where the marker is the likeliest word.
 
-V vocabulary.
+`fixed`: the model goes on until the bound on latent steps (`LatentSettings.max_latent_steps`).
+
+d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,3 +33,9 @@ def marker_logits(logits: Tensor, settings: LatentSettings, *, greedy: bool = Fa
     words = word_logits(logits, settings)
     on = words.amax(-1) if greedy else words.logsumexp(-1)
     return torch.stack([on, logits[..., settings.marker]], -1)
+
+
+def fixed_logits(hidden: Tensor) -> Tensor:
+    """Logits `(.., 2)` of CONTINUE, which is certain, and STOP, at states `(.., d)`."""
+    certain = torch.tensor([0.0, float("-inf")], dtype=hidden.dtype, device=hidden.device)
+    return certain.expand(*hidden.shape[:-1], 2)

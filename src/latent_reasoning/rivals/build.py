@@ -15,6 +15,9 @@ STAGES = ("curriculum", "teacher_forced", "policy")
 """The stages that train."""
 
 BUILDERS: dict[tuple[str, str], str] = {
+    ("teacher_forced", "latent_sft"): "latent_sft",
+    ("teacher_forced", "csft"): "csft",
+    ("policy", "mts"): "mts_rl",
     ("curriculum", "coconut"): "curriculum",
     ("curriculum", "pause"): "curriculum",
     ("curriculum", "no_thought"): "curriculum",

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
+from latent_reasoning.data.examples import Ids
 from latent_reasoning.rivals.coconut import Draws
 
 LARGEST_OFFSET = 99
 """The rest of the distribution's mass lies here."""
-
-Tokens = TypeVar("Tokens", bound=Sequence[int])
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,10 @@ class Removal:
         """The number of one row at a step; infinite for all."""
         return self.start if step < self.pretrain_steps else scheduled + offset
 
-    def remainder(self, tokens: Tokens, number: float) -> Tokens:
+    def remainder(self, tokens: Ids, number: float) -> Ids:
         """What is left of a row's reasoning without `number` of its tokens."""
         count = int(min(number, len(tokens)))
-        if self.side == "left":
-            return tokens[count:]  # type: ignore[return-value]  # a slice is of the same type
-        return tokens[: len(tokens) - count]  # type: ignore[return-value]
+        return tokens[count:] if self.side == "left" else tokens[: len(tokens) - count]
 
     def offset(self, draws: Draws) -> int:
         """A random offset; nothing is drawn where there is none."""
