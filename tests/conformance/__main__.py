@@ -31,6 +31,7 @@ from tests.conformance.recording import Skip, Vectors
 from tests.conformance.rivals import (
     coconut,
     codi,
+    colar,
     cot2,
     hrpo,
     icot,
@@ -41,7 +42,7 @@ from tests.conformance.rivals import (
 )
 
 RIVALS = (
-    *(coconut, codi, cot2, hrpo, icot),
+    *(coconut, codi, colar, cot2, hrpo, icot),
     *(latent_sft, latentseek, simcot, soft_thinking),
 )
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)

@@ -18,7 +18,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 MODEL_FILES = re.compile(
     r"(config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map"
     r"|added_tokens|vocab|chat_template|model\.safetensors\.index)\.json"
-    r"|(projection|gate)\.safetensors|(adapter_)?model(-\d+-of-\d+)?\.safetensors"
+    r"|colar\.json|(projection|gate|latent_head)\.safetensors|(adapter_)?model(-\d+-of-\d+)?\.safetensors"
     r"|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja|README\.md"
 )
 """What a folder of a model, an adapter or a tokenizer may hold; the project reads it itself."""

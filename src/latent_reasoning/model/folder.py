@@ -144,7 +144,7 @@ def load(
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif published_colar.is_colar(folder):
-        base, tokenizer = load_base(folder, dtype), _tokenizer(folder)
+        base, tokenizer = load_base(folder, dtype), _tokenizer(folder, as_released=True)
         model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
@@ -274,7 +274,7 @@ def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, *, as_released: bool = False) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -284,7 +284,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
         ) from error
-    if published_colar.is_colar(folder):
+    if published_colar.is_colar(folder) and not as_released:
         published_colar.prepare_colar_tokenizer(tokenizer)
     return tokenizer
 
