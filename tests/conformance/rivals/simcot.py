@@ -14,7 +14,7 @@ from torch import Tensor
 from latent_reasoning.config import StepDecoder as StepDecoderSection
 from latent_reasoning.data.collation import collate_latent, pad_prompts
 from latent_reasoning.data.step_texts import texts_of_groups, texts_of_inputs
-from latent_reasoning.model.folder import load_base
+from latent_reasoning.model.base_files import load_base
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.rival_weights import load_rival
 from latent_reasoning.model.step_decoder import (
