@@ -166,9 +166,9 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if getattr(entry, "filter_warm_start", 0):
+        if steps := getattr(entry, "filter_warm_start", 0):
             raise ConfigError(
-                f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
+                f"models.{run.name}.filter_warm_start: {steps} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
             )
     check_round_trip(tokenizer)
