@@ -8,6 +8,8 @@ Milliseconds are those of the whole row, in the evaluation's batches, on the mac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas
 from matplotlib.figure import Figure
 
@@ -29,14 +31,11 @@ def compute_table(results: Results) -> pandas.DataFrame:
             predictions = results.pooled_predictions(model, dataset)
             summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
             n = summaries[0]["n"]
-            latent = predictions["latent_steps"].any()
+            latent = bool(predictions["latent_steps"].any())
             operations = reasoning_operations(
-                size,
                 tokens=predictions["reasoning_tokens"].mean(),
                 steps=predictions["latent_steps"].mean(),
-                filter_weights=(
-                    filter_weights(size, model_settings(results, model)) if latent else None
-                ),
+                weights=reasoning_weights(results, size, model, latent=latent),
             )
             rows.append(
                 {
@@ -75,17 +74,32 @@ def compute_figure(results: Results) -> Figure:
     return figure
 
 
-def reasoning_operations(
-    size: ModelSize, tokens: float, steps: float, filter_weights: int | None
-) -> float:
-    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps.
+@dataclass(frozen=True)
+class ReasoningWeights:
+    """Weights that multiply each reasoning token, and beside them each latent step."""
 
-    `filter_weights` multiply each latent step; None for a model that reasons in text, whose tokens
-    pass the output matrix.
-    """
-    if filter_weights is None:
-        return 2 * tokens * (size.block_weights + size.hidden * size.vocabulary)
-    return 2 * (tokens * size.block_weights + steps * filter_weights)
+    token: int
+    step: int = 0
+
+
+def reasoning_operations(tokens: float, steps: float, weights: ReasoningWeights) -> float:
+    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps."""
+    return 2 * (tokens * weights.token + steps * weights.step)
+
+
+def reasoning_weights(
+    results: Results, size: ModelSize, model: str, *, latent: bool
+) -> ReasoningWeights:
+    """The weights of a model's reasoning: `latent`, or in text, whose tokens pass the output
+    matrix, and HRPO's also its gate and the mixture of all embeddings."""
+    if latent:
+        settings = model_settings(results, model)
+        return ReasoningWeights(size.block_weights, filter_weights(size, settings))
+    output = size.hidden * size.vocabulary
+    entry = results.experiment.models[model]
+    gated = entry.stage == "policy" and entry.method == "hrpo"
+    gate = output + 2 * size.hidden**2 if gated else 0
+    return ReasoningWeights(size.block_weights + output + gate)
 
 
 def filter_weights(size: ModelSize, settings: Model) -> int:
@@ -105,6 +119,7 @@ def filter_weights(size: ModelSize, settings: Model) -> int:
         "linear_ECF": square,
         "SRE": 2 * output,  # logits, and the mixture of all embeddings
         "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
+        "attention": 4 * square,  # query, key, value, output
         "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
     }
     deciding = output if settings.stop_rule == "marker" else 0
