@@ -45,8 +45,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     entry, data = run.entry, run.experiment.data
     if entry.model.stop_rule == "fixed":
         raise ConfigError(
-            f"models.{run.name}.model.stop_rule: fixed, but latent_sft takes as many latent steps as "
-            "a row's chain of thought needs; set it to marker or head"
+            f"models.{run.name}.model.stop_rule: fixed, but latent_sft takes as many latent steps "
+            "as a row's chain of thought needs; set it to marker or head"
         )
     model, tokenizer = mixture_model(run)
     rows = without_negative_answers(run.training_rows(tokenizer), data)
