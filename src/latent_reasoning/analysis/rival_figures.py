@@ -8,6 +8,7 @@ models that `report.rivals.lines` joins.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas
@@ -181,7 +182,12 @@ def _key(figure: Figure, results: Results, table: pandas.DataFrame) -> None:
     models, kinds = [], {}
     for index, model in enumerate(table["model"]):
         words, colour, marker = KINDS[results.stage(model)]
-        point = {"color": colour, "marker": marker, "markerfacecolor": "white", "linestyle": "none"}
+        point: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "markerfacecolor": "white",
+            "linestyle": "none",
+        }
         models.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
         kinds[words] = Line2D([], [], label=words, markersize=6, **point)
     figure.legend(handles=[*kinds.values()], loc="outside upper center", ncols=COLUMNS)

@@ -95,18 +95,19 @@ def _trained_parameters(results: Results, model: str) -> int:
         if model == "base":
             return 0
     entry = results.experiment.models[model]
-    if isinstance(entry, ImportModel):
+    if isinstance(entry, ImportModel | DecodeModel):
         return 0
     folder = results.layout.model(model, results.seeds[0])
     files = sorted(folder.glob("*.safetensors"))
-    own = sum(_numbers_in(file) for file in files if not file.name.startswith("model"))
+    beside = [file for file in files if not file.name.startswith("model")]
+    own = sum(_numbers_in(file, but="marker_table") for file in beside)
     if entry.lora is not None:
         return size_of(results.experiment).adapter_weights(entry.lora) + own
     return own + sum(_numbers_in(file) for file in files if file.name.startswith("model"))
 
 
-def _numbers_in(file: Path) -> int:
-    """How many numbers a safetensors file holds."""
+def _numbers_in(file: Path, but: str = "") -> int:
+    """How many numbers a safetensors file holds, those of the tensor `but` left out."""
     with safe_open(file, framework="numpy") as tensors:
-        shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+        shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys() if name != but)  # noqa: SIM118
         return sum(int(numpy.prod(shape)) for shape in shapes)
