@@ -191,8 +191,16 @@ class Model(Section):
 
     recurrent_filter: Annotated[
         Literal[
-            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
-            *("gaussian", "mixture", "attention", "pause"),
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "gaussian",
+            "mixture",
+            "attention",
+            "pause",
         ],
         IMPORTANT,
     ] = "MLP"
