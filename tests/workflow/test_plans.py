@@ -133,6 +133,40 @@ def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
     assert jobs["ablations_table"] == 1
 
 
+def test_rivals_are_trained_timed_and_compared_and_their_trials_judged_by_validation(folder):
+    over = folder / "over.yaml"
+    over.write_text(
+        "report: {rivals: {trials: {codi-like: [codi-like, latent-6-by-1, meaned]}, "
+        "failed: {meaned: diverged}}}\n",
+        encoding="utf-8",
+    )
+    files = (CONFIG / "laptop.yaml", CONFIG / "rivals.yaml", over)
+    rivals = set(load(list(files)).report.rivals.models)
+    jobs = plan(folder, *files, targets=("rivals",))
+    assert {job for job in jobs if job.startswith("time_rows")} == {
+        f"time_rows:{model}" for model in rivals
+    }
+    assert {f"evaluate:{model}:test:{seed}" for model in rivals for seed in range(3)} <= jobs
+    trials = {f"evaluate:{model}:validation:0" for model in ("codi-like", "latent-6-by-1")}
+    assert {job for job in jobs if ":validation:" in job} == trials
+    assert not any("meaned" in job for job in jobs)
+    assert {"rivals_table", "tuning_table", *PAGES} <= jobs
+    tuning = plan(folder, *files, targets=("tuning",))
+    assert {job for job in tuning if job.startswith("evaluate")} == trials
+
+
+@pytest.mark.parametrize(
+    ("below", "name"),
+    [("smollm2", "rivals-smollm2"), ("paper", "rivals-paper")],
+)
+def test_the_rivals_of_the_larger_experiments_are_planned(folder, below, name):
+    files = (CONFIG / f"{below}.yaml", CONFIG / f"{name}.yaml")
+    rivals = load(list(files)).report.rivals.models
+    jobs = plan(folder, *files, targets=("rivals",))
+    assert {f"time_rows:{model}" for model in rivals} <= jobs
+    assert rules(jobs)["evaluate"] % (3 * len(rivals)) == 0
+
+
 def test_the_harder_task_has_the_control_of_rl(folder):
     files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-mlp", "-hard"))
     jobs = plan(folder, *files)

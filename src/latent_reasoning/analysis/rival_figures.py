@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from latent_reasoning.analysis.compute import filter_of, reasoning_operations
+from latent_reasoning.analysis.compute import reasoning_operations, reasoning_weights
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.rivals import rivals_of
 from latent_reasoning.analysis.style import PALETTE, nothing_to_show, page, share_axis
@@ -60,8 +60,9 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
     forced = forced_table(results)
     for model, rows in forced[forced["dataset"] == dataset].groupby("model", sort=False):
         if len(rows) > 1 and model not in joined:
-            steps, name = rows["latent_steps"].to_numpy(), filter_of(results, model)
-            flop = [reasoning_operations(size, n + 2, n, name) for n in steps]
+            steps = rows["latent_steps"].to_numpy()
+            weights = reasoning_weights(results, size, model, latent=True)
+            flop = [reasoning_operations(n + 2, n, weights) for n in steps]
             curves.append(Curve(model, steps, numpy.array(flop), rows["accuracy"].to_numpy()))
     return curves
 
@@ -72,7 +73,8 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
 def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
     """Accuracy against the latents of a row, and against the operations of its reasoning.
 
-    Methods without latents are dotted lines on the left, points on the right. `table` is that of
+    Methods without latents are dotted lines on the left, points on the right; those whose
+    operations are not counted stand on the left alone. `table` is that of
     `rivals_table`.
     """
     results = rivals_of(results)
@@ -80,7 +82,7 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
         return nothing_to_show("This experiment compares no methods (report.rivals).")
     table = table[table["dataset"] == results.datasets[0]].reset_index(drop=True)
     rows = -(-len(table) // COLUMNS)
-    figure, grid = page(1, 2, 4.0 + 0.17 * rows, sharey=True)
+    figure, grid = page(1, 2, 4.3 + 0.17 * rows, sharey=True)
     curves = curves_of(results, table)
     for axes, column in zip(grid[0], ("latents", "reasoning_flop"), strict=True):
         for curve in curves:
@@ -91,6 +93,7 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
     grid[0][0].set_xlabel("latents a row (mean); dotted: methods without")
     grid[0][1].set_xlabel("operations of a row's reasoning")
     grid[0][0].set_ylabel(f"accuracy on {results.datasets[0]}")
+    grid[0][1].ticklabel_format(axis="x", useMathText=True)
     share_axis(grid[0][0])
     _key(figure, results, table)
     figure.draw_without_rendering()  # the labels are placed in pixels
@@ -106,6 +109,8 @@ def _points(axes: Axes, results: Results, table: pandas.DataFrame, column: str) 
         _, colour, marker = KINDS[results.stage(row["model"])]
         if column == "latents" and row["latents"] == 0:
             axes.axhline(row["accuracy"], color=colour, linestyle=":", linewidth=1)
+            continue
+        if pandas.isna(row[column]):  # not counted
             continue
         low, high = row["accuracy_ci95_low"], row["accuracy_ci95_high"]
         axes.errorbar(
@@ -127,6 +132,8 @@ def _number_points(axes: Axes, table: pandas.DataFrame, column: str) -> None:
     scale = axes.figure.dpi / 72
     taken: list[numpy.ndarray] = []
     for index, row in table.iterrows():
+        if pandas.isna(row[column]):
+            continue
         without = column == "latents" and row["latents"] == 0
         x = axes.get_xlim()[1] if without else row[column]
         place = axes.transData.transform((x, row["accuracy"]))
@@ -163,14 +170,15 @@ def _is_free(place: numpy.ndarray, taken: list[numpy.ndarray], apart: float, axe
 
 
 def _key(figure: Figure, results: Results, table: pandas.DataFrame) -> None:
-    """Below: which number is which model, in the marker of its kind; then the kinds."""
-    handles, kinds = [], {}
+    """Above: the kinds of methods; below: which number is which model."""
+    models, kinds = [], {}
     for index, model in enumerate(table["model"]):
         words, colour, marker = KINDS[results.stage(model)]
         point = {"color": colour, "marker": marker, "markerfacecolor": "white", "linestyle": "none"}
-        handles.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
-        kinds[words] = None
-    figure.legend(handles=handles, loc="outside lower center", ncols=COLUMNS, columnspacing=1.2)
+        models.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
+        kinds[words] = Line2D([], [], label=words, markersize=6, **point)
+    figure.legend(handles=[*kinds.values()], loc="outside upper center", ncols=len(kinds))
+    figure.legend(handles=models, loc="outside lower center", ncols=COLUMNS, columnspacing=1.2)
 
 
 # -------------------------------------------------------------------------------------- curves

@@ -4,20 +4,21 @@ The models are those of `report.rivals` (docs/rivals.md says what is fair). Cost
 ways of their own beside the milliseconds, for a table may not depend on the machine:
 
 - `latents` of an answer, and its `reasoning_tokens` (n + 2, or the tokens of a text);
-- `forwards` of one column each between the question and the answer, which nothing runs parallel:
-  a text's tokens, or n + 1, as START is read with the question;
+- `forwards` between the question and the answer, one after another: a text's tokens, or n + 1, as
+  START is read with the question; 1 for `pause`, whose latent inputs are known beforehand;
 - `reasoning_flop` of an answer, `training_flop` of the model and of all it started from.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import compute_table
+from latent_reasoning.analysis.compute import compute_table, model_settings
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
 from latent_reasoning.analysis.training_cost import TrainingCost, training_costs
@@ -51,7 +52,7 @@ def rivals_table(results: Results) -> pandas.DataFrame:
         rows.append(
             {key: row[key] for key in MEASURED}
             | _lengths(results, model, row["dataset"])
-            | {"reasoning_flop": 1e6 * row["reasoning_megaflop"]}
+            | {"reasoning_flop": _flop(results, row)}
             | _milliseconds(results, model)
             | _training(costs[model])
             | {"trials": len(section.trials.get(method_of(results, model), []))}
@@ -79,11 +80,26 @@ def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
     predictions = results.pooled_predictions(model, dataset)
     latent = bool(predictions["latent_steps"].any())
     tokens = predictions["reasoning_tokens"].mean()
+    at_once = latent and model_settings(results, model).recurrent_filter == "pause"
+    if searches(results, model):
+        tokens_read = math.nan
+    else:
+        tokens_read = 1.0 if at_once else tokens - latent
     return {
         "latents": predictions["latent_steps"].mean(),
         "reasoning_tokens": tokens,
-        "forwards": tokens - latent,
+        "forwards": tokens_read,
     }
+
+
+def searches(results: Results, model: str) -> bool:
+    """Whether a model rewrites each answer several times, so that its text does not tell its cost:
+    forwards and FLOPs of LatentSeek are not counted, its milliseconds are."""
+    return getattr(results.experiment.models[model], "method", None) == "latentseek"
+
+
+def _flop(results: Results, row: dict[str, Any]) -> float:
+    return math.nan if searches(results, row["model"]) else 1e6 * row["reasoning_megaflop"]
 
 
 def _milliseconds(results: Results, model: str) -> dict[str, float]:
@@ -220,6 +236,8 @@ def readable_rivals(table: pandas.DataFrame) -> list[pandas.DataFrame]:
 
 
 def _power(value: float) -> str:
+    if pandas.isna(value):
+        return ""
     return "0" if value == 0 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
 
 

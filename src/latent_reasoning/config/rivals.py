@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latent_reasoning.config.distillation import StepDecoder
 from latent_reasoning.config.fields import (
     IMPORTANT,
     Count,
@@ -60,9 +61,8 @@ class CurriculumModel(SupervisedModel):
     latents_per_step: PositiveInt = 2
     """c: latent steps in the place of a removed step (`coconut`, `pause`)."""
     last_latent_stage: PositiveInt = 3
-    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps."""
-    pad_latents: bool = True
-    """A row with fewer steps has c M latent steps in the end too."""
+    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps in
+    every row."""
     first_stage: Count = 0
     """The stage that training begins with; at 0 all text is there."""
     steps_per_stage: PositiveInt = 100
@@ -73,6 +73,18 @@ class CurriculumModel(SupervisedModel):
     """Each stage (`icot`: each token more) begins with a new optimiser."""
     removal: Removal = Field(default_factory=Removal)
     """What `icot` removes, instead of whole steps."""
+    step_decoder: StepDecoder | None = None
+    """A second model that learns to write each removed step from its latent inputs (SIM-CoT, on
+    `coconut`); null: none."""
+
+    @model_validator(mode="after")
+    def _decoder_of_states(self) -> CurriculumModel:
+        if self.step_decoder is not None and self.method != "coconut":
+            raise ValueError(
+                f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
+                "of the model's making"
+            )
+        return self
 
     @property
     def has_latents(self) -> bool:
@@ -158,6 +170,29 @@ class TeacherForcedModel(SupervisedModel):
     """Overrides the section `model`."""
 
 
+class Gate(Section):
+    """HRPO's gate, which blends what a thinking token reads."""
+
+    top_k: Count = 50
+    """Likeliest tokens that are drawn from and mixed; 0: all."""
+    keep: Annotated[tuple[Share, Share], Field(strict=False)] = (0.99, 0.999)
+    """Bounds between which `kept^(1 / r)` of each feature begins: the share kept of a token's
+    embedding begins as its square root."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of the gate's two layers, which then have no weight decay; null: that of
+    all other weights."""
+    decay_learning_rate: Positive | None = None
+    """The same for the gate's decay."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Gate:
+        if not 0 < self.keep[0] <= self.keep[1] < 1:
+            raise ValueError(
+                f"keep: {list(self.keep)} are no two shares in order, above 0, below 1"
+            )
+        return self
+
+
 class RivalPolicyModel(PolicyModel):
     """GRPO over a policy whose randomness is that of its latent steps."""
 
@@ -165,10 +200,37 @@ class RivalPolicyModel(PolicyModel):
     """RL of another policy."""
     method: Literal["hrpo", "colar", "mts"] = "hrpo"
     """The policy."""
+    gate: Annotated[Gate, only_when("method", "hrpo")] = Field(default_factory=Gate)
+    """HRPO's gate."""
     mts: Annotated[Mts, FOR_MTS] = Field(default_factory=Mts)
     """Method `mts`."""
     reward_per_step: Annotated[bool, FOR_COLAR] = False
     """CoLaR: the reward is divided by the sample's number of latent steps."""
+
+
+class Seek(Section):
+    """LatentSeek: the states of the first part of an answer follow a reward at test time."""
+
+    reward: Annotated[Literal["confidence", "verifier", "oracle"], IMPORTANT] = "confidence"
+    """`confidence`: mean log-probability of the answer. `verifier`: minus the share of sampled
+    chains that come to another answer. `oracle`: 0 for the right answer, else -1: it knows the
+    label, and is an upper bound alone."""
+    share: Annotated[Share, IMPORTANT] = 0.1
+    """rho: share of the answer's tokens, the first ones, whose states are optimised."""
+    learning_rate: Annotated[Positive, IMPORTANT] = 0.03
+    """Learning rate of Adam."""
+    steps: PositiveInt = 10
+    """Most steps."""
+    threshold: Number = -0.2
+    """A reward above this ends the search."""
+    max_grad_norm: Positive | None = None
+    """Gradient clipping by the norm of an answer's states; null: none."""
+    samples: PositiveInt = 8
+    """Chains of `verifier`."""
+    temperature: Positive = 1.0
+    """Their sampling temperature."""
+    seed: Count = 0
+    """Seed of these chains."""
 
 
 class DecodeModel(Section):
@@ -180,6 +242,8 @@ class DecodeModel(Section):
     """The model that is decoded."""
     method: Literal["soft_thinking", "latentseek", "colar"] = "soft_thinking"
     """How."""
+    seek: Annotated[Seek, only_when("method", "latentseek")] = Field(default_factory=Seek)
+    """LatentSeek's search."""
     soft_thinking: Annotated[SoftThinking, FOR_SOFT_THINKING] = Field(default_factory=SoftThinking)
     """Method `soft_thinking`."""
     speed: Annotated[PositiveInt | str | None, FOR_COLAR] = None

@@ -217,7 +217,8 @@ def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any
         keys["recipe"] |= _recipes(entry.stage)
         keys["data"] |= _reading(experiment, entry.stage)
         keys["models"][name] = {"stage": entry.stage, **_entry(entry)}
-    if any(entry.start == "base" for entry in chain.values()):
+    decodes = any(getattr(entry, "step_decoder", None) for entry in chain.values())
+    if decodes or any(entry.start == "base" for entry in chain.values()):
         return _with_base(experiment, keys)
     return keys
 

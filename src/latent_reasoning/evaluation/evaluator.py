@@ -20,9 +20,11 @@ from latent_reasoning.data.answers import Thinking, in_our_words, judge
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.evaluation.latentseek import Seeking
 from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
 from latent_reasoning.model.generation import Generation, generate, generate_forced
+from latent_reasoning.model.latentseek import SeekingReasoner
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import autocast
 from latent_reasoning.runtime.parallel import OneProcess
@@ -215,6 +217,17 @@ def predict(
         eos_id=tokenizer.eos_token_id,
         batch_size=settings.batch_size,
     )
+    if isinstance(model, SeekingReasoner) and settings.forced_steps is None:
+        seeking = Seeking(
+            model,
+            tokenizer,
+            own,
+            prompts,
+            settings.max_new_tokens,
+            settings.batch_size,
+            settings.number_rule,
+        )
+        generations = seeking.improved(generations)
     return processes.gather(
         [
             prediction_of(

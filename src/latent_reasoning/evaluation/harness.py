@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_reasoning.config import UserError
+from latent_reasoning.data.answers import in_our_words
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import apply_special_token_policy, encode_prompts
@@ -194,6 +195,7 @@ def reasoner_lm(folder: OpenFolder, batch_size: int) -> Any:
             how = [request.args[1] for request in requests]
             if any(kwargs.get("do_sample") for kwargs in how):
                 raise UserError("the task samples (do_sample); these models are decoded greedily")
+            settings = folder.model.settings
             longest = max(kwargs.get("max_gen_toks", 256) for kwargs in how)
             with autocast(folder.model.device, folder.precision):
                 generations = generate(
@@ -202,13 +204,18 @@ def reasoner_lm(folder: OpenFolder, batch_size: int) -> Any:
                         asked,
                         folder.tokenizer,
                         prefix="",  # the task has written it
-                        latent=folder.model.settings is not None,
+                        latent=settings is not None,
+                        suffix=settings.suffix if settings else "",
                     ),
                     max_new_tokens=longest,
                     eos_id=folder.tokenizer.eos_token_id,
                     batch_size=batch_size,
                 )
-            texts = [decode(folder.tokenizer, generation.ids) for generation in generations]
+            announcement = settings.answer_text if settings else None
+            texts = [
+                in_our_words(decode(folder.tokenizer, generation.ids), announcement)
+                for generation in generations
+            ]
             return [_until(text, kwargs["until"]) for text, kwargs in zip(texts, how, strict=True)]
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -229,7 +236,7 @@ def _until(text: str, ends: Sequence[str]) -> str:
 def _compared(
     rows: Sequence[Row], samples: Sequence[dict[str, Any]], ours: Sequence[Prediction]
 ) -> Comparison:
-    right = [sample["exact_match"] == 1 for sample in samples]
+    right = [bool(sample["exact_match"] == 1) for sample in samples]
     others, found = 0, []
     for row, sample, theirs, own in zip(rows, samples, right, ours, strict=True):
         completion = sample["resps"][0][0]

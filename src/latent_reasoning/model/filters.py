@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.attention_source import AttentionSource
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.mixtures import Mixture, likeliest
@@ -32,6 +33,23 @@ class MLP(nn.Module):
         for layer in (self.input_layer, self.output_layer):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.output_layer(nn.functional.gelu(self.input_layer(hidden))))
+
+
+class Projection(nn.Module):
+    """CODI's P: Linear -> GELU -> Linear -> LayerNorm (if `norm`), with torch's initial values.
+
+    Unlike `MLP` it has an inner `width` of its own (arXiv 2502.21074; its public code)."""
+
+    def __init__(self, hidden_size: int, width: int | None, norm: bool) -> None:
+        super().__init__()
+        width = width or hidden_size
+        self.input_layer = nn.Linear(hidden_size, width)
+        self.output_layer = nn.Linear(width, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size) if norm else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(.., d)` -> `(.., d)`."""
@@ -155,12 +173,18 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "projection": lambda: Projection(hidden_size, settings.filter_width, settings.filter_norm),
         "mixture": lambda: MixtureFilter(
             settings.mixture_size,
             settings.mixture_temperature,
             excluded=(settings.end_id, settings.continue_id),
         ),
         "pause": lambda: Pause(embeddings.mean(0)),
+        "attention": lambda: AttentionSource(
+            embeddings.float().cpu(),
+            base.config.num_attention_heads,
+            base.config.num_hidden_layers,
+        ),
         "gaussian": lambda: GaussianHead(
             hidden_size,
             settings.filter_width or hidden_size,

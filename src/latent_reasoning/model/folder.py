@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
+    gate.json, gate.safetensors; seek.json         of a gated token reasoner; of one that seeks
     SHA256SUMS                                     digests of the above, checked on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
@@ -42,6 +43,8 @@ from latent_reasoning.model.bases import (
     without_mask_buffers,
 )
 from latent_reasoning.model.card import card_text
+from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
+from latent_reasoning.model.latentseek import SEEK_SETTINGS, read_seeking
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.settings_file import (
@@ -110,6 +113,8 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
     if model.settings is not None:
         write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+    if isinstance(model, GatedReasoner):
+        write_gate(model, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     write_sums(folder)
@@ -135,7 +140,7 @@ def load(
     `CheckpointError`.
     """
     folder = Path(path)
-    config = read_json(_existing(folder, "config.json"))
+    config = read_json(existing(folder, "config.json"))
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif published_colar.is_colar(folder):
@@ -144,9 +149,13 @@ def load(
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
-        file = _existing(folder, LATENT_WEIGHTS)
+        file = existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
         load_tensors(model, read_tensors(file), expected, file)
+    elif (folder / GATE_SETTINGS).exists():
+        model = read_gate(load_base(folder, dtype), folder)
+    elif (folder / SEEK_SETTINGS).exists():
+        model = read_seeking(load_base(folder, dtype), folder)
     elif (folder / SOFT_THINKING).exists():
         model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
     else:
@@ -158,8 +167,8 @@ def load(
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Read the plain Hugging Face model of a folder, strictly."""
     options: dict[str, Any] = {}
-    content = _checked(read_json(_existing(folder, "config.json")), folder)
-    for file in _weight_files(folder):
+    content = _checked(read_json(existing(folder, "config.json")), folder)
+    for file in weight_files(folder):
         check_readable(file)
     if any(key in content for key in ATTENTION_KEYS):
         options["config"] = _config_without_kernel(folder)
@@ -170,6 +179,29 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
         trust_remote_code=False,
         dtype=dtype,
         **options,
+    )
+
+
+def base_of_tensors(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The plain model of a folder's `config` with these weights, strictly; errors name `folder`."""
+    plain = {
+        key: value
+        for key, value in _checked(dict(config), folder).items()
+        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
+    }
+    base_config = AutoConfig.for_model(config["model_type"], **plain)
+    return _from_pretrained(
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)],
+        None,
+        folder / WEIGHTS,
+        config=base_config,
+        state_dict=tensors,
+        dtype=dtype,
     )
 
 
@@ -209,7 +241,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
 def read_settings(path: str | Path) -> LatentSettings | None:
     """The latent settings of a model folder, None for a plain language model."""
     folder = Path(path)
-    config_file = _existing(folder, "config.json")
+    config_file = existing(folder, "config.json")
     config = read_json(config_file)
     if published.is_published(config):
         return _published_settings(config, config_file)
@@ -268,7 +300,7 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
     file = folder / WEIGHTS
     settings = _published_settings(config, folder / "config.json")
     tensors: dict[str, Tensor] = {}
-    for part in _weight_files(folder):
+    for part in weight_files(folder):
         tensors |= read_tensors(part)
     tensors = {published.our_name(name): tensor for name, tensor in tensors.items()}
     base_tensors = {
@@ -276,16 +308,7 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
         for name, tensor in tensors.items()
         if name.startswith("base.")
     }
-    plain = {
-        key: value
-        for key, value in _checked(config, folder).items()
-        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
-    }
-    base_config = AutoConfig.for_model(config["model_type"], **plain)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)]
-    base = _from_pretrained(
-        architecture, None, file, config=base_config, state_dict=base_tensors, dtype=dtype
-    )
+    base = base_of_tensors(folder, config, base_tensors, dtype)
     model = _reasoner(base, settings, folder / "config.json")
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
     expected = {name for name in model.state_dict() if not name.startswith("base.")}
@@ -333,17 +356,17 @@ def _from_pretrained(
     return model
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder's base model, one or several parts."""
     if (folder / WEIGHTS_INDEX).exists():
         parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
-        return [_existing(folder, part) for part in sorted(parts)]
+        return [existing(folder, part) for part in sorted(parts)]
     if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
         raise CheckpointError(
             f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
             "to safetensors"
         )
-    return [_existing(folder, WEIGHTS)]
+    return [existing(folder, WEIGHTS)]
 
 
 def _check_unchanged(folder: Path, pattern: str = "*") -> None:
@@ -378,7 +401,7 @@ def _check_special_tokens(
         )
 
 
-def _existing(folder: Path, name: str) -> Path:
+def existing(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     if not (folder / name).is_file():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.attention_source import AttentionSource
 from latent_reasoning.model.bases import (
     adjusted_logits,
     check_length,
@@ -69,13 +70,14 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
-        self.captured, self.compiled = CapturedParts(), False
+        self.captured, self.compiled, self.remembers = CapturedParts(), False, False
         self.sizes: Sizes | None = None
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
         if settings is not None:
             self.recurrent_filter = build_filter(settings, base)
+            self.remembers = isinstance(self.recurrent_filter, AttentionSource)
             if settings.special_rows == "modules":
                 weight = base.get_input_embeddings().weight
                 self.special_rows = SpecialRows(weight.shape[1], is_tied(base)).to(weight)
@@ -106,8 +108,6 @@ class LatentReasoner(nn.Module):
     def allowance(self) -> float:
         """Padding in a pass that is not worth another one; on a GPU none is worth it."""
         return self.pass_cost if self.device.type == "cpu" else math.inf
-
-    # ------------------------------------------------------------------------------- the forward
 
     def forward(
         self,
@@ -186,7 +186,7 @@ class LatentReasoner(nn.Module):
             is_step = tokens == self.settings.continue_id
             # On a GPU a look at the tokens would take longer than the filter.
             if tokens.device.type != "cpu" or is_step.any():
-                latent = self.latent_input(state.last_hidden, state.noise).to(inputs.dtype)
+                latent = self.latent_input(state.last_hidden, state).to(inputs.dtype)
                 inputs = torch.where(is_step.unsqueeze(-1), latent, inputs)
         return self.advance(state, inputs.unsqueeze(1))[:, -1]
 
@@ -204,8 +204,8 @@ class LatentReasoner(nn.Module):
         """Input embeddings `(.., d)` of tokens; STOP reads END's row."""
         if self.settings is None:
             return self.base.get_input_embeddings()(input_ids)
-        is_stop = input_ids == self.settings.stop_id
-        input_ids = torch.where(is_stop, self.settings.end_id, input_ids)
+        stop_id, end_id = self.settings.stop_id, self.settings.end_id
+        input_ids = torch.where(input_ids == stop_id, end_id, input_ids)
         embeddings = self.base.get_input_embeddings()(input_ids)
         if self.special_rows is not None:
             for token in ("start", "end"):
@@ -214,13 +214,15 @@ class LatentReasoner(nn.Module):
                 embeddings = torch.where(is_token, scaled_rows(self.base, row), embeddings)
         return embeddings
 
-    def latent_input(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The recurrent filter: state of one position -> input of the next, `(.., d)`; `noise`
-        `(.., d)` is for one that samples."""
+    def latent_input(self, hidden: Tensor, state: ReasoningState | None = None) -> Tensor:
+        """The recurrent filter: state of one position -> input of the next, `(.., d)`; `state` is
+        for one that samples, or attends to what was read before."""
         if isinstance(self.recurrent_filter, SRE):
             matrix = embedding_matrix(self.base, self.settings, self.special_rows)
             return self.recurrent_filter(hidden, self._vocabulary_logits, matrix)
-        return self.recurrent_filter(hidden, *([] if noise is None else [noise]))
+        noise = None if state is None else state.noise
+        further = state if self.remembers else noise
+        return self.recurrent_filter(hidden, *([] if further is None else [further]))
 
     def _run(
         self,
@@ -233,8 +235,7 @@ class LatentReasoner(nn.Module):
 
         States that are not needed of a first pass may be zero.
         """
-        last, every = [], []
-        passes = reading.passes
+        last, every, passes = [], [], reading.passes
         if prefix is None:
             state, hidden, hidden_states = self._begin(reading, output_hidden_states, cached)
             last.append(hidden)
@@ -247,7 +248,7 @@ class LatentReasoner(nn.Module):
                 state = state.select(step.rows)
             columns = []
             if step.latent:
-                columns.append(self.latent_input(state.last_hidden, state.noise).unsqueeze(1))
+                columns.append(self.latent_input(state.last_hidden, state).unsqueeze(1))
             if step.token_ids.shape[1]:
                 columns.append(self.embed(step.token_ids))
             hidden, hidden_states = self._advance(
@@ -332,6 +333,8 @@ class LatentReasoner(nn.Module):
             output_hidden_states=output_hidden_states,
             compiled=self.compiled,
         )
+        if self.remembers and cached:
+            self.recurrent_filter.remember(hidden, state.cache)
         if order is not None:
             back = order.argsort(1)
             hidden = in_order(hidden, back)
@@ -339,8 +342,6 @@ class LatentReasoner(nn.Module):
                 hidden_states = tuple(in_order(states, back) for states in hidden_states)
         state.last_hidden = hidden[:, -1] if hidden.shape[1] else None
         return hidden, hidden_states
-
-    # ---------------------------------------------------------------------------------- the heads
 
     def stop_logits(self, hidden: Tensor) -> Tensor:
         """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over its temperature."""
@@ -390,8 +391,6 @@ class LatentReasoner(nn.Module):
 
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)
-
-    # ----------------------------------------------------------------------- the special rows
 
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
         """Move the special tokens' rows into the matrices or into modules of their own."""

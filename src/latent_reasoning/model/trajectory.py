@@ -72,7 +72,8 @@ class Trajectory:
         """Take latent steps with all prompts together, until there are `steps` of them."""
         while self.steps < steps:
             noise = None if self.noise is None else self.noise.next()
-            inputs = model.latent_input(self.hidden[-1], noise)
+            self.state.noise = noise
+            inputs = model.latent_input(self.hidden[-1], self.state)
             if noise is not None:
                 self.inputs.append(inputs)
             self.hidden.append(model.advance(self.state, inputs.unsqueeze(1))[:, -1])

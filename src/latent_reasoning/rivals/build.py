@@ -24,6 +24,7 @@ BUILDERS: dict[tuple[str, str], str] = {
     ("curriculum", "icot"): "curriculum",
     ("teacher_forced", "colar"): "colar_sft",
     ("policy", "colar"): "colar_rl",
+    ("policy", "hrpo"): "gated_policy",
 }
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 

@@ -18,7 +18,11 @@ from latent_reasoning.model.card import Origin
 from latent_reasoning.model.folder import load
 from latent_reasoning.model.links import link_model
 
-DECODERS = {"colar": "colar_speed", "soft_thinking": "soft_thinking"}
+DECODERS = {
+    "colar": "colar_speed",
+    "latentseek": "latentseek",
+    "soft_thinking": "soft_thinking",
+}
 """By method: the module below `latent_reasoning.rivals` whose `settings_files` has the name of the
 model, its entry and the folder of the model it starts from, and returns the JSON files of the new
 folder that differ, by their names. It raises `ConfigError` for a model that it cannot decode."""

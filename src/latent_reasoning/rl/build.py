@@ -31,6 +31,11 @@ def build(
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
         )
+    if model.settings.stop_rule == "fixed" and entry.max_latent_steps is None:
+        raise ConfigError(
+            f"models.{run.name}.max_latent_steps: {entry.start} takes a fixed number of latent "
+            f"steps; say which ({model.settings.max_latent_steps} in its own training)"
+        )
     # With the base's own dropout the policy would not even begin as its reference.
     model.base_dropout = False
     if entry.lora is not None:

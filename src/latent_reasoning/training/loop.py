@@ -80,7 +80,9 @@ class Trainer:
         precision = resolve_precision(self.runtime.precision, device)
         self.autocast = partial(autocast, device, precision)
         self.backward = backward_of(self.task, self.runtime, self.log)
-        self.optimizer = build_optimizer(self.model, self.training)
+        self.optimizer = build_optimizer(
+            self.model, self.training, getattr(self.task, "learning_rates", None)
+        )
         self.rate = learning_rate(self.training)
         self.guard = DivergenceGuard(self.runtime.guard, self.training.max_grad_norm)
         self.curriculum: Curriculum | None = getattr(self.task, "curriculum", None)
