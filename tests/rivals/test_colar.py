@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from latent_reasoning.config import (
     UserError,
 )
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
-from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
+from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate, validate
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.model.gaussian import LatentNoise
 from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.heads import decision_logits, greedy_stops
-from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.model.self_check import check_model
+from latent_reasoning.model.special_tokens import check_tokenizer, make_latent
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.rivals.colar import colar_losses, group_embeddings
 from latent_reasoning.rivals.colar_rl import ColarPolicyTask, chain_rewards, score_chains
@@ -382,3 +385,26 @@ def test_released_weights_that_differ_from_the_format_are_refused(tmp_path, file
     (folder / file).write_text(text.replace(*change))
     with pytest.raises(CheckpointError, match=message):
         load(folder, "cpu")
+
+
+@needs_vectors
+def test_released_weights_answer_their_training_rows_through_our_evaluation():
+    """The recorded greedy chains at speed 3: all eight rows are right after 6.875 latent steps."""
+    recorded = json.loads((RELEASED.parent / "expected.json").read_text())
+    case = recorded["generation"]["fit_c3_mean"]
+    rows = [
+        Row(name, texts["question"], tuple(texts["steps"]), texts["answer"])
+        for name, texts in recorded["rows"].items()
+        if name in case["rows"]
+    ]
+    folder = RELEASED.parent / "model_fit"
+    model, tokenizer = load(folder, "cpu"), load_tokenizer(folder)
+    check_tokenizer(tokenizer, model.base)
+    check_model(model)
+    model.change_settings(speed=3)
+    settings = EvaluationSettings("Question: ", max_new_tokens=32, max_forced_steps=1)
+    evaluation = evaluate(model, tokenizer, rows, settings)
+    assert [prediction.correct for prediction in evaluation.predictions] == [True] * 8
+    steps = {p.id: p.latent_steps for p in evaluation.predictions}
+    assert sum(steps.values()) / 8 == pytest.approx(sum(case["n_latents"]) / 8, abs=0.5)
+    assert [point.n for point in evaluation.forced] == [8, 8]
