@@ -114,6 +114,7 @@ def filter_weights(size: ModelSize, settings: Model) -> int:
         "none": 0,
         "pause": 0,
         "MLP": 2 * square,
+        "projection": 2 * size.hidden * width,
         "linear": square,
         "linear_ln": square,
         "linear_ECF": square,

@@ -20,13 +20,9 @@ from transformers import (
 )
 
 from latent_reasoning.config import Base, ConfigError, ImportModel, expand_path, is_local
+from latent_reasoning.model.base_files import without_progress_bars
 from latent_reasoning.model.bases import UnsupportedBaseError
-from latent_reasoning.model.folder import (
-    load,
-    load_tokenizer,
-    prepare_tokenizer,
-    without_progress_bars,
-)
+from latent_reasoning.model.folder import load, load_tokenizer, prepare_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.rival_weights import load_rival
 from latent_reasoning.model.tensors import CheckpointError

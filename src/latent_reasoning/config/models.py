@@ -197,8 +197,17 @@ class Model(Section):
 
     recurrent_filter: Annotated[
         Literal[
-            *("none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"),
-            *("projection", "gaussian", "mixture", "attention", "pause"),
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "projection",
+            "gaussian",
+            "mixture",
+            "attention",
+            "pause",
         ],
         IMPORTANT,
     ] = "MLP"

@@ -26,13 +26,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from latent_reasoning.data.sequences import CONTINUE, END, START, STOP
-from latent_reasoning.model.folder import (
-    WEIGHTS,
-    base_of_tensors,
-    existing,
-    prepare_tokenizer,
-    weight_files,
-)
+from latent_reasoning.model.base_files import WEIGHTS, base_of_tensors, existing, weight_files
+from latent_reasoning.model.folder import prepare_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.settings_file import read_json

@@ -37,7 +37,8 @@ from latent_reasoning.data.sequences import (
     special_token_ids,
 )
 from latent_reasoning.data.step_texts import texts_of_groups
-from latent_reasoning.model.folder import load, load_base, load_tokenizer
+from latent_reasoning.model.base_files import load_base
+from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.step_decoder import attach_step_decoder

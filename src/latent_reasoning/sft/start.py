@@ -24,7 +24,8 @@ from latent_reasoning.config import (
 from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
-from latent_reasoning.model.folder import load, load_base, load_tokenizer
+from latent_reasoning.model.base_files import load_base
+from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
@@ -169,7 +170,7 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if getattr(entry, "filter_warm_start", 0):
+        if isinstance(entry, LatentSftModel) and entry.filter_warm_start:
             raise ConfigError(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
