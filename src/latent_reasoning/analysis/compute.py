@@ -32,7 +32,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
             latent = predictions["latent_steps"].any()
             operations = reasoning_operations(
                 size,
-                tokens=predictions["reasoning_tokens"].mean(),
+                tokens=tokens_written(predictions),
                 steps=predictions["latent_steps"].mean(),
                 filter_weights=(
                     filter_weights(size, model_settings(results, model)) if latent else None
@@ -74,6 +74,15 @@ def compute_figure(results: Results) -> Figure:
     share_axis(grid[0][0])
     legend_below(figure, grid[0][0], columns=3)
     return figure
+
+
+def tokens_written(predictions: pandas.DataFrame) -> float:
+    """Mean reasoning tokens of a row, those of a search included: its other texts count as being as
+    long as the one that it found."""
+    tokens = predictions["reasoning_tokens"]
+    if "searched" in predictions:
+        tokens = tokens * (1 + predictions["searched"].fillna(0))
+    return tokens.mean()
 
 
 def reasoning_operations(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import compute_table, model_settings
+from latent_reasoning.analysis.compute import compute_table, model_settings, tokens_written
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
 from latent_reasoning.analysis.training_cost import TrainingCost, training_costs
@@ -83,7 +83,7 @@ def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
     return {
         "latents": predictions["latent_steps"].mean(),
         "reasoning_tokens": tokens,
-        "forwards": 1.0 if at_once else tokens - latent,
+        "forwards": 1.0 if at_once else tokens_written(predictions) - latent,
     }
 
 
