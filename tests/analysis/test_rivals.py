@@ -188,6 +188,14 @@ def test_no_two_numbers_of_the_figure_lie_on_each_other(results):
         ]
 
 
+def test_a_model_whose_operations_are_not_counted_stands_on_the_left_alone(results):
+    table = rivals_table(results)
+    table.loc[table["model"] == "latent-6", "reasoning_flop"] = numpy.nan
+    left, right = rivals_figure(results, table).axes
+    assert len(left.texts) == len(right.texts) + 1 == 5
+    assert readable_rivals(table)[1].set_index("Model").loc["latent-6", "FLOPs a row"] == ""
+
+
 def test_an_experiment_without_rivals_draws_that_there_are_none(written):
     results = written(0)
     for draw in RIVAL_FIGURES.values():

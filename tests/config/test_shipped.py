@@ -32,6 +32,7 @@ EXPERIMENTS = [
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
     ["laptop.yaml", "rivals.yaml"],
+    ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"],
     ["smollm2.yaml", "rivals-smollm2.yaml"],
     ["smollm2.yaml", "rivals-smollm2.yaml", "smollm2-cpu.yaml"],
     ["paper.yaml", "rivals-paper.yaml"],
@@ -212,7 +213,8 @@ def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alik
 
 def test_the_rivals_learn_from_equally_many_examples_in_every_size():
     """Those of one training: a method that needs another start pays for it beside."""
-    for names in (["laptop.yaml", "rivals.yaml"], ["smollm2.yaml", "rivals-smollm2.yaml"]):
+    hard = ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
+    for names in (["laptop.yaml", "rivals.yaml"], hard, ["smollm2.yaml", "rivals-smollm2.yaml"]):
         experiment = shipped(names)
         read = {
             name: entry.training.steps * entry.training.batch_size
@@ -227,6 +229,8 @@ def test_the_rivals_learn_from_equally_many_examples_in_every_size():
         assert len(read) > 3
         assert set(read.values()) == {read["cot-sft"]}, read
         assert set(asked.values()) == {asked["latent-6-rl"]}, asked
+        kept = {entry.training.select for name, entry in experiment.models.items() if name in read}
+        assert kept == {"best"}
         assert {"latent-6-rl", "cot-sft"} == set(experiment.report.rivals.references)
 
 

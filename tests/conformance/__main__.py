@@ -30,15 +30,21 @@ from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
 from tests.conformance.rivals import (
     coconut,
+    codi,
+    colar,
     cot2,
     hrpo,
     icot,
     latent_sft,
     latentseek,
+    simcot,
     soft_thinking,
 )
 
-RIVALS = (coconut, cot2, hrpo, icot, latent_sft, latentseek, soft_thinking)
+RIVALS = (
+    *(coconut, codi, colar, cot2, hrpo, icot),
+    *(latent_sft, latentseek, simcot, soft_thinking),
+)
 AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""
@@ -80,9 +86,11 @@ def _outcomes(vectors: Vectors) -> Outcomes:
                     skipped |= {name.partition("/")[0]} if isinstance(why, Skip) else set()
                     yield name, why
     for name in vectors.unread(INFORMATION):
+        if re.fullmatch(OTHER_FILES, name):
+            continue
         if name.partition("/")[0] in skipped:
             yield name, Skip("nothing has read it, as cases of its folder were skipped")
-        elif not re.fullmatch(OTHER_FILES, name):
+        else:
             yield name, "not understood: nothing reads it"
 
 

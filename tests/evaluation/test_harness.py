@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 
 from latent_reasoning.config import UserError
+from latent_reasoning.dag.layout import results_root
 from latent_reasoning.data.rows import row_lines
 from latent_reasoning.evaluation import harness
 from latent_reasoning.evaluation.folder import OpenFolder
@@ -93,3 +94,24 @@ def test_what_cannot_be_run_is_refused_in_a_line(folders, monkeypatch):
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"latent reasons in latent steps, which hf does not"):
         called(folders, "latent", "--backend", "hf")
+
+
+FINISHED = [folder.parent for folder in sorted(results_root().glob("laptop*/models"))]
+"""Experiments on the laptop's task whose models are there: none in a fresh checkout."""
+
+
+@pytest.mark.parametrize(
+    ("model", "backend"), [("latent-6-rl", "ours"), ("cot-sft", "ours"), ("cot-sft", "hf")]
+)
+def test_on_trained_models_all_test_rows_get_the_same_verdict(model, backend, capsys):
+    pytest.importorskip("lm_eval")
+    models = [m for e in FINISHED for m in sorted((e / "models" / model).glob("seed-[0-9]"))]
+    if not models:
+        pytest.skip(f"no finished {model} of the laptop's task in {results_root()}")
+    data = models[0].parents[2] / "data" / "test.jsonl"
+    options = ["--max-new-tokens", "96", "--batch-size", "250", "--backend", backend]
+    main(["--path", str(models[0]), "--data", str(data), *options])
+    text = capsys.readouterr().out
+    assert "completions that differ: 0; verdicts that differ: 0" in text, text
+    with capsys.disabled():
+        print(f"\n{models[0]}, {backend}\n{text}")

@@ -42,14 +42,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 class OneHot(LatentReasoner):
     """Reads ` 3+2+4`, carries one value a latent step, stops before the last and answers.
 
-    `constant`: whatever it reads, every state is the same, and so is every answer.
+    `constant`: whatever it reads, every state is the same, and so is every answer. `slips`: where
+    the question begins with 0, the first value is one too high, and all after it follows from that.
     """
 
-    def __init__(self, constant: bool = False) -> None:
+    def __init__(self, constant: bool = False, slips: bool = False) -> None:
         base = build_base(vocabulary=SIZE)
         start, end, step, stop = (len(WORDS) + i for i in range(4))
         super().__init__(base, LatentSettings(start, end, step, stop, "none"))
-        self.constant = constant
+        self.constant, self.slips = constant, slips
         self.eval()
 
     def embed(self, input_ids):
@@ -96,16 +97,17 @@ class OneHot(LatentReasoner):
         if settings.stop_id not in after:
             taken = len(after)
             decision = settings.stop_id if taken >= len(amounts) - 1 else settings.continue_id
-            return [first + (value + (amounts[taken:] or [0])[0]) % MODULUS, decision]
+            slip = self.slips and not taken and value == 0
+            return [first + (value + (amounts[taken:] or [0])[0] + slip) % MODULUS, decision]
         if ids[-1] != WORDS.index(":"):
             return [EOS]
         taken = after.index(settings.stop_id)
         return [first + (value + sum(amounts[taken:])) % MODULUS]
 
 
-def subject(constant: bool = False) -> Subject:
+def subject(**options: bool) -> Subject:
     """A hand-made model and its tokenizer."""
-    return Subject(OneHot(constant), build_tokenizer(), "", batch=7)
+    return Subject(OneHot(**options), build_tokenizer(), "", batch=7)
 
 
 def rows(count: int = 40, most: int = 4) -> list[Row]:

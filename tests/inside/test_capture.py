@@ -10,9 +10,11 @@ from latent_reasoning.inside.capture import (
     Anatomy,
     attention_weights,
     capture,
+    captured,
     check_sum,
     names,
     read,
+    replayed,
     skipped,
 )
 from latent_reasoning.inside.walk import Walk
@@ -70,6 +72,21 @@ def test_a_skipped_block_is_one_that_the_model_lacks(architecture):
             if hasattr(module, "layer_idx"):
                 module.layer_idx = 0
     torch.testing.assert_close(without, read(model, inputs[:1].detach(), mask[:1]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_replayed_blocks_change_nothing_and_leave_the_model_as_it_was(architecture):
+    model = build_reasoner(architecture)
+    _, inputs, mask = whole_sequences(model, 2)
+    anatomy = Anatomy.of(model.base)
+    states = capture(model, anatomy, inputs.detach(), mask)
+    with replayed(anatomy, states, 1), captured(model.base, anatomy) as again:
+        read(model, inputs.detach(), mask)
+    assert torch.equal(again.final, states.final)
+    states.mlp[0].zero_()
+    with replayed(anatomy, states, 1):
+        assert not torch.equal(read(model, inputs.detach(), mask), again.final)
+    assert torch.equal(read(model, inputs.detach(), mask), again.final)
 
 
 def test_a_block_skipped_at_some_columns_leaves_earlier_ones_as_they_were():

@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+from latent_reasoning.inside.errors import error_shares, first_errors
 from latent_reasoning.inside.interventions import (
     choose_donors,
     counterfactual_shares,
@@ -54,6 +55,26 @@ def test_the_lens_reads_every_value_at_its_own_step_and_no_other_rows_value(one_
     assert first["token"].tolist() == [f" {e.result}" for e in reasoning.equations[2]]
     assert first["probability"].min() > 0.99
     assert first["entropy"].max() < 1e-3
+
+
+def test_an_error_enters_where_a_value_is_first_read_wrong(one_hot):
+    subject, reasoning = one_hot
+    table = error_shares(
+        first_errors(subject, reasoning, read_words(subject, reasoning)[0]), subject
+    )
+    assert set(table["answers"]) == {"right"}
+    assert table.loc[0, ["operations", "entered", "n", "correct"]].tolist() == [0, 0, 30, 0]
+    subject = handmade.subject(slips=True)
+    slipped = read_reasoning(subject, ROWS, most=5)
+    rows = first_errors(subject, slipped, read_words(subject, slipped)[0])
+    begins = numpy.array([ROWS[i].question.startswith(" 0") for i in rows["row"]])
+    assert 2 <= begins.sum() < 15
+    numpy.testing.assert_array_equal(~rows["correct"], begins)
+    assert (rows["entered"] == numpy.where(begins, 1, rows["operations"])).all()
+    wrong = error_shares(rows, subject).query("answers == 'wrong'").iloc[0]
+    assert wrong["accuracy"] == wrong["follows_accuracy"] == 1
+    assert wrong["follows_n"] == rows["implied"].notna().sum() >= 2  # those that are chains
+    assert wrong["chance"] < 1
 
 
 def test_a_donors_latent_gives_exactly_the_answer_that_its_value_implies(one_hot):

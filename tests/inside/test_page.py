@@ -42,7 +42,7 @@ def test_equal_tables_give_equal_figures(study, study_folder, tmp_path):
 
 def test_the_page_holds_everything_and_fetches_nothing(page):
     text = page.read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == len(LATENT_FIGURES) + len(SPACE_FIGURES)
+    assert text.count("data:image/webp;base64,") == len(LATENT_FIGURES) + len(SPACE_FIGURES)
     assert "https://" not in text
     assert "http://" not in text
     assert "A. Reading the latents" in text

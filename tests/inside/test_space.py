@@ -58,7 +58,7 @@ def test_moments_give_sklearns_principal_components():
 def test_norms_and_means_are_those_of_texts_read_alone(seen):
     _, anatomy, _, texts = seen
     longest = max(len(t.before) + len(t.latents) + len(t.after) for t in texts)
-    space = geometry.Geometry(anatomy, 16, longest, sample=4)
+    space = geometry.Geometry(anatomy, 16, longest)
     observed(seen, space)
     table = geometry.norm_table(space).set_index(["part", "block", "position"])
     alone = list(every(seen))
@@ -66,10 +66,13 @@ def test_norms_and_means_are_those_of_texts_read_alone(seen):
     assert table.loc[("mlp", 1, 2), "norm"] == pytest.approx(numpy.mean(norms), rel=1e-5)
     assert table.loc[("mlp", 1, 2), "n"] == len(texts)
     unit = torch.stack([normalize(s.attention_stream[0][0, 1], dim=-1) for _, s in alone]).mean(0)
-    index = space.names.index(("attention_stream", 0))
-    torch.testing.assert_close(space.means("unit")[index, 1], unit.float())
+    index = [space.names[i] for i in space.stream].index(("attention_stream", 0))
+    torch.testing.assert_close(space.means(space.unit)[index, 1], unit.float())
+    streams = [torch.stack([x[0, 1] for x in s.stream + s.attention_stream]) for _, s in alone]
+    raw = torch.stack(streams).mean((0, 1)).float()
+    torch.testing.assert_close(space.means(space.raw)[1], raw, rtol=1e-4, atol=1e-5)
     first = normalize(alone[0][1].before[0][0], dim=-1).mean(0).float()
-    torch.testing.assert_close(space.kept.means[0][0, 0], first)
+    torch.testing.assert_close(space.kept_means[0][0, 0], first)
     points = geometry.points(space, umap=False)
     assert set(points["figure"]) == {"stream", "parts", "positions_unit", "positions_raw"}
 

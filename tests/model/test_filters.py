@@ -22,6 +22,26 @@ def test_mlp_starts_with_xavier_weights_and_zero_biases():
     assert torch.allclose(module(hidden), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("norm", "norm_weights"), [(True, 2 * HIDDEN), (False, 0)])
+def test_codis_projection_has_a_width_of_its_own_and_torchs_initial_values(norm, norm_weights):
+    torch.manual_seed(0)
+    settings = LatentSettings(
+        **IDS, recurrent_filter="projection", filter_width=400, filter_norm=norm
+    )
+    module = build_filter(settings, build_base())
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    assert weights == 2 * 400 * HIDDEN + 400 + HIDDEN + norm_weights
+    for layer, fan_in in ((module.input_layer, HIDDEN), (module.output_layer, 400)):
+        bound = fan_in**-0.5
+        for values in (layer.weight, layer.bias):
+            assert values.abs().max().item() <= bound
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+    hidden = torch.randn(3, HIDDEN, dtype=torch.float64)
+    inner = module.output_layer(torch.nn.functional.gelu(module.input_layer(hidden)))
+    expected = torch.nn.functional.layer_norm(inner, (HIDDEN,)) if norm else inner
+    assert torch.allclose(module(hidden), expected)
+
+
 def test_ecf_maps_by_the_embeddings_covariance_to_vectors_of_their_mean_length():
     base = build_base()
     embeddings = base.get_input_embeddings().weight.detach()
@@ -49,6 +69,7 @@ def test_sre_mixes_the_embeddings_by_the_softmax_of_the_logits():
         ("linear_ln", HIDDEN**2 + 3 * HIDDEN),
         ("linear_ECF", HIDDEN**2 + 2 * HIDDEN),
         ("SRE", 0),
+        ("projection", 2 * (HIDDEN**2 + HIDDEN) + 2 * HIDDEN),
         ("pause", HIDDEN),
     ],
 )

@@ -1,4 +1,4 @@
-"""The stage curriculum: what rows read at each stage, and its methods trained on tiny bases."""
+"""The stage curriculum: what rows read at each stage, training on tiny bases, the vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from latent_reasoning.base.__main__ import main as make_base
-from latent_reasoning.config import ConfigError, Model, Runtime, Training, resolve
+from latent_reasoning.config import (
+    PROJECT_ROOT,
+    ConfigError,
+    Model,
+    Runtime,
+    Training,
+    resolve,
+)
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
 from latent_reasoning.data.sequences import (
@@ -29,11 +36,14 @@ from latent_reasoning.rivals.coconut import Stages
 from latent_reasoning.rivals.curriculum import CurriculumTask, StepCurriculum, TokenCurriculum
 from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.sft.__main__ import main as fine_tune
+from latent_reasoning.sft.examples import step_ids
 from latent_reasoning.training.metrics import read_metrics
+from tests.conformance.__main__ import replay
 from tests.data.generated import generated_rows
 from tests.model.models import build_base
 from tests.sft.test_captured import assert_the_same
 
+VECTORS = PROJECT_ROOT.parent / "shared" / "rivals" / "vectors"
 START, END, CONTINUE, STOP = 90, 91, 92, 93
 SPECIAL = SpecialTokens(START, END, CONTINUE, STOP)
 CURRICULUM = StepCurriculum(Stages(2, 2), 0, 5, 0.0, False, SPECIAL)
@@ -78,6 +88,24 @@ def test_without_thought_the_steps_only_disappear(row):
     lengths = [len(curriculum.example(row[1], step, random.Random(0))) for step in (0, 5, 10, 15)]
     texts = [len(text) for text in row[1].texts]
     assert [lengths[0] - length for length in lengths] == [texts[0] - text for text in texts]
+
+
+def test_a_step_decoder_writes_the_removed_steps_and_then_what_is_left(tokenizer, row):
+    plain, staged = row
+    decoded = replace(staged, step_ids=step_ids([plain], tokenizer, natural_language=False)[0])
+    end = f"The answer is: {plain.answer}<|eot_id|>"
+    for step, texts in (
+        (0, []),
+        (5, [plain.steps[0]]),
+        (10, plain.steps[:2]),
+        (15, [plain.steps[0], plain.steps[1] + plain.steps[2]]),
+    ):
+        written = CURRICULUM.example(decoded, step, random.Random(0)).step_texts
+        assert [tokenizer.decode(text) for text in written] == [f"{t}<|eot_id|>" for t in texts]
+    short = replace(decoded, step_ids=decoded.step_ids[2:], texts=decoded.texts[2:])
+    written = CURRICULUM.example(short, 10, random.Random(0)).step_texts
+    assert [tokenizer.decode(t) for t in written] == [f"{plain.steps[2]}<|eot_id|>", f" {end}"]
+    assert CURRICULUM.example(staged, 15, random.Random(0)).step_texts == ()
 
 
 def test_a_share_of_the_rows_is_read_at_a_stage_of_its_own(row):
@@ -163,6 +191,12 @@ MODELS = {
         "model": {"recurrent_filter": "none", "start_token_from": "<<", "end_token_from": "<<"},
     },
     "pause": STEPS | {"method": "pause", "model": {"recurrent_filter": "pause"}},
+    "simcot": STEPS
+    | {
+        "from": "cot-sft",
+        "model": {"recurrent_filter": "none"},
+        "step_decoder": {"normalise": "rows"},
+    },
     "no-thought": STEPS | {"method": "no_thought"},
     "icot": STEPS
     | {"method": "icot", "removal": {"smoothing": 1.0, "pretrain_steps": 2, "all_beyond": 4}},
@@ -212,7 +246,7 @@ def train(request, tmp_path_factory):
         yield train
 
 
-@pytest.mark.parametrize("name", ["coconut", "pause", "no-thought", "icot"])
+@pytest.mark.parametrize("name", ["coconut", "simcot", "pause", "no-thought", "icot"])
 def test_each_method_trains_and_a_killed_training_ends_with_the_same_bits(train, name, monkeypatch):
     folder = train(name)
     expected = load_file(folder / "model.safetensors")
@@ -244,6 +278,17 @@ def test_each_method_trains_and_a_killed_training_ends_with_the_same_bits(train,
     assert all(tensor.equal(again[key]) for key, tensor in expected.items())
 
 
+def test_a_step_decoder_learns_beside_coconut_and_is_not_saved(train):
+    metrics = read_metrics(train.results / "checkpoints" / "simcot" / "seed-0" / "metrics.jsonl")
+    losses = [row["step_loss"] for row in metrics if "step_loss" in row]
+    assert losses
+    assert losses[-1] > 0
+    folder = train.results / "models" / "simcot" / "seed-0"
+    for file in folder.glob("*.safetensors"):
+        assert not any("step_decoder" in name for name in load_file(file))
+    assert load(folder, "cpu").settings.recurrent_filter == "none"
+
+
 def test_the_saved_models_think_as_their_method_says(train):
     folder = train.results / "models"
     settings = load(folder / "coconut" / "seed-0", "cpu").settings
@@ -270,6 +315,10 @@ def test_a_coconut_is_evaluated_with_the_latents_of_its_last_stage():
     ("changes", "message"),
     [
         ({"steps_per_stage": 3}, "training.steps: 8 steps end before the last stage, which begins"),
+        (
+            {"method": "no_thought", "step_decoder": {}},
+            "step_decoder: reads the latent inputs of method coconut; no_thought has none",
+        ),
         ({"first_stage": 4}, "first_stage: 4 is beyond the last stage"),
         ({"method": "pause"}, "recurrent_filter: none is not what method: pause feeds"),
     ],
@@ -277,3 +326,16 @@ def test_a_coconut_is_evaluated_with_the_latents_of_its_last_stage():
 def test_a_curriculum_that_cannot_end_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         entry_of(**changes)
+
+
+# ------------------------------------------------------------------------------------ the vectors
+
+
+@pytest.mark.parametrize(("name", "cases"), [("coconut", 140), ("icot", 60)])
+def test_every_recorded_case_passes(tmp_path, name, cases):
+    if not (VECTORS / name).is_dir():
+        pytest.skip("these vectors are not here")
+    shutil.copytree(VECTORS / name, tmp_path / name)
+    verdicts = replay(tmp_path)
+    assert {case: why for case, (verdict, why) in verdicts.items() if verdict != "PASS"} == {}
+    assert len(verdicts) >= cases

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -44,13 +45,20 @@ MODELS = {
         "model": {"recurrent_filter": "mixture", "mixture_size": 4, "stop_rule": "marker"},
         "latent_sft": {"rate": 4, "gumbel_scale": 1.0},
     },
-    "latent-sft-head": FORCED
-    | {"method": "latent_sft", "lora": {"r": 2}, "model": {"recurrent_filter": "SRE"}},
+    "latent-sft-head": FORCED | {"method": "latent_sft", "model": {"recurrent_filter": "SRE"}},
+    "latent-sft-encoder": FORCED
+    | {
+        "method": "latent_sft",
+        "model": {"recurrent_filter": "mixture", "mixture_size": 4, "stop_rule": "marker"},
+        "latent_sft": {"rate": 4, "targets": "encoder", "encoder_steps": 2},
+    },
     "csft": CSFT,
     "csft-own": CSFT | {"csft": {"steps": 3, "inputs": "own"}},
     "mts": MTS,
     "mts-root": MTS | {"mts": {"ratio": "root", "words": 2}, "iterations": 3},
     "no-mixture": FORCED | {"method": "latent_sft", "model": {"recurrent_filter": "MLP"}},
+    "fixed": FORCED
+    | {"method": "latent_sft", "model": {"recurrent_filter": "mixture", "stop_rule": "fixed"}},
     "of-latent": DECODE | {"from": "csft"},
     "mts-of-latent": MTS | {"from": "latent-sft"},
 }
@@ -88,7 +96,9 @@ def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     base = SCRATCH if request.param == "llama" else gpt2_base(folder / "gpt2")
     config = folder / "tiny.yaml"
-    config.write_text(yaml.safe_dump(EXPERIMENT | {"base": base}))
+    lora = {"r": 2} if request.param == "llama" else {"r": 2, "target_modules": ["c_attn"]}
+    models = MODELS | {"latent-sft-head": MODELS["latent-sft-head"] | {"lora": lora}}
+    config.write_text(yaml.safe_dump(EXPERIMENT | {"base": base, "models": models}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENT_REASONING_RESULTS", str(folder / "results"))
         prepare_data(["--config", str(config)])
@@ -148,6 +158,17 @@ def test_latent_sft_trains_on_given_mixtures_and_thinks_in_its_own(world):
     assert float(last["loss"]) == pytest.approx(float(last["ce"]) + float(last["kl"]), rel=1e-4)
 
 
+def test_latent_sft_learns_what_an_encoder_makes_of_the_chain_of_thought(world):
+    world("latent-sft-encoder")
+    file = world.results / "checkpoints/latent-sft-encoder/seed-0/mixtures.npz"
+    with np.load(file) as content:
+        assert content["ids"].shape == (content["counts"].sum(), 4)
+        assert np.allclose(content["probabilities"].sum(1), 1, atol=1e-6)
+        model = load(world("latent-sft-encoder"), "cpu")
+        special = {model.settings.start_id, model.settings.end_id, model.settings.continue_id}
+        assert not special & set(content["ids"].flatten().tolist())
+
+
 def test_latent_sft_trains_an_adapter_and_the_two_way_head(world):
     model, _, _ = completions(world, "latent-sft-head")
     assert (model.settings.recurrent_filter, model.settings.stop_rule) == ("SRE", "head")
@@ -171,6 +192,7 @@ def test_mts_moves_the_weights(world):
     ("name", "message"),
     [
         ("no-mixture", "recurrent_filter: MLP, but latent_sft reasons in mixtures of words"),
+        ("fixed", "stop_rule: fixed, but latent_sft takes as many latent steps as a row's"),
         ("of-latent", "csft reasons in latent steps; Soft Thinking is for a model that writes"),
         ("mts-of-latent", "latent-sft does not take a fixed number of latent steps"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load
 from latent_reasoning.dag.cost import device_of, evaluation_need, training_need
+from latent_reasoning.dag.planning import trial_models
 from tests.workflow.workflow_tools import (
     environment,
     plan,
@@ -136,18 +137,19 @@ def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
 def test_rivals_are_trained_timed_and_compared_and_their_trials_judged_by_validation(folder):
     over = folder / "over.yaml"
     over.write_text(
-        "report: {rivals: {trials: {codi-like: [codi-like, latent-6-by-1, meaned]}, "
-        "failed: {meaned: diverged}}}\n",
+        "report: {rivals: {trials: {more: [latent-6-by-1, meaned]}, failed: {meaned: diverged}}}\n",
         encoding="utf-8",
     )
     files = (CONFIG / "laptop.yaml", CONFIG / "rivals.yaml", over)
-    rivals = set(load(list(files)).report.rivals.models)
+    experiment = load(list(files))
+    rivals = set(experiment.report.rivals.models)
     jobs = plan(folder, *files, targets=("rivals",))
     assert {job for job in jobs if job.startswith("time_rows")} == {
         f"time_rows:{model}" for model in rivals
     }
     assert {f"evaluate:{model}:test:{seed}" for model in rivals for seed in range(3)} <= jobs
-    trials = {f"evaluate:{model}:validation:0" for model in ("codi-like", "latent-6-by-1")}
+    trials = {f"evaluate:{model}:validation:0" for model in trial_models(experiment)}
+    assert "evaluate:latent-6-by-1:validation:0" in trials
     assert {job for job in jobs if ":validation:" in job} == trials
     assert not any("meaned" in job for job in jobs)
     assert {"rivals_table", "tuning_table", *PAGES} <= jobs

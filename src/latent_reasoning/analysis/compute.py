@@ -8,12 +8,14 @@ Milliseconds are those of the whole row, in the evaluation's batches, on the mac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas
 from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
-from latent_reasoning.config import Model, ModelEntry
+from latent_reasoning.config import Model
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -29,15 +31,11 @@ def compute_table(results: Results) -> pandas.DataFrame:
             predictions = results.pooled_predictions(model, dataset)
             summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
             n = summaries[0]["n"]
-            latent = predictions["latent_steps"].any()
+            latent = bool(predictions["latent_steps"].any())
             operations = reasoning_operations(
-                size,
                 tokens=tokens_written(predictions),
                 steps=predictions["latent_steps"].mean(),
-                filter_weights=(
-                    filter_weights(size, model_settings(results, model)) if latent else None
-                ),
-                gate_weights=gate_weights(size, results.experiment.models[model]),
+                weights=reasoning_weights(results, size, model, latent=latent),
             )
             rows.append(
                 {
@@ -85,22 +83,32 @@ def tokens_written(predictions: pandas.DataFrame) -> float:
     return tokens.mean()
 
 
-def reasoning_operations(
-    size: ModelSize,
-    tokens: float,
-    steps: float,
-    filter_weights: int | None,
-    gate_weights: int = 0,
-) -> float:
-    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps.
+@dataclass(frozen=True)
+class ReasoningWeights:
+    """Weights that multiply each reasoning token, and beside them each latent step."""
 
-    `filter_weights` multiply each latent step; None for a model that reasons in text, whose tokens
-    pass the output matrix, and with `gate_weights` make what is read of them.
-    """
-    if filter_weights is None:
-        output = size.hidden * size.vocabulary
-        return 2 * tokens * (size.block_weights + output + gate_weights)
-    return 2 * (tokens * size.block_weights + steps * filter_weights)
+    token: int
+    step: int = 0
+
+
+def reasoning_operations(tokens: float, steps: float, weights: ReasoningWeights) -> float:
+    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps."""
+    return 2 * (tokens * weights.token + steps * weights.step)
+
+
+def reasoning_weights(
+    results: Results, size: ModelSize, model: str, *, latent: bool
+) -> ReasoningWeights:
+    """The weights of a model's reasoning: `latent`, or in text, whose tokens pass the output
+    matrix, and HRPO's also its gate and the mixture of all embeddings."""
+    if latent:
+        settings = model_settings(results, model)
+        return ReasoningWeights(size.block_weights, filter_weights(size, settings))
+    output = size.hidden * size.vocabulary
+    entry = results.experiment.models[model]
+    gated = entry.stage == "policy" and entry.method == "hrpo"
+    gate = output + 2 * size.hidden**2 if gated else 0
+    return ReasoningWeights(size.block_weights + output + gate)
 
 
 def filter_weights(size: ModelSize, settings: Model) -> int:
@@ -115,23 +123,17 @@ def filter_weights(size: ModelSize, settings: Model) -> int:
         "none": 0,
         "pause": 0,
         "MLP": 2 * square,
+        "projection": 2 * size.hidden * width,
         "linear": square,
         "linear_ln": square,
         "linear_ECF": square,
         "SRE": 2 * output,  # logits, and the mixture of all embeddings
         "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
-        "attention": 4 * square,  # a step's query, key, value and output
+        "attention": 4 * square,  # query, key, value, output
         "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
     }
     deciding = output if settings.stop_rule == "marker" else 0
     return weights[settings.recurrent_filter] + deciding
-
-
-def gate_weights(size: ModelSize, entry: ModelEntry) -> int:
-    """The weights that make what HRPO's model reads of a token: the mixture and the gate; of any
-    other model 0."""
-    is_gated = entry.stage == "policy" and entry.method == "hrpo"
-    return size.hidden * size.vocabulary + 2 * size.hidden**2 if is_gated else 0
 
 
 def model_settings(results: Results, model: str) -> Model:

@@ -8,6 +8,7 @@ models that `report.rivals.lines` joins.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from latent_reasoning.analysis.compute import filter_weights, model_settings, reasoning_operations
+from latent_reasoning.analysis.compute import reasoning_operations, reasoning_weights
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.rivals import rivals_of
 from latent_reasoning.analysis.style import PALETTE, nothing_to_show, page, share_axis
@@ -36,13 +37,17 @@ KINDS = {
 """In words, colour and marker of a method, by the stage that makes it."""
 
 COLUMNS, GREY = 4, "#bbbbbb"
+FEW = 6
+"""Forced lines of more models than this stand in their own figure alone."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the figures: `latents`, `flop` and `accuracy` of its points."""
+    """A line of the figures: `latents`, `flop` and `accuracy` of its points, each of them a model
+    (`joined`) or a forced number of steps."""
 
     model: str
+    joined: bool
     latents: numpy.ndarray
     flop: numpy.ndarray
     accuracy: numpy.ndarray
@@ -55,15 +60,17 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
     for names in results.experiment.report.rivals.lines.values():
         points = own.loc[names].sort_values("latents")
         columns = (points[key].to_numpy() for key in ("latents", "reasoning_flop", "accuracy"))
-        curves.append(Curve(names[0], *columns))
+        curves.append(Curve(names[0], True, *columns))
         joined |= set(names)
     forced = forced_table(results)
     for model, rows in forced[forced["dataset"] == dataset].groupby("model", sort=False):
         if len(rows) > 1 and model not in joined:
             steps = rows["latent_steps"].to_numpy()
-            weights = filter_weights(size, model_settings(results, model))
-            flop = [reasoning_operations(size, n + 2, n, weights) for n in steps]
-            curves.append(Curve(model, steps, numpy.array(flop), rows["accuracy"].to_numpy()))
+            weights = reasoning_weights(results, size, model, latent=True)
+            flop = [reasoning_operations(n + 2, n, weights) for n in steps]
+            curves.append(
+                Curve(model, False, steps, numpy.array(flop), rows["accuracy"].to_numpy())
+            )
     return curves
 
 
@@ -73,7 +80,8 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
 def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
     """Accuracy against the latents of a row, and against the operations of its reasoning.
 
-    Methods without latents are dotted lines on the left, points on the right. `table` is that of
+    Methods without latents are dotted lines on the left, points on the right; those whose
+    operations are not counted stand on the left alone. `table` is that of
     `rivals_table`.
     """
     results = rivals_of(results)
@@ -81,8 +89,9 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
         return nothing_to_show("This experiment compares no methods (report.rivals).")
     table = table[table["dataset"] == results.datasets[0]].reset_index(drop=True)
     rows = -(-len(table) // COLUMNS)
-    figure, grid = page(1, 2, 4.3 + 0.17 * rows, sharey=True)
+    figure, grid = page(1, 2, 4.5 + 0.17 * rows, sharey=True)
     curves = curves_of(results, table)
+    curves = curves if len(curves) <= FEW else [curve for curve in curves if curve.joined]
     for axes, column in zip(grid[0], ("latents", "reasoning_flop"), strict=True):
         for curve in curves:
             x = curve.latents if column == "latents" else curve.flop
@@ -109,6 +118,8 @@ def _points(axes: Axes, results: Results, table: pandas.DataFrame, column: str) 
         if column == "latents" and row["latents"] == 0:
             axes.axhline(row["accuracy"], color=colour, linestyle=":", linewidth=1)
             continue
+        if pandas.isna(row[column]):  # not counted
+            continue
         low, high = row["accuracy_ci95_low"], row["accuracy_ci95_high"]
         axes.errorbar(
             row[column],
@@ -129,11 +140,13 @@ def _number_points(axes: Axes, table: pandas.DataFrame, column: str) -> None:
     scale = axes.figure.dpi / 72
     taken: list[numpy.ndarray] = []
     for index, row in table.iterrows():
+        if pandas.isna(row[column]):
+            continue
         without = column == "latents" and row["latents"] == 0
         x = axes.get_xlim()[1] if without else row[column]
         place = axes.transData.transform((x, row["accuracy"]))
         offsets = _offsets(leftwards=without)
-        offset = next(o for o in offsets if _is_free(place + scale * o, taken, 9 * scale, axes))
+        offset = next(o for o in offsets if _is_free(place + scale * o, taken, 11 * scale, axes))
         taken.append(place + scale * offset)
         axes.annotate(
             str(index + 1),
@@ -169,10 +182,15 @@ def _key(figure: Figure, results: Results, table: pandas.DataFrame) -> None:
     models, kinds = [], {}
     for index, model in enumerate(table["model"]):
         words, colour, marker = KINDS[results.stage(model)]
-        point = {"color": colour, "marker": marker, "markerfacecolor": "white", "linestyle": "none"}
+        point: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "markerfacecolor": "white",
+            "linestyle": "none",
+        }
         models.append(Line2D([], [], label=f"{index + 1}  {model}", markersize=5, **point))
         kinds[words] = Line2D([], [], label=words, markersize=6, **point)
-    figure.legend(handles=[*kinds.values()], loc="outside upper center", ncols=len(kinds))
+    figure.legend(handles=[*kinds.values()], loc="outside upper center", ncols=COLUMNS)
     figure.legend(handles=models, loc="outside lower center", ncols=COLUMNS, columnspacing=1.2)
 
 

@@ -80,10 +80,11 @@ def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
     latent = bool(predictions["latent_steps"].any())
     tokens = predictions["reasoning_tokens"].mean()
     at_once = latent and model_settings(results, model).recurrent_filter == "pause"
+    tokens_read = 1.0 if at_once else tokens_written(predictions) - latent
     return {
         "latents": predictions["latent_steps"].mean(),
         "reasoning_tokens": tokens,
-        "forwards": 1.0 if at_once else tokens_written(predictions) - latent,
+        "forwards": tokens_read,
     }
 
 
@@ -221,6 +222,8 @@ def readable_rivals(table: pandas.DataFrame) -> list[pandas.DataFrame]:
 
 
 def _power(value: float) -> str:
+    if pandas.isna(value):
+        return ""
     return "0" if value == 0 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
 
 

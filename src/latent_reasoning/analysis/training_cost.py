@@ -87,24 +87,27 @@ def mean_lengths(results: Results) -> Lengths:
 
 
 def _trained_parameters(results: Results, model: str) -> int:
-    """Weights that the last training changed: its adapter and the latent modules, or all."""
+    """Weights that the last training changed: its adapter and the modules beside the base, or all.
+
+    Modules that are left out of the finished model (SIM-CoT's decoder) are not counted."""
     while isinstance(results.experiment.models[model], DecodeModel):
         model = results.experiment.models[model].start
         if model == "base":
             return 0
     entry = results.experiment.models[model]
-    if isinstance(entry, ImportModel):
+    if isinstance(entry, ImportModel | DecodeModel):
         return 0
     folder = results.layout.model(model, results.seeds[0])
-    latent = sum(map(_numbers_in, folder.glob("latent.safetensors")))
-    latent += sum(_numbers_in(file, "marker_table") for file in folder.glob("gate.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
+    beside = [file for file in files if not file.name.startswith("model")]
+    own = sum(_numbers_in(file, but="marker_table") for file in beside)
     if entry.lora is not None:
-        return size_of(results.experiment).adapter_weights(entry.lora) + latent
-    return sum(map(_numbers_in, folder.glob("model*.safetensors"))) + latent
+        return size_of(results.experiment).adapter_weights(entry.lora) + own
+    return own + sum(_numbers_in(file) for file in files if file.name.startswith("model"))
 
 
 def _numbers_in(file: Path, but: str = "") -> int:
-    """How many numbers a safetensors file holds, without the tensor `but`."""
+    """How many numbers a safetensors file holds, those of the tensor `but` left out."""
     with safe_open(file, framework="numpy") as tensors:
         shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys() if name != but)  # noqa: SIM118
         return sum(int(numpy.prod(shape)) for shape in shapes)

@@ -4,9 +4,9 @@ An experiment is one YAML file, which further files may override. `load` merges 
 every default, checks everything and returns an `Experiment`; every mistake is a `ConfigError` that
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
-The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
-`policies`, `rivals`, `entries` (all that `models` may hold), `report`, `experiment` (the root),
-`load` (YAML, messages, schema).
+The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`,
+`distillation`, `models`, `policies`, `rivals`, `entries` (all that `models` may hold), `report`,
+`experiment` (the root), `load` (YAML, messages, schema).
 """
 
 from latent_reasoning.config.data import (
@@ -14,6 +14,7 @@ from latent_reasoning.config.data import (
     NumberRule,
     Prompt,
 )
+from latent_reasoning.config.distillation import Distillation, StepDecoder
 from latent_reasoning.config.entries import ENTRIES, RIVAL_STAGES, ImportModel, ModelEntry
 from latent_reasoning.config.experiment import (
     Evaluation,
@@ -45,7 +46,6 @@ from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThin
 from latent_reasoning.config.models import (
     Architecture,
     Base,
-    Distillation,
     LatentSftModel,
     LatentSteps,
     Lora,

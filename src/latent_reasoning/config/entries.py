@@ -28,6 +28,9 @@ class ImportModel(Section):
     """Hub id or folder (`${LATENT_REASONING_BASE}` allowed)."""
     revision: str | None = None
     """Pinned revision of a hub id."""
+    format: Literal["auto", "codi", "coconut"] = "auto"
+    """`auto`: our folders, the published format of the paper, plain HF; or the released weights of
+    CODI or Coconut, those of SIM-CoT on either included."""
     licence: Annotated[str | None, NOT_SCIENCE] = None
     """Licence of the weights, for the model's card; `from: base` has its own."""
     forced_steps: Annotated[Count | None, science_for("evaluation")] = None
@@ -37,6 +40,14 @@ class ImportModel(Section):
     def _one_source(self) -> ImportModel:
         if (self.path is None) == (self.start is None):
             raise ValueError("give either path (hub id or folder) or from: base")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_where_none_decides(self) -> ImportModel:
+        if self.format != "auto" and self.forced_steps is None:
+            raise ValueError(
+                f"format: {self.format} has no decision to stop: set forced_steps (published: 6)"
+            )
         return self
 
 

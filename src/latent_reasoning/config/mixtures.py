@@ -19,6 +19,11 @@ class MixtureTargets(Section):
 
     rate: Annotated[PositiveInt, IMPORTANT] = 2
     """Tokens of the chain of thought that a latent step stands for."""
+    targets: Annotated[Literal["counts", "encoder"], IMPORTANT] = "counts"
+    """The mixture of a latent step: how often each word occurs among its tokens, or what an encoder
+    makes of them that is trained first (the paper)."""
+    encoder_steps: PositiveInt = 600
+    """Optimiser steps of each of the encoder's three runs, with the settings of `training`."""
     kl_weight: NonNegative = 1.0
     """Weight of the divergence of the next word from each latent step's mixture."""
     gumbel_scale: NonNegative = 0.0

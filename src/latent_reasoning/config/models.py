@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latent_reasoning.config.distillation import Distillation, StepDecoder
 from latent_reasoning.config.fields import (
     IMPORTANT,
     NOT_SCIENCE,
@@ -21,6 +22,8 @@ from latent_reasoning.config.fields import (
 
 FOR_MIXTURE = only_when("recurrent_filter", "mixture")
 FROM_SCRATCH = only_when("source", "scratch")
+PROJECTION = only_when("recurrent_filter", "projection")
+WITH_WIDTH = only_when("recurrent_filter", "projection", "gaussian")
 GAUSSIAN = only_when("recurrent_filter", "gaussian")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
@@ -87,6 +90,9 @@ class Lora(Section):
         ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"], min_length=1
     )
     """Names of the linear modules that get an adapter."""
+    train_special_rows: bool = True
+    """The special tokens' rows are trained beside the adapter; false (as published for CODI): they
+    stay as they began."""
 
 
 class Architecture(Section):
@@ -197,6 +203,7 @@ class Model(Section):
             "linear_ln",
             "linear_ECF",
             "SRE",
+            "projection",
             "gaussian",
             "mixture",
             "attention",
@@ -204,15 +211,17 @@ class Model(Section):
         ],
         IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding; `gaussian` is CoLaR's, `mixture` is
-    `SRE` cut to a few words, `attention` attends to all states so far, and `pause` is a learnt
-    vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `projection` is CODI's, `gaussian`
+    CoLaR's, `mixture` is `SRE` cut to a few words, `attention` attends to all states so far, and
+    `pause` is a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
     mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
     """Words in the filter `mixture`; null: all."""
     mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
     """Divides the logits of the filter `mixture`."""
-    filter_width: Annotated[PositiveInt | None, GAUSSIAN] = None
+    filter_width: Annotated[PositiveInt | None, WITH_WIDTH] = None
     """Inner width of the filter; null: that of the model."""
+    filter_norm: Annotated[bool, PROJECTION] = True
+    """The filter ends with a LayerNorm."""
     deterministic_latents: Annotated[bool, GAUSSIAN] = False
     """The filter has no std to sample with."""
     stop_rule: Literal["head", "marker", "fixed"] = "head"
@@ -246,34 +255,6 @@ class LatentSteps(Section):
     def _in_order(self) -> LatentSteps:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min = {self.min} is above max = {self.max}")
-        return self
-
-
-class Distillation(Section):
-    """Distances between teacher and student states."""
-
-    codi_weight: Annotated[NonNegative, IMPORTANT] = 20.0
-    """Weight at the target token; 0: off."""
-    meaned_weight: NonNegative = 0.0
-    """Weight of the distance of mean reasoning states; 0: off."""
-    block_range: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
-    """First and last block compared (0-based, inclusive); null: all."""
-    distance: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
-    """Elementwise loss. `l1` and `l2`: fidelity only."""
-    normalise: Literal["layerwise_std", "std", "none"] = "layerwise_std"
-    """Divide by the std of the teacher's states of each block, of all blocks, or not at all. `std`
-    and `none`: fidelity only."""
-    teacher: str = "self"
-    """`self`: one set of weights is teacher and student; or the name of a frozen `sft` model of
-    form cot, whose target states are computed once."""
-    traces: Literal["data", "teacher"] = "data"
-    """The reasoning the teacher reads: the data's steps, or its own traces with a right answer."""
-
-    @model_validator(mode="after")
-    def _range_in_order(self) -> Distillation:
-        if self.block_range is not None and self.block_range[0] > self.block_range[1]:
-            first, last = self.block_range
-            raise ValueError(f"block_range: the first block, {first}, comes after the last, {last}")
         return self
 
 
@@ -340,6 +321,8 @@ class LatentSftModel(SupervisedModel):
     teacher's steps), with unchanged stop labels."""
     filter_warm_start: Count = 0
     """Steps in which a new filter first learns to do what `SRE` does, without labels; 0: none."""
+    step_decoder: StepDecoder | None = None
+    """A second model that learns to write each step from its latent input (SIM-CoT); null: none."""
     teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None

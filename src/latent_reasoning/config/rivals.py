@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latent_reasoning.config.distillation import StepDecoder
 from latent_reasoning.config.fields import (
     IMPORTANT,
     Count,
@@ -60,9 +61,8 @@ class CurriculumModel(SupervisedModel):
     latents_per_step: PositiveInt = 2
     """c: latent steps in the place of a removed step (`coconut`, `pause`)."""
     last_latent_stage: PositiveInt = 3
-    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps."""
-    pad_latents: bool = True
-    """A row with fewer steps has c M latent steps in the end too."""
+    """M: stage s removes the first s steps, and stage M + 1 all of them, with c M latent steps in
+    every row."""
     first_stage: Count = 0
     """The stage that training begins with; at 0 all text is there."""
     steps_per_stage: PositiveInt = 100
@@ -73,6 +73,18 @@ class CurriculumModel(SupervisedModel):
     """Each stage (`icot`: each token more) begins with a new optimiser."""
     removal: Removal = Field(default_factory=Removal)
     """What `icot` removes, instead of whole steps."""
+    step_decoder: StepDecoder | None = None
+    """A second model that learns to write each removed step from its latent inputs (SIM-CoT, on
+    `coconut`); null: none."""
+
+    @model_validator(mode="after")
+    def _decoder_of_states(self) -> CurriculumModel:
+        if self.step_decoder is not None and self.method != "coconut":
+            raise ValueError(
+                f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
+                "of the model's making"
+            )
+        return self
 
     @property
     def has_latents(self) -> bool:

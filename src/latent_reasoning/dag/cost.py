@@ -33,6 +33,7 @@ from latent_reasoning.config import (
     Lora,
     ModelEntry,
     PolicyModel,
+    RivalPolicyModel,
     SftModel,
     TeacherForcedModel,
     load,
@@ -261,7 +262,7 @@ def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: flo
 def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
     question, answer = lengths.question, lengths.answer
-    if entry.stage == "policy":  # each sample has a trajectory of its own
+    if isinstance(entry, RivalPolicyModel):  # each sample has a trajectory of its own
         thinking = lengths.reasoning if entry.method == "hrpo" else LATENT_STEPS + 2
         answers = entry.group_size * (thinking + answer)
         return rows * (question + answers), rows * answers, LATENT_STEPS + 4
@@ -296,7 +297,7 @@ def evaluation_need(experiment: Experiment, model: str) -> Need:
     return Need(hours * len(settings.datasets), memory, _host_mb(experiment), 0)
 
 
-def _decoding(device: Device, size: ModelSize, rows: int, batch: int, new: int) -> float:
+def _decoding(device: Device, size: ModelSize, rows: int, batch: int, new: float) -> float:
     """Hours of greedy decoding in batches, each until its longest row has `new` tokens."""
     operations = size.operations(rows * (GSM8K.question + new), rows * new, None, train=False)
     return device.hours(operations, math.ceil(rows / batch) * (new + 1))

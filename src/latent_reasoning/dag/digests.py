@@ -42,7 +42,7 @@ RECIPE = {
     "import": 1,
     **dict.fromkeys(RIVAL_STAGES, 1),
     "evaluation": 2,
-    "inside": 1,
+    "inside": 2,
 }
 """Raised by hand, a stage at a time, when a change of the code changes that stage's result.
 
@@ -217,7 +217,8 @@ def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any
         keys["recipe"] |= _recipes(entry.stage)
         keys["data"] |= _reading(experiment, entry.stage)
         keys["models"][name] = {"stage": entry.stage, **_entry(entry)}
-    if any(entry.start == "base" for entry in chain.values()):
+    decodes = any(getattr(entry, "step_decoder", None) for entry in chain.values())
+    if decodes or any(entry.start == "base" for entry in chain.values()):
         return _with_base(experiment, keys)
     return keys
 

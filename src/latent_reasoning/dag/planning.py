@@ -77,9 +77,12 @@ def models_of(experiment: Experiment, *stages: str) -> str:
 
 
 def parents_of(experiment: Experiment, model: str) -> list[str]:
-    """The models that a training reads: the one it starts from, and its frozen teacher."""
+    """The models that a training reads: the one it starts from, its frozen teacher, and the base
+    that its step decoder begins as."""
     entry = experiment.models[model]
-    return [name for name in (entry.start, teacher_of(entry)) if name is not None]
+    decodes = getattr(entry, "step_decoder", None) is not None
+    names = (entry.start, teacher_of(entry), "base" if decodes else None)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def report_digest(experiment: Experiment, *keys: str) -> str:

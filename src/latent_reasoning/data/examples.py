@@ -28,6 +28,7 @@ class PlainExample:
         reasoning_length: ids of the reasoning, 0 if there is none.
         first_label: position of the first id that is learned.
         target_position: where hidden states are distilled (` The answer is:`, or one later).
+        step_texts: what a step decoder has to write of its latent inputs (`data.step_texts`).
     """
 
     input_ids: np.ndarray
@@ -35,6 +36,7 @@ class PlainExample:
     reasoning_length: int
     first_label: int
     target_position: int
+    step_texts: Sequence[Sequence[int]] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -106,12 +108,14 @@ class StagedRow:
         texts: ids of the reasoning without its first 0, 1, .., K steps; the last one is empty.
         ending: ids of ` The answer is`, `:` and the answer, EOS included.
         answer_length: ids of the answer and EOS alone.
+        step_ids: ids of each step, tokenised apart; None where no step decoder needs them.
     """
 
     question: Ids
     texts: Sequence[Ids]
     ending: Ids
     answer_length: int
+    step_ids: Sequence[Sequence[int]] | None = None
 
     @property
     def steps(self) -> int:

@@ -22,21 +22,18 @@ from latent_reasoning.evaluation.evaluator import evaluate
 from latent_reasoning.evaluation.folder import evaluate_folder, folder_options, read_free_rows
 from latent_reasoning.evaluation.opened import open_model
 from latent_reasoning.evaluation.records import summary_text, write_evaluation
-from latent_reasoning.runtime.command import parser, run_stage
+from latent_reasoning.runtime.command import names_path, parser, run_stage
 from latent_reasoning.runtime.tracking import open_tracker
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate a model of an experiment, or with `--path` any model folder."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--path", nargs="?", const="")
-    chosen, _ = chooser.parse_known_args(arguments)
-    if chosen.path is None:
-        evaluate_model(parser(__doc__, model=True, dataset=True).parse_args(arguments))
-    else:
+    if names_path(arguments):
         folder = folder_options(arguments, __doc__)
         rows = read_free_rows(folder.data, folder.limit, folder.number_rule, folder.on_bad_row)
         evaluate_folder(folder, rows)
+    else:
+        evaluate_model(parser(__doc__, model=True, dataset=True).parse_args(arguments))
 
 
 def evaluate_model(options: argparse.Namespace) -> None:

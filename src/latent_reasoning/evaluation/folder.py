@@ -45,12 +45,15 @@ class OpenFolder:
     precision: torch.dtype
 
 
-def add_reading_options(command: argparse.ArgumentParser) -> None:
-    """The options of `open_folder`."""
+def add_reading_options(
+    command: argparse.ArgumentParser,
+    precisions: Sequence[str] = ("auto", "float32", "bfloat16"),
+) -> None:
+    """The options of `open_folder`; the first of `precisions` is the default."""
     add = command.add_argument
     add("--prompt-prefix", help="text before the question (default: what the card says)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    add("--precision", choices=precisions, default=precisions[0])
 
 
 def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:

@@ -236,7 +236,7 @@ def _until(text: str, ends: Sequence[str]) -> str:
 def _compared(
     rows: Sequence[Row], samples: Sequence[dict[str, Any]], ours: Sequence[Prediction]
 ) -> Comparison:
-    right = [sample["exact_match"] == 1 for sample in samples]
+    right = [bool(sample["exact_match"] == 1) for sample in samples]
     others, found = 0, []
     for row, sample, theirs, own in zip(rows, samples, right, ours, strict=True):
         completion = sample["resps"][0][0]

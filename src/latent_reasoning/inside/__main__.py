@@ -10,6 +10,9 @@ looks into a latent model of an experiment and writes
 looks into any model: a latent one on rows with `question`, `steps` and `answer` (.jsonl, .json,
 .parquet), with probes trained on the rows after the limit; a plain one, a folder or a .gguf file,
 on rows or on the lines of any text file (.txt). `DIR/inside.html` shows what was found.
+
+Everything is read in float32 on any device: in mixed precision, products and norms are fused, and
+what lies between them could not be seen.
 """
 
 from __future__ import annotations
@@ -33,23 +36,27 @@ from latent_reasoning.evaluation.folder import add_reading_options, open_folder,
 from latent_reasoning.inside.page import write_page
 from latent_reasoning.inside.reasoning import Subject
 from latent_reasoning.inside.sequences import Text, row_sequences, text_sequences
-from latent_reasoning.inside.study import Options, Study, study_latent, study_plain
+from latent_reasoning.inside.study import (
+    PLAIN_ROWS,
+    PLAIN_SAMPLE,
+    Options,
+    Study,
+    study_latent,
+    study_plain,
+)
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import load_tokenizer
-from latent_reasoning.runtime.command import count, parser, positive, run_stage
-from latent_reasoning.runtime.device import autocast, resolve_device, resolve_precision
+from latent_reasoning.runtime.command import count, names_path, parser, positive, run_stage
+from latent_reasoning.runtime.device import resolve_device
 from latent_reasoning.runtime.gpus import take_gpus
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Look into a model of an experiment, or with `--path` into any."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--path", nargs="?", const="")
-    chosen, _ = chooser.parse_known_args(arguments)
-    if chosen.path is None:
-        study_model(parser(__doc__, model=True, dataset=True).parse_args(arguments))
-    else:
+    if names_path(arguments):
         study_folder(_folder_options(arguments))
+    else:
+        study_model(parser(__doc__, model=True, dataset=True).parse_args(arguments))
 
 
 def study_model(options: argparse.Namespace) -> None:
@@ -81,8 +88,7 @@ def study_model(options: argparse.Namespace) -> None:
     )
     forced = getattr(experiment.models[options.model], "forced_steps", None)
     wanted = Options(section.sample, experiment.evaluation.max_forced_steps, forced)
-    precision = resolve_precision(runtime.precision, device)
-    with threadpool_limits(runtime.threads), autocast(device, precision):
+    with threadpool_limits(runtime.threads):
         study = study_latent(subject, rows, training, wanted)
     study.summary |= {"model": options.model, "seed": options.seed, "dataset": options.dataset}
     _write(
@@ -97,42 +103,40 @@ def study_folder(options: argparse.Namespace) -> None:
     take_gpus(options.device)
     if options.path.suffix == ".gguf":
         model, tokenizer = read_gguf(options.path)
-        device = resolve_device(options.device)
-        prefix, precision = options.prompt_prefix or "", resolve_precision("float32", device)
-        model = model.to(device)
+        model, prefix = model.to(resolve_device(options.device)), options.prompt_prefix or ""
     else:
         opened = open_folder(options.path, options)
         model, tokenizer, prefix = opened.model, opened.tokenizer, opened.prefix
-        precision = opened.precision
-    model.requires_grad_(False).eval()
-    subject = Subject(model, tokenizer, prefix, batch=options.batch_size)
-    wanted = Options(options.sample, options.max_steps)
-    with autocast(model.device, precision):
-        if model.settings is None:
-            study = study_plain(subject, _texts(subject, options), wanted)
-        else:
-            rows = _rows(subject, options, 2 * options.limit)
-            training = rows[options.limit :]
-            study = study_latent(subject, rows[: options.limit], training, wanted)
+    subject = Subject(
+        model.requires_grad_(False).eval(), tokenizer, prefix, batch=options.batch_size
+    )
+    latent = model.settings is not None
+    limit = options.limit or (Inside().rows if latent else PLAIN_ROWS)
+    sample = options.sample or (Inside().sample if latent else PLAIN_SAMPLE)
+    wanted = Options(sample, options.max_steps)
+    if latent:
+        rows = _rows(subject, options.data, 2 * limit)
+        study = study_latent(subject, rows[:limit], rows[limit:], wanted)
+    else:
+        study = study_plain(subject, _texts(subject, options.data, limit), wanted)
     study.summary |= {"model": options.path.name, "seed": 0, "dataset": options.data.stem}
     _write(study, options.output)
     write_page([options.output], options.output / "inside.html", f"Inside {options.path.name}")
 
 
-def _texts(subject: Subject, options: argparse.Namespace) -> list[Text]:
+def _texts(subject: Subject, file: Path, limit: int) -> list[Text]:
     """What a plain model reads: rows, or the lines of a text file."""
-    if options.data.suffix != ".txt":
-        return row_sequences(subject, _rows(subject, options, options.limit))
-    lines = options.data.read_text(encoding="utf-8").splitlines()
-    texts = text_sequences(subject, [line for line in lines if line.strip()][: options.limit])
+    if file.suffix != ".txt":
+        return row_sequences(subject, _rows(subject, file, limit))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    texts = text_sequences(subject, [line for line in lines if line.strip()][:limit])
     if not texts:
-        raise UserError(f"--data: {options.data} holds no text; give a file with a text a line")
+        raise UserError(f"--data: {file} holds no text; give a file with a text a line")
     return texts
 
 
-def _rows(subject: Subject, options: argparse.Namespace, limit: int) -> Sequence[Row]:
-    rows = read_free_rows(options.data, limit)
-    return apply_special_token_policy(rows, subject.tokenizer, "skip")[0]
+def _rows(subject: Subject, file: Path, limit: int) -> Sequence[Row]:
+    return apply_special_token_policy(read_free_rows(file, limit), subject.tokenizer, "skip")[0]
 
 
 def _write(study: Study, folder: Path, recorded: dict | None = None) -> None:
@@ -152,7 +156,6 @@ def _peak_memory_mb() -> int:
 
 
 def _folder_options(arguments: list[str] | None) -> argparse.Namespace:
-    section = Inside()
     command = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -160,11 +163,15 @@ def _folder_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--path", type=Path, required=True, metavar="MODEL", help="model folder or .gguf file")
     add("--data", type=Path, required=True, metavar="FILE", help="rows, or a text a line (.txt)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of tables and figures")
-    add("--limit", type=positive, default=section.rows, help="first rows only")
-    add("--sample", type=positive, default=section.sample, help="rows for what is costly")
+    rows, sample = (
+        f"{Inside().rows}, plain {PLAIN_ROWS}",
+        f"{Inside().sample}, plain {PLAIN_SAMPLE}",
+    )
+    add("--limit", type=positive, help=f"first rows only (latent {rows})")
+    add("--sample", type=positive, help=f"rows for what is costly (latent {sample})")
     add("--max-steps", type=count, default=10, help="most latent steps that are looked at")
     add("--batch-size", type=positive, default=64)
-    add_reading_options(command)
+    add_reading_options(command, ("float32",))
     return command.parse_args(arguments)
 
 

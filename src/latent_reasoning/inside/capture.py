@@ -190,6 +190,17 @@ def skipped(anatomy: Anatomy, block: int, where: Tensor | None = None) -> Iterat
         yield
 
 
+@contextlib.contextmanager
+def replayed(anatomy: Anatomy, states: States, blocks: int) -> Iterator[None]:
+    """Have the first blocks add what they added in `states`: their products are not made again."""
+    with contextlib.ExitStack() as stack:
+        for modules, outputs in ((anatomy.attention, states.attention), (anatomy.mlp, states.mlp)):
+            for module, output in list(zip(modules, outputs, strict=True))[:blocks]:
+                module.forward = lambda *_, output=output, **__: output
+                stack.callback(delattr, module, "forward")
+        yield
+
+
 @torch.no_grad()
 def attention_weights(
     model: LatentReasoner, anatomy: Anatomy, inputs: Tensor, mask: Tensor

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy
 import pandas
 import torch
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -109,27 +109,26 @@ def _probes(
     """The probe of some states and its controls."""
     train, test = known
     shuffled = numpy.random.default_rng(SEED).permutation(train)
-    tried = [("latent", states, train), ("shuffled", states, shuffled)]
-    if controls is not None:
-        tried.append(("question", controls, train))
     majority = max(numpy.mean(test == value) for value in set(test))
+    found = dict(zip(("latent", "shuffled"), _fit(states, train, shuffled), strict=True))
+    if controls is not None:
+        found["question"] = _fit(controls, train)[0]
     return [
-        where
-        | {"source": source}
-        | share(_fit(x[0], labels, x[1]) == test)
-        | {"majority": majority}
-        for source, x, labels in tried
+        where | {"source": source} | share(labels == test) | {"majority": majority}
+        for source, labels in found.items()
     ]
 
 
-def _fit(states: numpy.ndarray, labels: numpy.ndarray, others: numpy.ndarray) -> numpy.ndarray:
-    """The labels of other states by a probe of these."""
-    if len(set(labels)) == 1:
-        return numpy.full(len(others), labels[0])
-    fitted = make_pipeline(StandardScaler(), RidgeClassifier(alpha=RIDGE))
+def _fit(states: list[numpy.ndarray], *labels: numpy.ndarray) -> list[numpy.ndarray]:
+    """The labels of other states, `states[1]`, by a probe of `states[0]` for each kind of `labels`:
+    sklearn's `RidgeClassifier` on standardised states, all kinds in one fit."""
+    classes = numpy.unique(labels[0])
+    targets = [2.0 * (kind[:, None] == classes) - 1 for kind in labels]
+    fitted = make_pipeline(StandardScaler(), Ridge(alpha=RIDGE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # states that are the same everywhere
-        return fitted.fit(states, labels).predict(others)
+        scores = fitted.fit(states[0], numpy.hstack(targets)).predict(states[1])
+    return [classes[part.argmax(1)] for part in numpy.split(scores, len(labels), axis=1)]
 
 
 # ------------------------------------------------------------------------------ H. signals

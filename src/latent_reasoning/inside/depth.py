@@ -3,14 +3,14 @@
 With a and m the outputs of attention and MLP of a block, h the stream before it and h' = h + a.
 Every number is first averaged over the positions of a row, then over rows, with an interval.
 
-B rows, T columns, L blocks.
+B rows, T columns, L blocks, M numbers a position.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import pandas
 import torch
@@ -20,13 +20,15 @@ from latent_reasoning.inside.capture import (
     Anatomy,
     States,
     attention_weights,
+    capture,
     captured,
     read,
+    replayed,
     skipped,
 )
 from latent_reasoning.inside.reasoning import Subject
 from latent_reasoning.inside.sequences import Batch, Place, Text, batched
-from latent_reasoning.inside.statistics import mean_interval
+from latent_reasoning.inside.statistics import mean_intervals
 from latent_reasoning.model.passes import Kind
 
 GROUPS = {
@@ -38,6 +40,69 @@ GROUPS = {
 LENS_POSITIONS = 16
 """Positions of a group that a row's lens by layer reads, at most: the last ones."""
 TOP = 5
+FEWEST = 5
+"""Rows of one K that are shown apart, at least."""
+
+Label = dict[str, object]
+
+
+def groups_of(batch: Batch) -> dict[str, Tensor]:
+    """The columns (B, T) of each group."""
+    return {
+        name: torch.stack([batch.places == place for place in places]).any(0)
+        for name, places in GROUPS.items()
+    }
+
+
+@dataclass
+class RowMeans:
+    """Numbers of positions, averaged over those of each row, and then over rows."""
+
+    kept: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def add(
+        self, batch: Batch, columns: dict[tuple, Tensor], labels: Sequence[Label], values: Tensor
+    ) -> None:
+        """Add `values` (M, B, T), described by M `labels`, at the `columns` (B, T) of each group:
+        a group's key is the items of its own label."""
+        names = tuple(tuple(label.items()) for label in labels)
+        for group, mask in columns.items():
+            count = mask.sum(1)
+            means = values.masked_fill(~mask, 0).sum(-1)[:, count > 0] / count[count > 0]
+            rows = batch.operations[(count > 0).cpu()]
+            if len(rows):
+                self.kept.setdefault((group, names), []).append((rows, means.double().cpu()))
+
+    def table(self) -> pandas.DataFrame:
+        """A line a label and group, with `operations` (0: all rows; K apart where several occur, in
+        `FEWEST` rows at least), `n, mean, low, high`."""
+        parts = {
+            key: [torch.cat(x, -1) for x in zip(*p, strict=True)] for key, p in self.kept.items()
+        }
+        every = {k for rows, _ in parts.values() for k in rows.tolist()}
+        lines: list[Label] = []
+        for (group, names), (rows, means) in parts.items():
+            for k in [0, *sorted(every)] if len(every) > 1 else [0]:
+                chosen = means if k == 0 else means[:, rows == k]
+                count = chosen.shape[1]
+                if k and count < FEWEST:
+                    continue
+                intervals = mean_intervals(chosen.numpy().T).T.tolist()
+                for name, (mean, low, high) in zip(names, intervals, strict=True):
+                    line = dict(group + name) | {"operations": k, "n": count}
+                    lines.append(line | {"mean": mean, "low": low, "high": high})
+        return pandas.DataFrame(lines, columns=None if lines else [*COLUMNS])
+
+
+COLUMNS = ("group", "source", "head", "where", "block", "operations", "n", "mean", "low", "high")
+"""Of a table without lines."""
+
+
+def _grouped(batch: Batch, within: Tensor, **label: object) -> dict[tuple, Tensor]:
+    """The columns of each group that lie `within` (B, T), by the group's label."""
+    return {
+        (*label.items(), ("group", name)): mask & within for name, mask in groups_of(batch).items()
+    }
 
 
 @dataclass
@@ -47,39 +112,18 @@ class Depth:
     subject: Subject
     anatomy: Anatomy
     lens_rows: int
-    lines: list[dict] = field(default_factory=list)
+    means: RowMeans = field(default_factory=RowMeans)
 
     def add(self, batch: Batch, states: States) -> None:
         """Add the rows of a batch."""
-        measures = [
-            (block, name, value)
-            for block in range(self.anatomy.blocks)
-            for name, value in _contributions(states, block).items()
-        ]
-        self._record(batch, measures, batch.mask)
+        labels, values = [], []
+        for block in range(self.anatomy.blocks):
+            for name, value in _contributions(states, block).items():
+                labels.append({"measure": name, "block": block})
+                values.append(value)
+        self.means.add(batch, _grouped(batch, batch.mask), labels, torch.stack(values))
         if int(batch.rows[0]) < self.lens_rows:
             self._lens(batch, states)
-
-    def _record(
-        self, batch: Batch, measures: list[tuple[int, str, Tensor]], chosen: Tensor
-    ) -> None:
-        """A line for each row, group and measure (block, name, (B, T)): the mean over positions."""
-        for group, mask in groups_of(batch).items():
-            mask = mask & chosen
-            count = mask.sum(1)
-            rows = (count > 0).nonzero()[:, 0]
-            for block, name, value in measures:
-                means = value.masked_fill(~mask, 0).sum(1) / count.clamp(min=1)
-                for row in rows.tolist():
-                    self.lines.append(
-                        {
-                            "group": group,
-                            "operations": int(batch.operations[row]),
-                            "block": block,
-                            "measure": name,
-                            "mean": float(means[row]),
-                        }
-                    )
 
     @torch.no_grad()
     def _lens(self, batch: Batch, states: States) -> None:
@@ -92,7 +136,7 @@ class Depth:
         kinds = torch.full(row.shape, int(Kind.TEXT), device=row.device)
         out = model.logits(states.final[row, column], kinds).float().log_softmax(-1)
         best = out.topk(TOP, -1).indices
-        measures = []
+        labels, values = [], []
         for block, stream in enumerate(states.stream, -1):
             hidden = self.anatomy.final_norm(stream[row, column])
             log_probs = model.logits(hidden, kinds).float().log_softmax(-1)
@@ -103,35 +147,13 @@ class Depth:
             for name, value in (("kl", kl), ("overlap", same)):
                 whole = torch.zeros(chosen.shape, device=value.device).to(value)
                 whole[row, column] = value
-                measures.append((block, name, whole))
-        self._record(batch, measures, chosen)
+                labels.append({"measure": name, "block": block})
+                values.append(whole)
+        self.means.add(batch, _grouped(batch, chosen), labels, torch.stack(values))
 
     def table(self) -> pandas.DataFrame:
-        """`group, operations` (0: all), `measure, block, n, mean, low, high`."""
-        return summarised(self.lines, ["group", "measure", "block"])
-
-
-def groups_of(batch: Batch) -> dict[str, Tensor]:
-    """The columns (B, T) of each group."""
-    return {
-        name: torch.stack([batch.places == place for place in places]).any(0)
-        for name, places in GROUPS.items()
-    }
-
-
-def summarised(lines: list[dict], keys: list[str]) -> pandas.DataFrame:
-    """Means over rows with their intervals, over all rows (`operations` 0) and by K."""
-    table, made = pandas.DataFrame(lines), []
-    if table.empty:
-        return pandas.DataFrame(columns=[*keys, "operations", "n", "mean", "low", "high"])
-    several = table["operations"].nunique() > 1
-    for operations in [[], ["operations"]] if several else [[]]:
-        for place, group in table.groupby([*keys, *operations], sort=False):
-            mean, low, high = mean_interval(group["mean"])
-            line = dict(zip([*keys, *operations], place, strict=True))
-            line.setdefault("operations", 0)
-            made.append(line | {"n": len(group), "mean": mean, "low": low, "high": high})
-    return pandas.DataFrame(made)
+        """`group, measure, block, operations` (0: all), `n, mean, low, high`."""
+        return self.means.table()
 
 
 def _contributions(states: States, block: int) -> dict[str, Tensor]:
@@ -161,34 +183,43 @@ def skip_effects(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) -> p
     """How much skipping block `skipped` changes each later block's contribution, relative to it.
 
     `where`: `all`, skipped at all positions; `later`, skipped at the first ones only (the question
-    of a latent model, the first half of a text) and measured after them. `group, operations,
-    skipped, block, n, mean, low, high`. The inputs of latents stay those of the whole model.
+    of a latent model, the first half of a text) and measured after them. `where, group, skipped,
+    block, operations, n, mean, low, high`. The inputs of latents stay those of the whole model.
+    Blocks before the skipped one are not run again.
     """
-    lines: list[dict] = []
-    for batch in batched(subject, texts, anatomy.blocks):
-        whole = _changes(subject, anatomy, batch)
+    means, blocks = RowMeans(), range(anatomy.blocks)
+    labels: list[Label] = [{"skipped": s, "block": b} for s, b in itertools.combinations(blocks, 2)]
+    for batch in batched(subject, texts, anatomy.blocks) if labels else ():
+        states = capture(subject.model, anatomy, batch.inputs, batch.mask)
+        whole = _changes(states)
+        sizes = [change.norm(dim=-1).clamp(min=1e-12) for change in whole]
         early = _first_part(batch)
-        for block in range(anatomy.blocks):
-            for where, columns, seen in (
-                ("all", None, batch.mask),
-                ("later", early, batch.mask & ~early),
-            ):
-                with skipped(anatomy, block, columns):
-                    without = _changes(subject, anatomy, batch)
-                for later in range(block + 1, anatomy.blocks):
-                    change = (whole[later] - without[later]).norm(dim=-1)
-                    change = change / whole[later].norm(dim=-1).clamp(min=1e-12)
-                    place = {"where": where, "skipped": block, "block": later}
-                    lines += _row_means(batch, change, seen, place)
-    return summarised(lines, ["where", "group", "skipped", "block"])
+        for where, columns, seen in (
+            ("all", None, batch.mask),
+            ("later", early, batch.mask & ~early),
+        ):
+            values = []
+            for block in blocks[:-1]:
+                with (
+                    replayed(anatomy, states, block),
+                    skipped(anatomy, block, columns),
+                    captured(subject.model.base, anatomy) as without,
+                ):
+                    read(subject.model, batch.inputs, batch.mask)
+                changes = _changes(without)
+                values += [
+                    (whole[later] - changes[later]).norm(dim=-1) / sizes[later]
+                    for later in blocks[block + 1 :]
+                ]
+            groups = _grouped(batch, seen, where=where)
+            groups[("where", where), ("group", "every")] = seen
+            means.add(batch, groups, labels, torch.stack(values))
+    return means.table()
 
 
-def _changes(subject: Subject, anatomy: Anatomy, batch: Batch) -> list[Tensor]:
-    """What each block adds to the stream, (B, T, d); a skipped one adds nothing."""
-    with captured(subject.model.base, anatomy) as states:
-        read(subject.model, batch.inputs, batch.mask)
-    stream = states.stream
-    return [after - before for before, after in pairwise(stream)]
+def _changes(states: States) -> list[Tensor]:
+    """What each block adds to the stream, (B, T, d)."""
+    return [after - before for before, after in itertools.pairwise(states.stream)]
 
 
 def _first_part(batch: Batch) -> Tensor:
@@ -198,20 +229,6 @@ def _first_part(batch: Batch) -> Tensor:
     return batch.mask & (batch.positions < (batch.mask.sum(1, keepdim=True) + 1) // 2)
 
 
-def _row_means(batch: Batch, value: Tensor, seen: Tensor, place: dict) -> list[dict]:
-    lines = []
-    for group, mask in {**groups_of(batch), "every": batch.mask}.items():
-        mask = mask & seen
-        count = mask.sum(1)
-        means = value.masked_fill(~mask, 0).sum(1) / count.clamp(min=1)
-        lines += [
-            place | {"group": group, "operations": int(k), "mean": float(mean)}
-            for k, mean, some in zip(batch.operations, means, count, strict=True)
-            if some
-        ]
-    return lines
-
-
 # ------------------------------------------------------------------------- G. attention mass
 
 
@@ -219,22 +236,16 @@ def attention_mass(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) ->
     """Where answer tokens and latents look: `source` (latent, answer), `target` (question, START,
     latents, answer; each the row's columns up to the source's own), `block, head` (-1: their mean),
     `operations, n, mean, low, high`."""
-    lines: list[dict] = []
+    means = RowMeans()
     for batch in batched(subject, texts, anatomy.blocks):
         weights = attention_weights(subject.model, anatomy, batch.inputs, batch.mask)
-        targets = {place.name.lower(): batch.places == place for place in Place if place}
-        for source in ("latent", "answer"):
-            from_ = targets[source]
-            count = from_.sum(1)
-            for target, to in targets.items():
-                for block, weight in enumerate(weights):
-                    mass = (weight * to[:, None, None]).sum(-1).masked_fill(~from_[:, None], 0)
-                    means = mass.sum(-1) / count.clamp(min=1)[:, None]
-                    for head, of_head in [(-1, means.mean(1)), *enumerate(means.T)]:
-                        place = {"source": source, "target": target, "block": block, "head": head}
-                        lines += [
-                            place | {"operations": int(k), "mean": float(mean)}
-                            for k, mean, some in zip(batch.operations, of_head, count, strict=True)
-                            if some
-                        ]
-    return summarised(lines, ["source", "target", "block", "head"])
+        places = {place.name.lower(): batch.places == place for place in Place if place}
+        labels, values = [], []
+        for target, block in itertools.product(places, range(len(weights))):
+            mass = (weights[block] * places[target][:, None, None]).sum(-1)
+            for head in range(-1, mass.shape[1]):
+                labels.append({"target": target, "block": block, "head": head})
+                values.append(mass.mean(1) if head < 0 else mass[:, head])
+        sources = {(("source", name),): places[name] for name in ("latent", "answer")}
+        means.add(batch, sources, labels, torch.stack(values))
+    return means.table()

@@ -11,10 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy
-import pandas
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from latent_reasoning.analysis.style import (
     MARKERS,
@@ -26,27 +23,8 @@ from latent_reasoning.analysis.style import (
     save,
     share_axis,
 )
+from latent_reasoning.inside.drawing import Tables, error_bars, heat_map, look, whole_numbers
 from latent_reasoning.inside.space_figures import SPACE_FIGURES
-
-Tables = Mapping[str, pandas.DataFrame]
-SHARES = "cividis"
-"""The map of shares: one lightness scale, the same for the colour-blind."""
-
-
-def heat_map(axes: Axes, table: pandas.DataFrame, title: str, x: str, y: str) -> None:
-    """Shares 0 to 1 with their per cent in the cells; index down, columns across."""
-    values = table.to_numpy(dtype=float)
-    axes.imshow(values, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            if not numpy.isnan(value):
-                colour = "black" if value > 0.6 else "white"
-                text = f"{100 * value:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
-    axes.set_yticks(range(len(table)), [str(i) for i in table.index])
-    axes.grid(visible=False)
-    axes.set(title=title, xlabel=x, ylabel=y)
 
 
 def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
@@ -66,6 +44,21 @@ def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def errors(tables: Tables, _: Mapping[str, Any]) -> Figure:
+    """A: the first value that is read wrong, in rows whose answer is right or wrong."""
+    table = tables["errors"].query("operations > 0")
+    if table.empty:
+        return nothing_to_show("no row has an intermediate value that its latents could hold")
+    figure, grid = page(1, 2, 2.7)
+    for axes, answers in zip(grid[0], ("right", "wrong"), strict=True):
+        cells = table[table["answers"] == answers]
+        matrix = cells.pivot(index="operations", columns="entered", values="accuracy")
+        count = cells.drop_duplicates("operations")["n"].sum()
+        title = f"{answers} answers (n = {count}), per cent of a row"
+        heat_map(axes, matrix, title, "first value read wrong, m (K: none)", "operations K")
+    return figure
+
+
 def interventions(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """B: accuracy where the input of a step is replaced."""
     table = tables["interventions"]
@@ -77,9 +70,9 @@ def interventions(tables: Tables, _: Mapping[str, Any]) -> Figure:
     for index, kind in enumerate(kinds):
         rows = table[table["kind"] == kind].sort_values("step")
         place = rows["step"] + 0.09 * (index - (len(kinds) - 1) / 2)
-        errors = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-        style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2}
-        axes.errorbar(place, rows["accuracy"], yerr=errors, linestyle="none", label=kind, **style)
+        style = {"linestyle": "none", "capsize": 2, "label": kind, **look(index)}
+        errors = error_bars(rows, "accuracy")
+        axes.errorbar(place, rows["accuracy"], yerr=errors, **style)
     untouched = table.groupby("step")["untouched"].mean()
     axes.plot(untouched.index, untouched, color="#555555", linestyle=":", label="untouched")
     steps = sorted(set(table["step"]))
@@ -145,8 +138,7 @@ def probes(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     axes = grid[0][1]
     diagonal = table[(table["step"] == table["value"] - 1) & (table["source"] == "latent")]
     for index, (m, rows) in enumerate(diagonal.groupby("value")):
-        style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
-        axes.plot(rows["block"], rows["accuracy"], label=f"v_{m} from h_{m - 1}", **style)
+        axes.plot(rows["block"], rows["accuracy"], label=f"v_{m} from h_{m - 1}", **look(index))
     for source, line in (("question", ":"), ("shuffled", "--")):
         rows = table[table["source"] == source].groupby("block")["accuracy"].mean()
         axes.plot(rows.index, rows, color="#777777", linestyle=line, label=f"control: {source}")
@@ -222,7 +214,7 @@ def attention(tables: Tables, summary: Mapping[str, Any]) -> Figure:
             axes.bar(mean.index, mean, bottom=bottom, label=target, edgecolor="white", **style)
             bottom += mean.to_numpy()
         axes.set(title=f"from {source} positions", xlabel="block", ylabel="attention to")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     share_axis(grid[0][0])
     legend_below(figure, grid[0][0], columns=4)
     return figure
@@ -238,10 +230,9 @@ def signals(tables: Tables, _: Mapping[str, Any]) -> Figure:
     axes = grid[0][0]
     for index, (k, rows) in enumerate(table.groupby("operations")):
         place = rows["signal"].map(names.index) + 0.13 * (index - 1.5)
-        errors = [rows["auc"] - rows["low"], rows["high"] - rows["auc"]]
         label = ("all rows" if k == 0 else f"K = {k}") + f" ({rows['wrong'].iloc[0]} wrong)"
-        style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8], "capsize": 2}
-        axes.errorbar(rows["auc"], place, xerr=errors, linestyle="none", label=label, **style)
+        style = {"linestyle": "none", "capsize": 2, "label": label, **look(index)}
+        axes.errorbar(rows["auc"], place, xerr=error_bars(rows, "auc"), **style)
     axes.axvline(0.5, color="#555555", linestyle=":")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="AUC for a right answer", xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
@@ -251,6 +242,7 @@ def signals(tables: Tables, _: Mapping[str, Any]) -> Figure:
 
 LATENT_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
     "lens": lens,
+    "errors": errors,
     "counterfactual": counterfactual,
     "interventions": interventions,
     "need": need,
@@ -269,6 +261,6 @@ def draw_all(tables: Tables, summary: Mapping[str, Any], folder: Path) -> None:
         with matplotlib.rc_context(STYLE):
             figure = draw(tables, summary)
             # Laid out once, not anew for each format.
-            figure.draw_without_rendering()
+            figure.get_layout_engine().execute(figure)
             figure.set_layout_engine("none")
         save(figure, folder, name)

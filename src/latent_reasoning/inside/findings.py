@@ -24,7 +24,12 @@ def findings(
     """`analysis` (its letter), `finding` in words, `value, low, high, n, control`, `unit`."""
     lines: list[tuple] = []
     if summary["latent"]:
-        lines += [*_lens(tables["lens"]), *_causes(tables), *_need(summary["need"])]
+        lines += [
+            *_lens(tables["lens"]),
+            *_errors(tables["errors"]),
+            *_causes(tables),
+            *_need(summary["need"]),
+        ]
         lines += _probes(tables["probes"], summary["blocks"])
     lines += [*_geometry(tables["norms"], summary), *_depth(tables, summary)]
     if summary["latent"]:
@@ -50,6 +55,29 @@ def _lens(lens: pandas.DataFrame) -> list[tuple]:
         control = _pooled(of_role[of_role.index == "control_top1"])[0]
         lines.append(("A", words, share, low, high, n, control, "share"))
     return lines
+
+
+def _errors(errors: pandas.DataFrame) -> list[tuple]:
+    """Among rows with values m < K: is one read wrong, and is the answer what follows from it?"""
+    every = errors[(errors["operations"] == 0) & (errors["entered"] == 0)].set_index("answers")
+    if "wrong" not in every.index:
+        return []
+    wrong, numbers = every.loc["wrong"], ["accuracy", "low", "high", "n"]
+    control = every.loc["right", "accuracy"] if "right" in every.index else NAN
+    follows = [wrong[f"follows_{name}"] for name in numbers]
+    words = "a wrong answer is exactly what follows from the first value read wrong"
+    return [
+        *[
+            (
+                "A",
+                "an intermediate value is read wrong where the answer is wrong (control: right)",
+                *wrong[numbers],
+                control,
+                "share",
+            )
+        ],
+        ("A", words, *follows, wrong["chance"], "share"),
+    ]
 
 
 def _causes(tables: Mapping[str, pandas.DataFrame]) -> list[tuple]:

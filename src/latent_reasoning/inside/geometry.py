@@ -10,7 +10,6 @@ S = 6 L + 2 states of a model of L blocks, P positions, d hidden size.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 
 import numpy
 import pandas
@@ -30,6 +29,8 @@ FEWEST = 0.1
 """A position is shown where at least this share of the texts reaches it."""
 VOCABULARY = 2000
 """Single tokens that are read: the whole vocabulary, or as many of it by chance."""
+KEPT = 100
+"""Texts of which each gives its means over positions, and a position to F6 and F7: the first."""
 STREAM = (EMBEDDING, "attention_stream", "mlp_stream")
 """The states of the stream itself."""
 
@@ -59,51 +60,45 @@ class Moments:
         return mean.numpy(), chosen, shares
 
 
-@dataclass
-class Sample:
-    """Vectors of a few texts: unit means over positions, and states at a position by chance."""
-
-    means: list[Tensor]
-    parts: list[Tensor]
-
-
 class Geometry:
-    """An observer of norms, means and moments; `sample` texts are kept apart."""
+    """An observer of norms, means and moments."""
 
-    def __init__(self, anatomy: Anatomy, hidden: int, longest: int, sample: int) -> None:
-        self.names, self.sample = names(anatomy.blocks), sample
-        count = len(self.names)
+    def __init__(self, anatomy: Anatomy, hidden: int, longest: int) -> None:
+        self.names = names(anatomy.blocks)
         self.stream = [i for i, (name, _) in enumerate(self.names) if name in STREAM]
-        self.norms = torch.zeros(count, longest)
-        self.unit, self.raw = (torch.zeros(count, longest, hidden) for _ in range(2))
+        self.norms = torch.zeros(len(self.names), longest)
+        self.unit = torch.zeros(len(self.stream), longest, hidden)
+        self.raw = torch.zeros(longest, hidden)
         self.reached = torch.zeros(longest)
         self.moments = Moments(hidden)
-        self.kept = Sample([], [])
+        # Of the first texts: unit means over positions, and states at a position by chance.
+        self.kept_means: list[Tensor] = []
+        self.kept_parts: list[Tensor] = []
         self.generator = torch.Generator().manual_seed(SEED)
 
     def add(self, batch: Batch, states: States) -> None:
         """Add the texts of a batch."""
         mask, position = batch.mask, batch.positions[batch.mask].cpu()
         self.reached.index_add_(0, position, torch.ones(len(position)))
-        fewer = int((batch.rows < self.sample).sum())
+        fewer = int((batch.rows < KEPT).sum())
         weight = (mask / mask.sum(1, keepdim=True))[:fewer, :, None]
         at = self._places(batch, fewer)
-        means, parts = [], []
-        for index, (name, _, value) in enumerate(states.named()):
+        means, parts, totals = [], [], iter(self.unit)
+        for norms, (name, _, value) in zip(self.norms, states.named(), strict=True):
             flat = value[mask].float()
-            unit = normalize(flat, dim=-1)
-            self.norms[index].index_add_(0, position, flat.norm(dim=-1).cpu())
-            self.raw[index].index_add_(0, position, flat.cpu())
-            self.unit[index].index_add_(0, position, unit.cpu())
+            norms.index_add_(0, position, flat.norm(dim=-1).cpu())
             if name in STREAM:
+                unit = normalize(flat, dim=-1)
+                self.raw.index_add_(0, position, flat.cpu() / len(self.stream))
+                next(totals).index_add_(0, position, unit.cpu())
                 self.moments.add(unit)
                 some = value[:fewer].float().masked_fill(~mask[:fewer, :, None], 0)
                 means.append((normalize(some, dim=-1) * weight).sum(1).cpu())
             if name in ("attention", "mlp"):
                 parts.append(value[:fewer][torch.arange(fewer), at].float().cpu())
         if fewer:
-            self.kept.means.append(torch.stack(means, 1))
-            self.kept.parts.append(torch.stack(parts, 1))
+            self.kept_means.append(torch.stack(means, 1))
+            self.kept_parts.append(torch.stack(parts, 1))
 
     def _places(self, batch: Batch, count: int) -> Tensor:
         """A column of each of the first rows, by chance, but never the first position."""
@@ -118,10 +113,9 @@ class Geometry:
         """Positions that enough texts reach."""
         return int((self.reached >= max(1, FEWEST * self.reached[0])).sum())
 
-    def means(self, kind: str) -> Tensor:
-        """Means over texts (S, P, d) of `raw` or `unit` states."""
-        total = self.raw if kind == "raw" else self.unit
-        return total[:, : self.positions] / self.reached[: self.positions, None]
+    def means(self, total: Tensor) -> Tensor:
+        """Means over texts (.., P, d) of sums by position, `unit` or `raw`."""
+        return total[..., : self.positions, :] / self.reached[: self.positions, None]
 
 
 def norm_table(geometry: Geometry) -> pandas.DataFrame:
@@ -162,17 +156,20 @@ def points(geometry: Geometry, umap: bool) -> pandas.DataFrame:
     """F5 to F11: `figure, panel, part, block, index` (position or text), components `c1` .. `c6`,
     and `explained`, the shares of the variance of the first two as text."""
     mean, axes, shares = geometry.moments.components()
-    unit, frames = geometry.means("unit"), []
+    unit, frames = geometry.means(geometry.unit), []
     for panel, vectors in (
-        ("means over texts", unit[geometry.stream].transpose(0, 1)),
-        ("means over positions", torch.cat(geometry.kept.means)),
+        ("means over texts", unit.transpose(0, 1)),
+        ("means over positions", torch.cat(geometry.kept_means)),
     ):
         projected = (vectors.numpy() - mean) @ axes.T
         where = [geometry.names[i] for i in geometry.stream]
         frames.append(_frame("stream", panel, projected, where, shares))
     frames += _part_frames(geometry, umap)
-    for figure, kind, first in (("positions_unit", "unit", 0), ("positions_raw", "raw", 1)):
-        by_position = geometry.means(kind)[geometry.stream].mean(0)[first:].numpy()
+    for figure, means, first in (
+        ("positions_unit", unit.mean(0), 0),
+        ("positions_raw", geometry.means(geometry.raw), 1),
+    ):
+        by_position = means[first:].numpy()
         if len(by_position) > 6:
             fitted = PCA(6).fit(by_position)
             made = _frame(
@@ -211,7 +208,7 @@ def _inner_parts(geometry: Geometry) -> tuple[Tensor, list[tuple[str, int]]]:
     where = [n for n in geometry.names if n[0] in ("attention", "mlp")]
     last = max(block for _, block in where)
     inner = [i for i, (_, b) in enumerate(where) if 0 < b < last] or list(range(len(where)))
-    return torch.cat(geometry.kept.parts)[:, inner], [where[i] for i in inner]
+    return torch.cat(geometry.kept_parts)[:, inner], [where[i] for i in inner]
 
 
 def separation(geometry: Geometry) -> dict[str, float]:

@@ -103,17 +103,17 @@ def intervene(subject: Subject, reasoning: Reasoning, donors: Donors) -> pandas.
     frames = []
     for batch in batches(len(reasoning.rows), subject.batch):
         rows = torch.tensor(batch)
-        start = Walk.begin(subject.model, [reasoning.prompts[i] for i in batch])
-        for kind, replaced in by_kind.items():
-            least = 2 if kind == "order" else 1
-            for step in range(ALL_STEPS, most + 1):
-                concerned = reasoning.steps[rows] >= max(step, least)
+        walk = Walk.begin(subject.model, [reasoning.prompts[i] for i in batch])
+        for step in range(ALL_STEPS, most + 1):
+            walk.run(max(step, 1) - 1)  # what comes before the step is the same for all kinds
+            for kind, replaced in by_kind.items():
+                concerned = reasoning.steps[rows] >= max(step, 2 if kind == "order" else 1)
                 if kind == "donor":
                     concerned &= donors.rows[rows] >= 0
                 if not concerned.any():
                     continue
-                walk = start.fork().run(most, _change(step, replaced[rows], subject))
-                frame = _answers(subject, reasoning, walk, rows, concerned)
+                changed = walk.fork().run(most, _change(step, replaced[rows]))
+                frame = _answers(subject, reasoning, changed, rows, concerned)
                 frames.append(frame.assign(kind=kind, step=step))
     columns = ["kind", "step", "row", "steps", "answer", "correct", "log_probability"]
     table = pandas.concat(frames) if frames else pandas.DataFrame(columns=columns)
@@ -122,7 +122,7 @@ def intervene(subject: Subject, reasoning: Reasoning, donors: Donors) -> pandas.
     return table.sort_values(["kind", "step", "row"], ignore_index=True)
 
 
-def _change(step: int, replaced: Tensor, subject: Subject) -> Callable[[int, Tensor], Tensor]:
+def _change(step: int, replaced: Tensor) -> Callable[[int, Tensor], Tensor]:
     def change(j: int, inputs: Tensor) -> Tensor:
         return replaced[:, j - 1].to(inputs) if step in (ALL_STEPS, j) else inputs
 
@@ -176,7 +176,7 @@ def counterfactual_shares(
             wanted = [answer for answer in implied if answer is not None]
             if len(cell) < 2:
                 continue
-            hits, chance = _hits_and_chance(cell["answer"].tolist(), wanted, subject)
+            hits, chance = hits_and_chance(cell["answer"].tolist(), wanted, subject)
             mean, low, high = mean_interval(hits - chance)
             line = {"step": step, "role": role, "value": m, **share(hits), "chance": chance.mean()}
             line |= {"difference": mean, "difference_low": low, "difference_high": high}
@@ -184,7 +184,7 @@ def counterfactual_shares(
     return pandas.DataFrame(lines, columns=None if lines else ["step", "role", "value", "n"])
 
 
-def _hits_and_chance(
+def hits_and_chance(
     given: list[str | None], wanted: list[Fraction | None], subject: Subject
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """For each row whether its answer is the wanted one, and the share of other rows' that are."""

@@ -86,7 +86,7 @@ def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> panda
 
     Rows count at the steps that they take by themselves.
     """
-    wanted, control = _value_tokens(subject, reasoning)
+    wanted, control = value_tokens(subject, reasoning)
     right = torch.tensor(reasoning.own["correct"].tolist())
     lines = []
     for m in range(1, wanted.shape[1] + 1):
@@ -106,7 +106,7 @@ def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> panda
     return pandas.DataFrame(lines)
 
 
-def _value_tokens(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, Tensor]:
+def value_tokens(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, Tensor]:
     """The first token of each row's values (N, K max), -1 where it has none, and of another's."""
     most = max(map(len, reasoning.equations), default=0)
     texts = sorted({e.result for equations in reasoning.equations for e in equations})

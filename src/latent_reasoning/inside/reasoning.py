@@ -47,6 +47,7 @@ class Subject:
                 latent=True,
                 forced_steps=steps,
                 suffix=self.model.settings.suffix,
+                announcement=self.model.settings.answer_text,
             )[0]
             for steps in (None, 0)
         )
@@ -139,17 +140,18 @@ def judged(
     subject: Subject, rows: Sequence[Row], of: Tensor, steps: Tensor, answers: Answers
 ) -> pandas.DataFrame:
     """`row, steps, answer, correct, log_probability` of answers to `rows[of[i]]`."""
-    texts = [decode(subject.tokenizer, ids) for ids in answers.ids]
     labels = [rows[i].answer for i in of.tolist()]
+    # Most answers are alike.
+    texts = {ids: decode(subject.tokenizer, list(ids)) for ids in set(map(tuple, answers.ids))}
+    numbers = {ids: find_number(text, subject.rule) for ids, text in texts.items()}
+    pairs = list(zip(labels, map(tuple, answers.ids), strict=True))
+    right = {p: answers_match(p[0], texts[p[1]], subject.rule) for p in set(pairs)}
     return pandas.DataFrame(
         {
             "row": of.numpy(),
             "steps": steps.numpy(),
-            "answer": [find_number(text, subject.rule) for text in texts],
-            "correct": [
-                answers_match(label, text, subject.rule)
-                for label, text in zip(labels, texts, strict=True)
-            ],
+            "answer": [numbers[ids] for _, ids in pairs],
+            "correct": [right[pair] for pair in pairs],
             "log_probability": answers.log_probability.numpy(),
         }
     )

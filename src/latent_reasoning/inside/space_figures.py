@@ -14,9 +14,7 @@ import matplotlib
 import numpy
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from latent_reasoning.analysis.style import (
     MARKERS,
@@ -25,17 +23,11 @@ from latent_reasoning.analysis.style import (
     nothing_to_show,
     page,
 )
+from latent_reasoning.inside.drawing import Tables, heat_map, look, whole_numbers
 
-Tables = Mapping[str, pandas.DataFrame]
 MAPS = {"embedding": "Greens_r", "attention": "Blues_r", "mlp": "Reds_r"}
 SHAPES = {"embedding": "s", "attention": "o", "mlp": "^"}
 POSITIONS = "viridis"
-
-
-def whole_numbers(*axis: Axis) -> None:
-    """Ticks at whole numbers."""
-    for each in axis:
-        each.set_major_locator(MaxNLocator(integer=True))
 
 
 def component_of(part: str) -> str:
@@ -142,7 +134,6 @@ def _pairs(rows: pandas.DataFrame) -> Figure:
         drawn = axes.scatter(
             rows[f"c{one}"], rows[f"c{other}"], c=rows["index"], cmap=POSITIONS, s=7, linewidths=0
         )
-        axes.plot(rows[f"c{one}"], rows[f"c{other}"], color="#bbbbbb", lw=0.5, zorder=0)
         axes.set(xlabel=f"PC {one}", ylabel=f"PC {other}", xticks=[], yticks=[])
     figure.colorbar(drawn, ax=grid, label="position", shrink=0.6)
     return figure
@@ -207,13 +198,11 @@ def layers(tables: Tables, _: Mapping[str, Any]) -> Figure:
         cells = table[table["measure"] == measure]
         every = cells[cells["operations"] == 0]
         for index, (group, rows) in enumerate(every.groupby("group", sort=False)):
-            style = {"color": PALETTE[index], "marker": MARKERS[index]}
-            grid[row][0].plot(rows["block"] + 1, rows["mean"], label=group, **style)
+            grid[row][0].plot(rows["block"] + 1, rows["mean"], label=group, **look(index))
         group = "latent" if "latent" in set(cells["group"]) else "answer"
         by_operations = cells[(cells["group"] == group) & (cells["operations"] > 0)]
         for index, (k, rows) in enumerate(by_operations.groupby("operations")):
-            style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
-            grid[row][1].plot(rows["block"] + 1, rows["mean"], label=f"K = {k}", **style)
+            grid[row][1].plot(rows["block"] + 1, rows["mean"], label=f"K = {k}", **look(index))
         for axes, title in zip(grid[row], ("by position", f"{group} positions, by K"), strict=True):
             axes.set(title=title, xlabel="layer (0: embedding)", ylabel=words)
             whole_numbers(axes.xaxis)
@@ -234,15 +223,8 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
         cells = table[table["where"] == where]
         matrix = cells.pivot(index="skipped", columns="block", values="mean")
         matrix = matrix.reindex(index=range(summary["blocks"]), columns=range(summary["blocks"]))
-        drawn = axes.imshow(matrix.to_numpy(), cmap="cividis", vmin=0, vmax=top)
-        if summary["blocks"] <= 8:
-            for (row, column), value in numpy.ndenumerate(matrix.to_numpy()):
-                if not numpy.isnan(value):
-                    colour = "black" if value > 0.6 * top else "white"
-                    style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-                    axes.text(column, row, f"{value:.2f}", **style)
-        axes.grid(visible=False)
-        axes.set(title=f"{where} positions", xlabel="changed block", ylabel="skipped block")
+        title = f"{where} positions"
+        drawn = heat_map(axes, matrix, title, "changed block", "skipped block", top=top)
         whole_numbers(axes.xaxis, axes.yaxis)
     figure.colorbar(drawn, ax=grid, label="relative change", shrink=0.8)
     return figure

@@ -29,12 +29,16 @@ def share(hits: ArrayLike) -> dict[str, float | int]:
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The mean of one number a row (a paired difference, say) and its bootstrap interval."""
-    values = numpy.asarray(values, dtype=float)
+    mean, low, high = mean_intervals(numpy.asarray(values, dtype=float)[:, None])[:, 0].tolist()
+    return mean, low, high
+
+
+def mean_intervals(values: NDArray) -> NDArray:
+    """Mean, low and high (3, M) of M numbers a row, (n, M), over the same resampled rows."""
     if not len(values):
-        return (numpy.nan,) * 3
+        return numpy.full((3, values.shape[1]), numpy.nan)
     means = _resampled(len(values)) @ values / len(values)
-    low, high = numpy.quantile(means, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+    return numpy.vstack([values.mean(0), *numpy.quantile(means, (0.025, 0.975), axis=0)])
 
 
 def paired(after: ArrayLike, before: ArrayLike) -> dict[str, float]:

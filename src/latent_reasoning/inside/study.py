@@ -15,7 +15,7 @@ from typing import Any
 import pandas
 
 from latent_reasoning.data.rows import Row
-from latent_reasoning.inside import chain, depth, geometry, interventions, lens, need
+from latent_reasoning.inside import chain, depth, errors, geometry, interventions, lens, need
 from latent_reasoning.inside.capture import Anatomy, capture
 from latent_reasoning.inside.examples import examples_of
 from latent_reasoning.inside.figures import draw_all
@@ -31,6 +31,10 @@ from latent_reasoning.runtime.files import atomic_directory, write_json, write_s
 
 EXAMPLES = 20
 """Rows of the page's example view: the first of the split, whatever their answers."""
+
+
+PLAIN_ROWS, PLAIN_SAMPLE = 60, 6
+"""Rows of a plain model, which is large as a rule, and of them those for what is costly."""
 
 
 @dataclass
@@ -126,6 +130,7 @@ def _causes(study: Study, subject: Subject, reasoning: Reasoning) -> None:
     study.tables |= {
         "words": words,
         "lens": lens.lens_matrix(subject, reasoning, tokens),
+        "errors": errors.error_shares(errors.first_errors(subject, reasoning, tokens), subject),
         "answers": changed.drop(columns="log_probability"),
         "interventions": interventions.effects(changed),
         "counterfactual": interventions.counterfactual_shares(changed, donors, subject),
@@ -152,7 +157,7 @@ def _space(
 ) -> geometry.Geometry:
     """E and F: one pass over the texts for all observers, then skipped blocks and single tokens."""
     hidden = subject.model.base.config.hidden_size
-    seen = geometry.Geometry(anatomy, hidden, max(map(length_of, texts)), options.sample)
+    seen = geometry.Geometry(anatomy, hidden, max(map(length_of, texts)))
     used = depth.Depth(subject, anatomy, options.sample)
     for batch in batched(subject, texts, anatomy.blocks):
         states = capture(subject.model, anatomy, batch.inputs, batch.mask)

@@ -39,6 +39,23 @@ class MLP(nn.Module):
         return self.norm(self.output_layer(nn.functional.gelu(self.input_layer(hidden))))
 
 
+class Projection(nn.Module):
+    """CODI's P: Linear -> GELU -> Linear -> LayerNorm (if `norm`), with torch's initial values.
+
+    Unlike `MLP` it has an inner `width` of its own (arXiv 2502.21074; its public code)."""
+
+    def __init__(self, hidden_size: int, width: int | None, norm: bool) -> None:
+        super().__init__()
+        width = width or hidden_size
+        self.input_layer = nn.Linear(hidden_size, width)
+        self.output_layer = nn.Linear(width, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size) if norm else nn.Identity()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(.., d)` -> `(.., d)`."""
+        return self.norm(self.output_layer(nn.functional.gelu(self.input_layer(hidden))))
+
+
 class LinearRmsNorm(nn.Module):
     """Linear -> RMSNorm -> + bias (`linear`, `linear_ECF`)."""
 
@@ -156,6 +173,7 @@ def build_filter(settings: LatentSettings, base: PreTrainedModel) -> nn.Module:
         "linear_ln": lambda: LinearLayerNorm(hidden_size),
         "linear_ECF": lambda: embedding_covariance_filter(embeddings.float().cpu()),
         "SRE": SRE,
+        "projection": lambda: Projection(hidden_size, settings.filter_width, settings.filter_norm),
         "mixture": lambda: MixtureFilter(
             settings.mixture_size,
             settings.mixture_temperature,

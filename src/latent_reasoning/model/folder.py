@@ -14,8 +14,7 @@ published format (`published.py`) and plain Hugging Face folders are read too.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
 from latent_reasoning.model import published, published_colar
-from latent_reasoning.model.bases import (
-    ATTENTION_KEYS,
-    UnsupportedBaseError,
-    check_config,
-    without_mask_buffers,
+from latent_reasoning.model.base_files import (
+    WEIGHTS,
+    base_of_tensors,
+    existing,
+    load_base,
+    weight_files,
+    without_progress_bars,
 )
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
@@ -61,9 +57,7 @@ from latent_reasoning.model.soft_thinking import (
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
-    check_readable,
     load_tensors,
-    raise_problems,
     read_tensors,
 )
 from latent_reasoning.runtime.device import resolve_device
@@ -77,11 +71,7 @@ from latent_reasoning.runtime.files import (
     write_text_atomically,
 )
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 LATENT_WEIGHTS = "latent.safetensors"
-UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
-"""Keys of a published `config.json` that are read by themselves or not at all."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -140,16 +130,16 @@ def load(
     `CheckpointError`.
     """
     folder = Path(path)
-    config = read_json(_existing(folder, "config.json"))
+    config = read_json(existing(folder, "config.json"))
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif published_colar.is_colar(folder):
-        base, tokenizer = load_base(folder, dtype), _tokenizer(folder)
+        base, tokenizer = load_base(folder, dtype), _tokenizer(folder, as_released=True)
         model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
-        file = _existing(folder, LATENT_WEIGHTS)
+        file = existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
         load_tensors(model, read_tensors(file), expected, file)
     elif (folder / GATE_SETTINGS).exists():
@@ -162,24 +152,6 @@ def load(
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)
     return model.to(resolve_device(device)).eval()
-
-
-def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Read the plain Hugging Face model of a folder, strictly."""
-    options: dict[str, Any] = {}
-    content = _checked(read_json(_existing(folder, "config.json")), folder)
-    for file in _weight_files(folder):
-        check_readable(file)
-    if any(key in content for key in ATTENTION_KEYS):
-        options["config"] = _config_without_kernel(folder)
-    return _from_pretrained(
-        AutoModelForCausalLM,
-        folder,
-        folder / WEIGHTS,
-        trust_remote_code=False,
-        dtype=dtype,
-        **options,
-    )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -218,7 +190,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
 def read_settings(path: str | Path) -> LatentSettings | None:
     """The latent settings of a model folder, None for a plain language model."""
     folder = Path(path)
-    config_file = _existing(folder, "config.json")
+    config_file = existing(folder, "config.json")
     config = read_json(config_file)
     if published.is_published(config):
         return _published_settings(config, config_file)
@@ -228,30 +200,10 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     return read_latent_settings(file) if file.exists() else None
 
 
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide transformers' progress bars: loading and saving are quick, and bars fill the logs."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 # --------------------------------------------------------------------------------------- internal
 
 
-def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    try:
-        check_config(config)
-    except UnsupportedBaseError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-    return config
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, *, as_released: bool = False) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -261,23 +213,16 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
             "tokenizer.json and tokenizer_config.json"
         ) from error
-    if published_colar.is_colar(folder):
+    if published_colar.is_colar(folder) and not as_released:
         published_colar.prepare_colar_tokenizer(tokenizer)
     return tokenizer
-
-
-def _config_without_kernel(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder without its choice of an attention kernel."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config._attn_implementation = None
-    return config
 
 
 def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
     file = folder / WEIGHTS
     settings = _published_settings(config, folder / "config.json")
     tensors: dict[str, Tensor] = {}
-    for part in _weight_files(folder):
+    for part in weight_files(folder):
         tensors |= read_tensors(part)
     tensors = {published.our_name(name): tensor for name, tensor in tensors.items()}
     base_tensors = {
@@ -285,16 +230,7 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
         for name, tensor in tensors.items()
         if name.startswith("base.")
     }
-    plain = {
-        key: value
-        for key, value in _checked(config, folder).items()
-        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
-    }
-    base_config = AutoConfig.for_model(config["model_type"], **plain)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)]
-    base = _from_pretrained(
-        architecture, None, file, config=base_config, state_dict=base_tensors, dtype=dtype
-    )
+    base = base_of_tensors(folder, config, base_tensors, dtype)
     model = _reasoner(base, settings, folder / "config.json")
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
     expected = {name for name in model.state_dict() if not name.startswith("base.")}
@@ -314,45 +250,6 @@ def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path
         return LatentReasoner(base, settings)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
-
-
-def _from_pretrained(
-    architecture: Any, folder: Path | None, file: Path, **options: Any
-) -> PreTrainedModel:
-    """Load by transformers, made strict; errors name `file`."""
-    try:
-        with without_progress_bars():
-            model, report = architecture.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
-        ) from error
-    problems = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
-        "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
-    }
-    raise_problems(problems, file)
-    return model
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder's base model, one or several parts."""
-    if (folder / WEIGHTS_INDEX).exists():
-        parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
-        return [_existing(folder, part) for part in sorted(parts)]
-    if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
-            "to safetensors"
-        )
-    return [_existing(folder, WEIGHTS)]
 
 
 def _check_unchanged(folder: Path, pattern: str = "*") -> None:
@@ -385,16 +282,3 @@ def _check_special_tokens(
             f"{folder}: the tokenizer's ids are not the model's ({pairs}); copy the tokenizer "
             "that was saved with the model"
         )
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
-    if not (folder / name).is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
-                "and save the whole model"
-            )
-        raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
-    return folder / name

@@ -38,6 +38,7 @@ class LatentSettings:
     special_rows: Literal["embedding", "modules"] = "embedding"
     max_latent_steps: int | None = None
     filter_width: int | None = None
+    filter_norm: bool = True
     deterministic_latents: bool = False
     latent_noise: float = 0.0
     noise_seed: int = 0

@@ -12,7 +12,7 @@ from latent_reasoning.model.tensors import REMEDY, CheckpointError
 
 LATENT_SETTINGS = "latent.json"
 RIVAL_SETTINGS = {
-    *("filter_width", "deterministic_latents", "latent_noise", "noise_seed"),
+    *("filter_width", "filter_norm", "deterministic_latents", "latent_noise", "noise_seed"),
     *("prompt_suffix", "speed", "stop_rule", "marker_id", "answer_text"),
     *("mixture_size", "mixture_temperature"),
 }

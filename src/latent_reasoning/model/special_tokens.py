@@ -126,6 +126,7 @@ def make_latent(
             stop_id=ids.stop,
             recurrent_filter=settings.recurrent_filter,
             filter_width=settings.filter_width,
+            filter_norm=settings.filter_norm,
             deterministic_latents=settings.deterministic_latents,
             stop_rule=settings.stop_rule,
             mixture_size=settings.mixture_size if is_mixture else None,

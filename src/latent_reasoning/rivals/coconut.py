@@ -29,8 +29,9 @@ class Stages:
     """The map from a row and a stage to what the row then reads.
 
     `latents_per_step` is c (0: no thought, the steps only disappear); `last_latent_stage` is M. A
-    row with fewer steps than the stage asks for has as many latent steps as the others with
-    `pad_latents`, and without it from stage M + 1 on only c for each of its own steps.
+    row with fewer steps than the stage asks for has as many latent steps as the others. Without
+    `pad_latents`, an option of the public code, it has from stage M + 1 on only c for each of its
+    own steps; the evaluation then has to know their number, so no model is trained that way here.
     """
 
     latents_per_step: int

@@ -57,33 +57,58 @@ class Groups:
     foretold: Tensor
 
 
-def colar_losses(
-    model: LatentReasoner, batch: Groups, settings: Colar, noise: Tensor | None = None
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Foretold:
+    """What the head foretells in a batch that has been read: `inputs` and `hidden` (B, T, d), all
+    else (N, d) in units of the embeddings' std. `samples` have the batch's noise."""
+
+    inputs: Tensor
+    hidden: Tensor
+    mean: Tensor
+    log_std: Tensor
+    target: Tensor
+    samples: Tensor
+
+
+def colar_losses(model: LatentReasoner, batch: Groups, settings: Colar) -> dict[str, Tensor]:
     """The weighted parts of the loss of a batch on the model's device; their sum is the loss.
 
-    `noise` (N, d) is the standard normal of the samples, None: from torch's generator. A part
-    without weight is left out, but for the cross-entropy and LAT.
+    The host waits for nothing here.
     """
+    return weighted_losses(model, batch, settings, foretell(model, batch, settings))
+
+
+def foretell(
+    model: LatentReasoner, batch: Groups, settings: Colar, noise: Tensor | None = None
+) -> Foretold:
+    """Read a batch; `noise` (N, d) is standard normal, None: from torch's generator."""
     inputs = batch_inputs(model, batch, settings)
     hidden = read_given(model, inputs, batch.mask)
     rows, columns = batch.thinking.T
     mean, log_std = model.recurrent_filter.distribution(hidden[rows, columns])
-    unit = model.recurrent_filter.embedding_std
-    target = inputs[rows, columns + 1].detach() / unit
+    target = inputs[rows, columns + 1].detach() / model.recurrent_filter.embedding_std
     noise = torch.randn_like(mean) if noise is None else noise
-    samples = mean + log_std.exp() * noise
-    latent = latent_loss(settings.latent_loss, mean, log_std, target, samples)
+    return Foretold(inputs, hidden, mean, log_std, target, mean + log_std.exp() * noise)
+
+
+def weighted_losses(
+    model: LatentReasoner, batch: Groups, settings: Colar, foretold: Foretold
+) -> dict[str, Tensor]:
+    """The parts of the loss by their names; ENT and CE2 are left out where they have no weight."""
+    latent = latent_loss(settings.latent_loss, foretold)
+    cross_entropy_ = words_cross_entropy(model, foretold.hidden, batch, settings)
     losses = {
-        "ce_loss": settings.ce_weight * words_cross_entropy(model, hidden, batch, settings),
+        "ce_loss": settings.ce_weight * cross_entropy_,
         "latent_loss": settings.latent_weight * latent,
     }
     if settings.entropy_weight:
-        losses["entropy_loss"] = settings.entropy_weight * entropy(log_std)
+        losses["entropy_loss"] = settings.entropy_weight * entropy(foretold.log_std)
     if settings.second_weight:
+        rows, columns = batch.thinking.T
         is_step = batch.input_ids[rows, columns + 1] == model.settings.continue_id
-        places = rows[is_step], columns[is_step] + 1
-        second = inputs.index_put(places, (unit * samples[is_step]).to(inputs.dtype))
+        inputs, unit = foretold.inputs, model.recurrent_filter.embedding_std
+        samples = (unit * foretold.samples[is_step]).to(inputs.dtype)
+        second = inputs.index_put((rows[is_step], columns[is_step] + 1), samples)
         hidden = read_given(model, second, batch.mask)
         again = words_cross_entropy(model, hidden, batch, settings)
         losses["second_loss"] = settings.second_weight * again
@@ -113,15 +138,12 @@ def group_embeddings(
     return sums / (divisor + EPSILON).unsqueeze(-1)
 
 
-def latent_loss(
-    kind: str, mean: Tensor, log_std: Tensor, target: Tensor, samples: Tensor
-) -> Tensor:
-    """LAT of N positions, all (N, d) in units of the embeddings' std: the mean over features and
-    positions of the squared error of `samples` (`mse`), or of the target's negative log density
-    (`nll`)."""
+def latent_loss(kind: str, foretold: Foretold) -> Tensor:
+    """LAT: the mean over features and positions of the squared error of the samples (`mse`), or of
+    the targets' negative log density (`nll`)."""
     if kind == "nll":
-        return -log_density(target, mean, log_std).mean()
-    return (samples - target).square().mean(-1).mean()
+        return -log_density(foretold.target, foretold.mean, foretold.log_std).mean()
+    return (foretold.samples - foretold.target).square().mean(-1).mean()
 
 
 def entropy(log_std: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.data.collation import bucket_by_length, pad_prompts
+from latent_reasoning.data.collation import bucket_by_length
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import Row
@@ -24,10 +23,15 @@ from latent_reasoning.data.sequences import (
     reasoning_text,
 )
 from latent_reasoning.model.folder import load, load_tokenizer
-from latent_reasoning.model.mixtures import drawn
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rivals.latent_sft import mixture_examples, mixture_model, task_of
+from latent_reasoning.model.sampling import sample_texts
+from latent_reasoning.rivals.latent_sft import (
+    mixture_examples,
+    mixture_model,
+    plain_examples,
+    task_of,
+)
 from latent_reasoning.rivals.mixture_sft import MixtureTask, counted
 from latent_reasoning.runtime import seeds
 from latent_reasoning.sft.examples import without_negative_answers
@@ -52,7 +56,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     steps = settings.steps or max(len(trace) for samples in traces for trace in samples)
     targets = [counted(aligned(samples, steps, after)) for samples in traces]
     model.change_settings(stop_rule="fixed", max_latent_steps=steps)
-    examples = mixture_examples(run, model, tokenizer, rows, targets)
+    plain = plain_examples(run, tokenizer, rows)
+    examples = mixture_examples(run, model, plain, targets)
     task = task_of(
         run,
         model,
@@ -83,39 +88,25 @@ def teacher_samples(run: TrainingRun, rows: Sequence[Row], after: int) -> list[l
     limit = settings.steps or max(map(len, texts))
     seed = seeds.seed_for(run.seed, seeds.TRACES.format(model=run.name))
     generator = torch.Generator().manual_seed(seed)
-    samples: list[list[list[int]]] = [[] for _ in rows]
+    samples: dict[int, list[list[int]]] = {}
     at_once = max(1, runtime.evaluation_batch_size // settings.traces)
     for batch in bucket_by_length([len(prompt) for prompt in prompts], at_once):
-        repeated = [prompts[row] for row in batch for _ in range(settings.traces)]
-        uniforms = torch.rand(limit, len(repeated), generator=generator)
-        written = sampled_text(teacher, repeated, uniforms, settings.trace_temperature, after)
-        for place, trace in enumerate(written.tolist()):
-            end = trace.index(after) if after in trace else len(trace)
-            samples[batch[place // settings.traces]].append(trace[:end])
-    return samples
+        uniforms = torch.rand(len(batch), settings.traces, limit, generator=generator)
+        ids, lengths, _ = sample_texts(
+            teacher,
+            [prompts[row] for row in batch],
+            uniforms,
+            after,
+            lambda hidden: _next_word(teacher, hidden, settings.trace_temperature),
+            teacher.read_tokens,
+        )
+        for row, own, ends in zip(batch, ids.tolist(), lengths.tolist(), strict=True):
+            traces = [trace[:end] for trace, end in zip(own, ends, strict=True)]
+            samples[row] = [t[:-1] if t[-1] == after else t for t in traces]
+    return [samples[row] for row in range(len(rows))]
 
 
-@torch.no_grad()
-def sampled_text(
-    model: LatentReasoner,
-    prompts: Sequence[list[int]],
-    uniforms: Tensor,
-    temperature: float,
-    end: int,
-) -> np.ndarray:
-    """Tokens (R, T) that a plain model samples after prompts from `uniforms` (T, R); all rows end
-    once each has written `end`."""
-    model.eval()
-    ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id=0))
-    state = model.read_prompts(ids, mask)
-    kinds = torch.full((len(ids),), int(Kind.TEXT), device=ids.device)
-    written = torch.full(uniforms.T.shape, end, device=ids.device)
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for step, draws in enumerate(uniforms.to(ids.device)):
-        logits = model.logits(state.last_hidden, kinds).float() / temperature
-        written[:, step] = drawn(logits.softmax(-1), draws)
-        done |= written[:, step] == end
-        if done.all():
-            break
-        model.read_tokens(state, written[:, step])
-    return written.cpu().numpy()
+def _next_word(model: LatentReasoner, hidden: Tensor, temperature: float) -> Tensor:
+    """The probabilities (R, V) of the next word after states (R, d)."""
+    kinds = torch.full(hidden.shape[:1], int(Kind.TEXT), device=hidden.device)
+    return (model.logits(hidden, kinds).float() / temperature).softmax(-1)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -36,13 +36,16 @@ from latent_reasoning.data.sequences import (
     latent_run,
     special_token_ids,
 )
+from latent_reasoning.data.step_texts import texts_of_groups
+from latent_reasoning.model.base_files import load_base
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.step_decoder import attach_step_decoder
 from latent_reasoning.rivals.coconut import Draws, Stages, mixed_stage
 from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.runtime import seeds
-from latent_reasoning.sft.examples import without_negative_answers
+from latent_reasoning.sft.examples import step_ids, without_negative_answers
 from latent_reasoning.sft.start import check_positions, latent_model
 from latent_reasoning.training.curriculum import Curriculum
 from latent_reasoning.training.run import TrainingRun
@@ -82,7 +85,18 @@ class StepCurriculum:
         """The row without its first steps, with latent steps in their place."""
         stage = mixed_stage(row.steps, self.stage(step), self.mix, draws)
         latents, left_out = self.stages.of_training(row.steps, stage)
-        return row.example(self._run(latents), row.texts[left_out])
+        example = row.example(self._run(latents), row.texts[left_out])
+        if row.step_ids is None:
+            return example
+        *ending, eos = row.ending
+        texts = texts_of_groups(
+            row.step_ids[:left_out],
+            [*row.texts[left_out], *ending],
+            latents // self.stages.latents_per_step,
+            separator=(),
+            eos_id=eos,
+        )
+        return replace(example, step_texts=texts)
 
     def beginning(self, stage: int) -> list[int]:
         """CONTINUE, as often as rows with steps enough have it, and STOP."""
@@ -165,6 +179,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Cu
     model, tokenizer = latent_model(run, entry) if entry.has_latents else _plain_model(run, entry)
     if entry.lora is not None:
         attach_lora(model, entry.lora)
+    if entry.step_decoder is not None:
+        attach_step_decoder(model, load_base(run.parents["base"]))
     rows = _rows(run, tokenizer)
     special = special_token_ids(tokenizer) if entry.has_latents else None
     curriculum = _curriculum(entry, rows, special)
@@ -189,6 +205,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Cu
         processes=run.processes,
         rows=rows,
         curriculum=curriculum,
+        step_decoder=entry.step_decoder,
+        latents_per_text=entry.latents_per_step,
     )
     return model, tokenizer, task
 
@@ -218,6 +236,9 @@ def _rows(run: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> list[StagedRo
         prefix=data.prompt.training,
         natural_language=data.natural_language,
     )
+    if run.entry.step_decoder is not None:
+        steps = step_ids(rows, tokenizer, natural_language=data.natural_language)
+        staged = [replace(r, step_ids=own) for r, own in zip(staged, steps, strict=True)]
     kept = [r for r in staged if within_limit(r.example([], r.texts[0]), data.max_tokens)]
     if not kept:
         raise DataError(
@@ -236,7 +257,7 @@ def _curriculum(
         return TokenCurriculum(removal, longest, entry.reset_optimizer)
     latents = entry.latents_per_step if entry.has_latents else 0
     return StepCurriculum(
-        Stages(latents, entry.last_latent_stage, entry.pad_latents),
+        Stages(latents, entry.last_latent_stage),
         entry.first_stage,
         entry.steps_per_stage,
         entry.uniform_mix,

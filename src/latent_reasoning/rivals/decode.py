@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from latent_reasoning.config import DecodeModel, Experiment
+from latent_reasoning.config import Experiment
 from latent_reasoning.dag.fingerprints import write_model_digest
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.model.card import Origin
@@ -34,7 +34,7 @@ def decode_model(experiment: Experiment, name: str, seed: int, digest: str) -> P
     `digest` is that of the keys it depends on. Raises `ConfigError` where its parent cannot be
     decoded so, `CheckpointError` where the parent or the new folder cannot be read.
     """
-    entry: DecodeModel = experiment.models[name]
+    entry: Any = experiment.models[name]
     layout = Layout.of(experiment)
     parent, folder = layout.model(entry.start, seed), layout.model(name, seed)
     module = import_module(f"latent_reasoning.rivals.{DECODERS[entry.method]}")

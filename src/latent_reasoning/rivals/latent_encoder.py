@@ -21,7 +21,7 @@ from torch.nn import functional
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.mixtures import Mixture, likeliest
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
+from latent_reasoning.model.special_rows import embedding_matrix, ids_on, vocabulary_logits
 
 
 class Place(IntEnum):
@@ -172,16 +172,23 @@ def masked_states(
 
 
 def encoded_mixtures(
-    encoder: LatentReasoner, decoder: LatentReasoner, batch: CompressedBatch, size: int
+    encoder: LatentReasoner,
+    decoder: LatentReasoner,
+    batch: CompressedBatch,
+    size: int,
+    excluded: Sequence[int] = (),
 ) -> Mixture:
     """The mixtures (M, k) of a batch's latent steps, row by row: of the decoder's words, the
-    likeliest by their embeddings' products with the encoder's states. The decoder's embeddings are
-    constants here."""
+    likeliest by their embeddings' products with the encoder's states, without the ids `excluded`.
+    The decoder's embeddings are constants here."""
     mask = batch.encoder_mask
     visible = induction_mask(batch.is_compress, mask)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     hidden = masked_states(encoder, encoder.embed(batch.encoder_ids), visible, positions)
-    return likeliest(hidden[batch.is_compress] @ _words(decoder).detach().T, size)
+    scores = hidden[batch.is_compress] @ _words(decoder).detach().T
+    if excluded:
+        scores = scores.index_fill(-1, ids_on(scores.device, *excluded), float("-inf"))
+    return likeliest(scores, size)
 
 
 def decoder_states(decoder: LatentReasoner, batch: CompressedBatch, mixtures: Mixture) -> Tensor:

@@ -1,8 +1,8 @@
 """Latent-SFT: latent steps are mixtures of a few words each (arXiv 2510.15522; docs/rivals.md).
 
-This is its second stage. The target mixture of latent step j is made of the j-th `rate` tokens of
-the chain of thought: how often each word occurs among them (ours, cheap). The first stage of the
-paper, which learns better targets, is `latent_encoder.py`.
+This is its second stage. The target mixture of latent step j stands for the j-th `rate` tokens of
+the chain of thought: how often each word occurs among them (ours, cheap), or what the first stage
+(`encoder_targets.py`) has learnt to make of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.rivals.encoder_targets import encoder_targets
 from latent_reasoning.rivals.mixture_sft import (
     MixtureExample,
     MixtureTask,
@@ -41,15 +42,23 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
 
     Raises `ConfigError` where it cannot start from its parent, `DataError` where no row is left.
     """
-    model, tokenizer = mixture_model(run)
     entry, data = run.entry, run.experiment.data
+    if entry.model.stop_rule == "fixed":
+        raise ConfigError(
+            f"models.{run.name}.model.stop_rule: fixed, but latent_sft takes as many latent steps "
+            "as a row's chain of thought needs; set it to marker or head"
+        )
+    model, tokenizer = mixture_model(run)
     rows = without_negative_answers(run.training_rows(tokenizer), data)
     check_answers(tokenizer, rows)
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
-    words = [chunks(ids, entry.latent_sft.rate) for ids in read_pieces(tokenizer, texts)]
-    size = model.settings.mixture_size
-    targets = [counted(row_words, size) for row_words in words]
-    examples = mixture_examples(run, model, tokenizer, rows, targets)
+    plain = plain_examples(run, tokenizer, rows)
+    if entry.latent_sft.targets == "encoder":
+        targets = encoder_targets(run, model, tokenizer, plain, texts)
+    else:
+        words = (chunks(ids, entry.latent_sft.rate) for ids in read_pieces(tokenizer, texts))
+        targets = [counted(row_words, model.settings.mixture_size) for row_words in words]
+    examples = mixture_examples(run, model, plain, targets)
     noise = gumbel_noise(run, entry.latent_sft) if entry.latent_sft.gumbel_scale else None
     weight = entry.latent_sft.kl_weight
     return model, tokenizer, task_of(run, model, tokenizer, examples, weight, noise=noise)
@@ -96,20 +105,25 @@ def mixture_model(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizer
     return model, tokenizer
 
 
+def plain_examples(
+    run: TrainingRun, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> list[PlainExample]:
+    """The rows without reasoning."""
+    prefix, none = run.experiment.data.prompt.training, [""] * len(rows)
+    return encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=none)
+
+
 def mixture_examples(
     run: TrainingRun,
     model: LatentReasoner,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    targets: Sequence[tuple],
+    plain: Sequence[PlainExample],
+    targets: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[MixtureExample]:
-    """The rows with their target mixtures; rows above the token limit are dropped.
+    """`plain` rows with their target mixtures; rows above the token limit are dropped.
 
     Raises `DataError` where no row is left.
     """
     data = run.experiment.data
-    prefix, none = data.prompt.training, [""] * len(rows)
-    plain = encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=none)
     examples = [
         MixtureExample(student, *target)
         for example, target in zip(plain, targets, strict=True)
@@ -118,7 +132,7 @@ def mixture_examples(
     ]
     if not examples:
         raise DataError(
-            f"all {len(rows)} rows of {run.name} are longer than data.max_tokens: "
+            f"all {len(plain)} rows of {run.name} are longer than data.max_tokens: "
             f"{data.max_tokens} allows"
         )
     check_positions(model, max(map(len, examples)), data)

@@ -50,6 +50,13 @@ def parser(
     return arguments
 
 
+def names_path(arguments: list[str] | None) -> bool:
+    """Whether a command line takes a model by `--path`, and not from an experiment."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--path", nargs="?", const="")
+    return chooser.parse_known_args(arguments)[0].path is not None
+
+
 def count(text: str) -> int:
     """An argument that is a whole number from 0 on, of 64 bits like a seed."""
     return _whole_number(text, 0, 2**63 - 1)

@@ -24,10 +24,12 @@ from latent_reasoning.config import (
 from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
+from latent_reasoning.model.base_files import load_base
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.model.step_decoder import attach_step_decoder
 from latent_reasoning.runtime.device import autocast, resolve_precision
 from latent_reasoning.sft.examples import (
     latent_examples,
@@ -105,6 +107,8 @@ def _latent_sft(
     states = None
     if teacher is not None and (distillation.codi_weight or distillation.meaned_weight):
         states = _states(run, teacher, model, examples)
+    if entry.step_decoder is not None:
+        attach_step_decoder(model, load_base(run.parents["base"]))
     students = [example.student for example in examples]
     longest = max(len(student) - student.question_length for student in students)
     task = LatentSftTask(
@@ -166,7 +170,7 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if getattr(entry, "filter_warm_start", 0):
+        if isinstance(entry, LatentSftModel) and entry.filter_warm_start:
             raise ConfigError(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
@@ -184,7 +188,9 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
-    for key in ("filter_width", "deterministic_latents"):
+    of_mixture = ("mixture_size", "mixture_temperature")
+    own_keys = of_mixture if wanted.recurrent_filter == "mixture" else ()
+    for key in ("filter_width", "filter_norm", "deterministic_latents", *own_keys):
         if getattr(model.settings, key) != getattr(wanted, key):
             raise ConfigError(
                 f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "

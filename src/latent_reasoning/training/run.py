@@ -26,6 +26,7 @@ from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.step_decoder import detach_step_decoder
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.command import entry_of, parser
 from latent_reasoning.runtime.device import Machine, held_precision, join_machine
@@ -111,6 +112,7 @@ class TrainingRun:
             model, tokenizer, task = build(self)
             hold_frozen(model, held_precision(self.experiment.runtime.precision, self.device))
             result = self.train(task, stop)
+        detach_step_decoder(model)
         return self.save(model, tokenizer, result)
 
     def seed_weights(self) -> None:

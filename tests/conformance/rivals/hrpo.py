@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latent_reasoning.data.collation import pad_prompts
-from latent_reasoning.model.folder import load_base
+from latent_reasoning.model.base_files import load_base
 from latent_reasoning.model.gated import Fed, GatedReasoner, GateSettings, ThinkingGate
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.marker import marker_table

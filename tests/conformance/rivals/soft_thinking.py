@@ -21,10 +21,14 @@ INFORMATION = {"B", "sharp"}
 STEP, TEXT = Tolerance(absolute=1e-5), Tolerance(absolute=1e-4)
 
 
-def _settings(entry: Record, ids: Record, scale: float = 1.0) -> SoftThinking:
+NEVER, NOTHING = -2, 1e-7
+"""An id that no row has, and what a probability is at least that counts as one."""
+
+
+def _settings(entry: Record, end: int, scale: float = 1.0) -> SoftThinking:
     """A case's settings; the public code multiplies logits by `scale` before all else."""
     return SoftThinking(
-        end=(ids["end_think"],),
+        end=(end,),
         temperature=entry["temperature"] / scale,
         size=entry["max_topk"],
         top_k=entry["top_k"],
@@ -46,12 +50,12 @@ def _mixtures(steps: list[Mixture], size: int) -> dict[str, Tensor]:
     ids = torch.cat([step.ids for step in steps])
     probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
     probabilities, ids = probabilities[:, :size], ids.gather(-1, order)[:, :size]
-    return {"topk_probs": probabilities, "topk_ids": torch.where(probabilities > 0, ids, 0)}
+    return {"topk_probs": probabilities, "topk_ids": torch.where(probabilities > NOTHING, ids, 0)}
 
 
 def _recorded(arrays: Record) -> dict[str, Tensor]:
     probabilities, ids = arrays["topk_probs"], arrays["topk_ids"]
-    return {"topk_probs": probabilities, "topk_ids": torch.where(probabilities > 0, ids, 0)}
+    return {"topk_probs": probabilities, "topk_ids": torch.where(probabilities > NOTHING, ids, 0)}
 
 
 class _GivenLogits:
@@ -68,20 +72,17 @@ def _sampler(vectors: Vectors, entry: Record, name: str) -> Checks:
     """One step of rows that think and of rows that answer."""
     file = vectors.file(f"soft_thinking/sampler_{name}.npz")
     arrays = {key: file[key] for key in file}
-    ids = vectors.file("soft_thinking/expected.json")["ids"]
     logits, thinking = arrays["logits"], arrays["soft"]
     yield Check(thinking, entry["soft"], part="soft")
-    # Nothing stops to think here.
-    settings = _settings(entry, ids)
+    settings = _settings(entry, NEVER)
     rows = SoftRows.begin(settings, torch.zeros(len(logits), 1), torch.ones(len(logits), 1))
     rows = SoftRows(settings, thinking, rows.sure, rows.last, rows.written)
     step, _ = rows.choose(_GivenLogits(logits), logits, _answering(entry, arrays["u"]))
-    ends = thinking & (step.token == ids["end_think"])
     mixture = step.mixture
-    if "exponential" in entry or "exponential" in arrays:
+    if "gumbel" in entry:
         noisy = mixture.perturbed(-arrays["exponential"].log(), entry["gumbel"])
-        soft = (thinking & ~ends)[:, None]
-        mixture = Mixture(torch.where(soft, noisy.probabilities, mixture.probabilities), noisy.ids)
+        probabilities = torch.where(thinking[:, None], noisy.probabilities, mixture.probabilities)
+        mixture = Mixture(probabilities, mixture.ids)
     own = _mixtures([mixture], entry["max_topk"])
     model = vectors.model("soft_thinking/model")
     yield Check(own, _recorded(arrays), STEP, "mixtures")
@@ -98,7 +99,8 @@ def _text(vectors: Vectors, entry: Record, name: str) -> Checks:
         vectors.file("soft_thinking/expected.json")["ids"],
     )
     model, expected = vectors.model("soft_thinking/model"), entry["output_ids"]
-    steps, fed = _write(model, _settings(entry, ids, entry["scale"]), arrays, entry, ids["eos"])
+    settings = _settings(entry, ids["end_think"], entry["scale"])
+    steps, fed = _write(model, settings, arrays, entry, ids["eos"])
     tokens = [int(step.token) for step in steps]
     aborted = _aborted_after(steps, entry, ids["end_think"])
     yield Check(aborted is not None, entry["aborted"], part="aborted")

@@ -1,0 +1,57 @@
+"""What the figures of a study share: heat maps with their numbers, colours, ticks, error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+
+from latent_reasoning.analysis.style import MARKERS, PALETTE
+
+Tables = Mapping[str, pandas.DataFrame]
+SEQUENTIAL = "cividis"
+"""The map of heat maps: one lightness scale, the same for the colour-blind."""
+MOST_WRITTEN = 8
+"""Rows of a heat map that has numbers in its cells, at most."""
+
+
+def whole_numbers(*axis: Axis) -> None:
+    """Ticks at whole numbers."""
+    for each in axis:
+        each.set_major_locator(MaxNLocator(integer=True))
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour and marker of the index-th line."""
+    return {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
+
+
+def heat_map(
+    axes: Axes, table: pandas.DataFrame, title: str, x: str, y: str, top: float | None = None
+) -> AxesImage:
+    """Shares 0 to 1 with their per cent in the cells, or, with `top`, numbers 0 to `top`; index
+    down, columns across."""
+    values = table.to_numpy(dtype=float)
+    drawn = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top or 1, aspect="auto")
+    for (row, column), value in numpy.ndenumerate(values):
+        if len(values) <= MOST_WRITTEN and not numpy.isnan(value):
+            colour = "black" if value > 0.6 * (top or 1) else "white"
+            text = f"{100 * value:.0f}" if top is None else f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    if len(values) <= MOST_WRITTEN:
+        axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
+        axes.set_yticks(range(len(table)), [str(i) for i in table.index])
+    axes.grid(visible=False)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    return drawn
+
+
+def error_bars(rows: pandas.DataFrame, value: str) -> list[pandas.Series]:
+    """How far the interval `low` to `high` reaches on each side of a value."""
+    return [rows[value] - rows["low"], rows["high"] - rows[value]]
