@@ -226,7 +226,8 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
         following += entry.max_new_tokens + 1 + passes
     validated = training.validation_rows or VALIDATION_ROWS
     validation = _decoding(device, size, validated, VALIDATION_BATCH, _longest(entry))
-    hours = training.steps * training.batch_size / rows * device.hours(operations, following)
+    steps = training.steps + 2 * first_stage_steps(entry)
+    hours = steps * training.batch_size / rows * device.hours(operations, following)
     hours += training.steps // training.validate_every * validation
 
     trained = size.adapter_weights(lora) or size.weights
@@ -246,7 +247,16 @@ def training_operations(experiment: Experiment, entry: Trained, lengths: Lengths
     """The operations of a training's steps on rows of these lengths, its validations left out."""
     training = entry.training
     tokens, logits, _ = _micro_batch(entry, training.batch_size, lengths)
-    return training.steps * _step_operations(size_of(experiment), entry, tokens, logits)
+    steps = training.steps + 2 * first_stage_steps(entry)
+    return steps * _step_operations(size_of(experiment), entry, tokens, logits)
+
+
+def first_stage_steps(entry: Trained) -> int:
+    """Steps before a training's own: those of Latent-SFT's first stage, each of which reads its
+    examples twice, by the encoder and by the decoder."""
+    if isinstance(entry, TeacherForcedModel) and entry.method == "latent_sft":
+        return entry.latent_sft.first_stage_steps
+    return 0
 
 
 def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: float) -> float:
