@@ -20,6 +20,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/sft.smk"
 include: "workflow/rules/rl.smk"
+include: "workflow/rules/rivals.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/inside.smk"
@@ -30,11 +31,15 @@ localrules:
     all,
     appendix,
     ablations,
+    tuning,
+    rivals,
     prepare_test_set,
     tracking_store,
     tables,
     appendix_tables,
     ablations_table,
+    tuning_table,
+    rivals_table,
     figures,
     report,
     inside,
@@ -70,6 +75,22 @@ rule ablations:
         rules.ablations_table.output,
     message:
         "{EXPERIMENT.experiment}: the ablations are done, see {LAYOUT.tables}"
+
+
+rule tuning:
+    input:
+        rules.tuning_table.output,
+    message:
+        "{EXPERIMENT.experiment}: the trials are done, see {LAYOUT.tables}"
+
+
+rule rivals:
+    input:
+        rules.tuning_table.output,
+        rules.rivals_table.output,
+        rules.report.output,
+    message:
+        "{EXPERIMENT.experiment}: the rivals are compared, see {LAYOUT.report}"
 
 
 onstart:

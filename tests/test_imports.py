@@ -17,7 +17,7 @@ PACKAGE = Path(latent_reasoning.__file__).parent
 # From bottom to top, as in docs/architecture.md.
 LAYERS = (
     *("config", "runtime", "dag", "data", "model", "evaluation", "training"),
-    *("base", "sft", "rl", "analysis", "inside", "ask"),
+    *("base", "sft", "rl", "rivals", "analysis", "inside", "ask"),
 )
 LEVEL = {name: level for level, name in enumerate(LAYERS)}
 OPTIONAL = ("snakemake", "mlflow", "gguf", "datasets")

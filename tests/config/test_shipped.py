@@ -11,7 +11,9 @@ import yaml
 from latent_reasoning.config import (
     PROJECT_ROOT,
     Experiment,
+    PolicyModel,
     Section,
+    SupervisedModel,
     dump,
     dump_yaml,
     load,
@@ -29,6 +31,11 @@ EXPERIMENTS = [
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml"],
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
+    ["laptop.yaml", "rivals.yaml"],
+    ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"],
+    ["smollm2.yaml", "rivals-smollm2.yaml"],
+    ["smollm2.yaml", "rivals-smollm2.yaml", "smollm2-cpu.yaml"],
+    ["paper.yaml", "rivals-paper.yaml"],
     ["test.yaml"],
     ["paper.yaml"],
     ["smollm2.yaml"],
@@ -94,7 +101,7 @@ def test_a_table_marks_the_first_keys_and_tells_whose_a_value_is():
     }
     tables = config_docs.tables()
     assert [row for row in rows if row not in tables] == []
-    assert 20 <= tables.count("★") <= 35
+    assert 20 <= tables.count("★") <= 60
 
 
 def test_the_readmes_recipes_can_be_run(tmp_path):
@@ -202,6 +209,35 @@ def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alik
     assert published.report.rl_from == {
         name: paper.models[name].start for name in ("latent-6-rl", "latent-6-by-1-rl")
     }
+
+
+def test_the_rivals_learn_from_equally_many_examples_in_every_size():
+    """Those of one training: a method that needs another start pays for it beside."""
+    hard = ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
+    for names in (["laptop.yaml", "rivals.yaml"], hard, ["smollm2.yaml", "rivals-smollm2.yaml"]):
+        experiment = shipped(names)
+        read = {
+            name: entry.training.steps * entry.training.batch_size
+            for name, entry in experiment.models.items()
+            if name in experiment.report.rivals.models and isinstance(entry, SupervisedModel)
+        }
+        asked = {
+            name: entry.training.steps * entry.training.batch_size
+            for name, entry in experiment.models.items()
+            if name in experiment.report.rivals.models and isinstance(entry, PolicyModel)
+        }
+        assert len(read) > 3
+        assert set(read.values()) == {read["cot-sft"]}, read
+        assert set(asked.values()) == {asked["latent-6-rl"]}, asked
+        kept = {entry.training.select for name, entry in experiment.models.items() if name in read}
+        assert kept == {"best"}
+        assert {"latent-6-rl", "cot-sft"} == set(experiment.report.rivals.references)
+
+
+def test_every_method_has_a_published_setting_and_equally_many_trials():
+    trials = shipped(["laptop.yaml", "rivals.yaml"]).report.rivals.trials
+    for method, names in trials.items():
+        assert names[0] == method, "the first trial has the published settings"
 
 
 def test_every_setting_of_paper_yaml_names_its_source():

@@ -28,13 +28,29 @@ import torch
 from tests.conformance import data, forward, generation, grpo, losses, rewards
 from tests.conformance.checks import Reader, compare
 from tests.conformance.recording import Skip, Vectors
+from tests.conformance.rivals import (
+    coconut,
+    codi,
+    colar,
+    cot2,
+    hrpo,
+    icot,
+    latent_sft,
+    latentseek,
+    simcot,
+    soft_thinking,
+)
 
-AREAS = (data, forward, generation, grpo, losses, rewards)
+RIVALS = (
+    *(coconut, codi, colar, cot2, hrpo, icot),
+    *(latent_sft, latentseek, simcot, soft_thinking),
+)
+AREAS = (data, forward, generation, grpo, losses, rewards, *RIVALS)
 INFORMATION = {area.__name__.rpartition(".")[2]: area.INFORMATION for area in AREAS}
 """By the folder's name: keys that describe the run or repeat other values, and need no reader."""
 UNNAMED = r"(^data/[^/]+)/expected\.json|(/length_rewards)/cases(?=/)|_attention_mask(?=/)"
 """What the names of cases leave out."""
-OTHER_FILES = r"README\.md|MANIFEST\.json|bench/(sft|smol|grpo)_\w+\.npz"
+OTHER_FILES = r"(\w+/)?(README[\w-]*\.md|MANIFEST\.json)|bench/(sft|smol|grpo)_\w+\.npz"
 """Files that hold no case: descriptions, and batches that benchmarks run on."""
 
 Outcomes = Iterator[tuple[str, str | Exception]]
@@ -70,9 +86,11 @@ def _outcomes(vectors: Vectors) -> Outcomes:
                     skipped |= {name.partition("/")[0]} if isinstance(why, Skip) else set()
                     yield name, why
     for name in vectors.unread(INFORMATION):
+        if re.fullmatch(OTHER_FILES, name):
+            continue
         if name.partition("/")[0] in skipped:
             yield name, Skip("nothing has read it, as cases of its folder were skipped")
-        elif not re.fullmatch(OTHER_FILES, name):
+        else:
             yield name, "not understood: nothing reads it"
 
 

@@ -119,9 +119,7 @@ def _summary(
 ) -> StateSummary:
     selected = target_map | span_map
     chosen = [layer[selected] for layer in states]
-    return summarise_states(
-        chosen, Compared.of(selected, target_map, span_map), settings.block_range
-    )
+    return summarise_states(chosen, Compared.of(selected, target_map, span_map), settings)
 
 
 def _total_loss(vectors: Vectors, entry: Record) -> Checks:

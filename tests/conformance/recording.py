@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from latent_reasoning.model.folder import load
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -17,7 +18,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 MODEL_FILES = re.compile(
     r"(config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map"
     r"|added_tokens|vocab|chat_template|model\.safetensors\.index)\.json"
-    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors"
+    r"|colar\.json|(projection|gate|latent_head)\.safetensors|(adapter_)?model(-\d+-of-\d+)?\.safetensors"
     r"|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja|README\.md"
 )
 """What a folder of a model, an adapter or a tokenizer may hold; the project reads it itself."""
@@ -86,12 +87,15 @@ class Vectors:
         self._folders: set[str] = set()
 
     def file(self, name: str) -> Record:
-        """A JSON object, or the arrays of an npz file as tensors. Raises `Skip` without it."""
+        """A JSON object, or the arrays of an npz or safetensors file as tensors. Raises `Skip`
+        without it."""
         if name not in self.paths:
             raise Skip(f"no file {name}")
         if name not in self._records:
             if name.endswith(".json"):
                 content = json.loads((self.root / name).read_text(encoding="utf-8"))
+            elif name.endswith(".safetensors"):
+                content = load_file(self.root / name)
             else:
                 with np.load(self.root / name, allow_pickle=False) as file:
                     content = {key: torch.from_numpy(file[key].copy()) for key in file.files}

@@ -36,6 +36,13 @@ SCRATCH = {
         "rl": {"stage": "rl", "from": "latent", "training": {"steps": 3}, "lora": {}},
         "import": {"stage": "import", "path": "someone/a-model"},
         "other": {"stage": "latent_sft", "training": {"steps": 3}},
+        "curriculum": {
+            **{"stage": "curriculum", "training": {"steps": 500}, "lora": {}},
+            "steps_per_stage": 2,
+        },
+        "forced": {"stage": "teacher_forced", "training": {"steps": 3}, "lora": {}},
+        "policy": {"stage": "policy", "from": "latent", "training": {"steps": 3}, "lora": {}},
+        "decode": {"stage": "decode", "from": "sft"},
     },
 }
 HUB = {
@@ -45,14 +52,18 @@ HUB = {
     "base": {"source": "hub", "hub_id": "someone/a-base", "training": {"steps": 3}},
 }
 
-NAMES = {"sft": "sft", "latent_sft": "latent", "rl": "rl"}
+NAMES = {
+    **{"sft": "sft", "latent_sft": "latent", "rl": "rl"},
+    **{"curriculum": "curriculum", "teacher_forced": "forced", "policy": "policy"},
+}
 
 # ------------------------------------------------------------------------- what each key changes
 
 ROWS = {"data"}
-BASE = {"base", "sft", "latent", "rl", "other"}
+RIVALS = {"curriculum", "forced", "policy", "decode"}
+BASE = {"base", "sft", "latent", "rl", "other"} | RIVALS
 TRAINED = BASE - {"base"}
-LATENT = {"latent", "rl", "other"}
+LATENT = {"latent", "rl", "other", "curriculum", "forced", "policy"}
 NOTHING: set[str] = set()
 
 # What follows a key: rows (`data`), the base model, the models of `SCRATCH` by name. Evaluations
@@ -74,9 +85,14 @@ EFFECTS: dict[str, set[str]] = {
     "data.prompt.evaluation": BASE | {"import"},
     "base": BASE,
     **dict.fromkeys(["base.path", "base.licence", "base.hub_id", "base.revision"], NOTHING),
-    "models.sft": {"sft"},
-    "models.latent_sft": {"latent", "rl"},
+    "models.sft": {"sft", "decode"},
+    "models.latent_sft": {"latent", "rl", "policy"},
     "models.rl": {"rl"},
+    "models.curriculum": {"curriculum"},
+    "models.teacher_forced": {"forced"},
+    "models.policy": {"policy"},
+    "models.decode": {"decode"},
+    "models.decode.forced_steps": {"evaluation of decode"},
     "models.import": {"import"},
     "models.import.licence": NOTHING,
     "models.import.forced_steps": {"evaluation of import"},
@@ -108,6 +124,10 @@ WITH: dict[str, dict[str, Any]] = {
     "models.sft.from": {"models.sft.from": "import"},
     "models.latent_sft.from": {"models.latent.from": "other"},
     "models.rl.from": {"models.rl.from": "other"},
+    "models.curriculum.from": {"models.curriculum.from": "sft"},
+    "models.teacher_forced.from": {"models.forced.from": "sft"},
+    "models.policy.from": {"models.policy.from": "sft"},
+    "models.decode.from": {"models.decode.from": "other"},
     "models.import.from": {"models.import": {"stage": "import", "from": "base"}},
     "models.latent_sft.distillation.teacher": {"models.latent.distillation.teacher": "sft"},
     "models.latent_sft.distillation.traces": {
@@ -123,7 +143,8 @@ VALUES = (
     *(4, 128, 8, 2, 0.25, 0.75, True, False, "another", ["o_proj"], [0.5, 0.75], [1, 1], [1] * 5),
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
-    *("grpo", "skip", "cpu", "float32", "public"),
+    *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
+    "right",
 )
 
 
@@ -325,8 +346,8 @@ def test_an_unknown_model_is_named_with_those_there_are():
     [
         ("data", {"data", "import"} | BASE),
         ("base", BASE),
-        ("sft", {"sft"}),
-        ("latent_sft", LATENT),
+        ("sft", {"sft", "decode"}),
+        ("latent_sft", {"latent", "rl", "other", "policy"}),
         ("rl", {"rl"}),
         ("import", {"import"}),
         ("evaluation", {"evaluation"}),

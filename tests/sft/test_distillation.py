@@ -52,7 +52,7 @@ def losses(states: dict[str, Tensor], **settings) -> dict[str, Tensor]:
             summarise_states(
                 chosen,
                 Compared.of(selected, states[target], states[span]),
-                distillation.block_range,
+                distillation,
             )
         )
     return distillation_losses(*summaries, distillation)

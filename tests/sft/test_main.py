@@ -165,7 +165,7 @@ def test_missing_rows_are_named(world, tmp_path, monkeypatch):
 
 def test_rows_past_the_last_position_are_refused_with_the_key_that_allows_them():
     model = LatentReasoner(build_base("gpt2"), None)
-    start._check_positions(model, 64, Data(max_tokens=100))
+    start.check_positions(model, 64, Data(max_tokens=100))
     problem = r"data\.max_tokens: 100 is more than the 64 positions .* 65 tokens; set it to 64"
     with pytest.raises(ConfigError, match=problem):
-        start._check_positions(model, 65, Data(max_tokens=100))
+        start.check_positions(model, 65, Data(max_tokens=100))

@@ -9,13 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from latent_reasoning.config import Guard
+from latent_reasoning.runtime.signals import TrainingInterruptedError
 from latent_reasoning.training.checkpoints import FolderInUseError
 from latent_reasoning.training.divergence import DivergenceError
 from latent_reasoning.training.gradients import accumulate_gradients
@@ -26,6 +30,7 @@ from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
     nan_at,
+    out_of_time,
     run,
     settings,
     tiny_model,
@@ -264,7 +269,9 @@ def test_checkpoints_of_another_configuration_are_set_aside(tmp_path, log):
 KILLED = """
 import sys
 import torch
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from tests.training.tiny_training import TinyTask, run, settings, tiny_model
 torch.set_num_threads(1)
 task = TinyTask(tiny_model(), seconds_a_step=0.2)
@@ -318,3 +325,59 @@ def test_a_checkpoint_that_cannot_be_written_is_a_plain_error(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"No space left on device: '.*step-3'"):
         run(tmp_path / "c", TinyTask(tiny_model()))
     assert list((tmp_path / "c").glob("*step*")) == []
+
+
+# ------------------------------------------------------------------------------------- curriculum
+
+
+@dataclass
+class TwoSteps:
+    """A curriculum of stages of two steps."""
+
+    resets_optimizer: bool = True
+
+    def stage(self, step: int) -> int:
+        return step // 2
+
+
+def test_a_new_stage_begins_with_a_new_optimiser_also_after_a_resume(tmp_path, monkeypatch):
+    moments, original = [], torch.optim.AdamW.step
+
+    def step(self):
+        moments.append(len(self.state))
+        return original(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    def task(**settings) -> TinyTask:
+        task = TinyTask(tiny_model())
+        task.curriculum = TwoSteps(**settings)
+        return task
+
+    whole = task()
+    run(tmp_path / "whole", whole, settings(steps=6))
+    assert moments == [0, 5, 0, 5, 0, 5]
+    moments.clear()
+    for _ in range(5):
+        with pytest.raises(TrainingInterruptedError):
+            run(tmp_path / "cut", task(), settings(steps=6), stop=out_of_time())
+    cut = task()
+    run(tmp_path / "cut", cut, settings(steps=6))
+    assert moments == [0, 5, 0, 5, 0, 5]
+    assert_bitwise_equal(weights(whole.model), weights(cut.model))
+    moments.clear()
+    run(tmp_path / "kept", task(resets_optimizer=False), settings(steps=6))
+    assert moments == [0, 5, 5, 5, 5, 5]
+
+
+def test_a_new_stage_may_have_another_loss_without_being_a_divergence(tmp_path):
+    def loss(step: int, rollbacks: int) -> float:
+        return 1.0 if step < 60 else 100.0
+
+    training = settings(steps=90, learning_rate=1e-6, max_grad_norm=1e-3)
+    task = TinyTask(tiny_model(), fault=loss)
+    with pytest.raises(DivergenceError):
+        run(tmp_path / "plain", task, training, guard=Guard(rollbacks=0))
+    task = TinyTask(tiny_model(), fault=loss)
+    task.curriculum = SimpleNamespace(stage=lambda step: step // 60, resets_optimizer=False)
+    assert run(tmp_path / "staged", task, training, guard=Guard(rollbacks=0)).rollbacks == []

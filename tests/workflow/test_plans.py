@@ -13,6 +13,7 @@ import pytest
 
 from latent_reasoning.config import PROJECT_ROOT, dump_yaml, load
 from latent_reasoning.dag.cost import device_of, evaluation_need, training_need
+from latent_reasoning.dag.planning import trial_models
 from tests.workflow.workflow_tools import (
     environment,
     plan,
@@ -131,6 +132,41 @@ def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
     assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (36, 36, 72)
     assert "sft" not in jobs
     assert jobs["ablations_table"] == 1
+
+
+def test_rivals_are_trained_timed_and_compared_and_their_trials_judged_by_validation(folder):
+    over = folder / "over.yaml"
+    over.write_text(
+        "report: {rivals: {trials: {more: [latent-6-by-1, meaned]}, failed: {meaned: diverged}}}\n",
+        encoding="utf-8",
+    )
+    files = (CONFIG / "laptop.yaml", CONFIG / "rivals.yaml", over)
+    experiment = load(list(files))
+    rivals = set(experiment.report.rivals.models)
+    jobs = plan(folder, *files, targets=("rivals",))
+    assert {job for job in jobs if job.startswith("time_rows")} == {
+        f"time_rows:{model}" for model in rivals
+    }
+    assert {f"evaluate:{model}:test:{seed}" for model in rivals for seed in range(3)} <= jobs
+    trials = {f"evaluate:{model}:validation:0" for model in trial_models(experiment)}
+    assert "evaluate:latent-6-by-1:validation:0" in trials
+    assert {job for job in jobs if ":validation:" in job} == trials
+    assert not any("meaned" in job for job in jobs)
+    assert {"rivals_table", "tuning_table", *PAGES} <= jobs
+    tuning = plan(folder, *files, targets=("tuning",))
+    assert {job for job in tuning if job.startswith("evaluate")} == trials
+
+
+@pytest.mark.parametrize(
+    ("below", "name"),
+    [("smollm2", "rivals-smollm2"), ("paper", "rivals-paper")],
+)
+def test_the_rivals_of_the_larger_experiments_are_planned(folder, below, name):
+    files = (CONFIG / f"{below}.yaml", CONFIG / f"{name}.yaml")
+    rivals = load(list(files)).report.rivals.models
+    jobs = plan(folder, *files, targets=("rivals",))
+    assert {f"time_rows:{model}" for model in rivals} <= jobs
+    assert rules(jobs)["evaluate"] % (3 * len(rivals)) == 0
 
 
 def test_the_harder_task_has_the_control_of_rl(folder):

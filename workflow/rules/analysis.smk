@@ -95,6 +95,69 @@ use rule tables as ablations_table with:
         "Writing the ablations' table and figure"
 
 
+use rule tables as tuning_table with:
+    input:
+        evaluations=[
+            LAYOUT.evaluation(model, EXPERIMENT.seeds[0], "validation") / file
+            for model in planning.trial_models(EXPERIMENT)
+            for file in EVALUATION_FILES
+        ],
+        code=ANALYSIS_CODE,
+    output:
+        report(
+            LAYOUT.tables / "rivals_tuning.csv",
+            caption="../report/rivals_tuning_table.rst",
+            category="Tables",
+        ),
+    log:
+        log_file("tuning"),
+    benchmark:
+        benchmark_file("tuning")
+    params:
+        what="tuning",
+        report=planning.report_digest(EXPERIMENT, "rivals"),
+    message:
+        "Writing the table of the tuning trials"
+
+
+use rule tables as rivals_table with:
+    input:
+        evaluations=evaluations(RIVALS),
+        timings=[LAYOUT.timing(model) for model in RIVALS],
+        models=trained(RIVALS),
+        rows=rows("sft") if RIVALS else [],
+        code=ANALYSIS_CODE,
+    output:
+        [
+            report(
+                LAYOUT.tables / f"{name}.csv",
+                caption=f"../report/{name}_table.rst",
+                category="Tables",
+            )
+            for name in RIVALS_TABLES
+        ],
+        LAYOUT.tables / "rivals.md",
+        LAYOUT.tables / "rivals.tex",
+        [
+            report(
+                LAYOUT.figures / f"{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+            )
+            for name in RIVALS_FIGURES
+        ],
+        [LAYOUT.figures / f"{name}.png" for name in RIVALS_FIGURES],
+    log:
+        log_file("rivals"),
+    benchmark:
+        benchmark_file("rivals")
+    params:
+        what="rivals",
+        report=planning.report_digest(EXPERIMENT, "rivals"),
+    message:
+        "Writing the rivals' tables and figures"
+
+
 use rule tables as figures with:
     input:
         evaluations=evaluations(MAIN),
@@ -125,6 +188,7 @@ use rule tables as report with:
     input:
         tables=rules.tables.output,
         figures=rules.figures.output,
+        rivals=[*rules.tuning_table.output, *rules.rivals_table.output] if RIVALS else [],
         data=LAYOUT.data_summary,
         code=ANALYSIS_CODE,
     output:
@@ -136,7 +200,14 @@ use rule tables as report with:
     params:
         what="report",
         report=planning.report_digest(
-            EXPERIMENT, "title", "notes", "main", "published", "rl_from", "claims"
+            EXPERIMENT,
+            "title",
+            "notes",
+            "main",
+            "published",
+            "rl_from",
+            "claims",
+            *(["rivals"] if RIVALS else []),
         ),
     message:
         "Writing the page {output}"

@@ -16,6 +16,8 @@ from latent_reasoning.dag.digests import science_digest
 from latent_reasoning.dag.layout import (
     EVALUATION_FILES,
     FIGURES,
+    RIVALS_FIGURES,
+    RIVALS_TABLES,
     SPLITS,
     TABLES,
     Layout,
@@ -157,6 +159,7 @@ EVALUATION = LAYOUT.evaluation("{model}", "{seed}", "{dataset}")
 TRACKING_STORE = str(LAYOUT.folder / "tracking.ready")
 APPENDIX = EXPERIMENT.report.appendix
 MAIN = main_models(EXPERIMENT)
+RIVALS = planning.rival_models(EXPERIMENT)
 RUNTIME = EXPERIMENT.runtime
 GPU = 0 if RUNTIME.device == "cpu" else 1
 GPU_MODEL = RUNTIME.gpu_model if GPU and RUNTIME.gpu_model else ""
@@ -176,7 +179,7 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model=planning.models_of(EXPERIMENT, "sft", "latent_sft", "rl", "import"),
+    model="|".join(EXPERIMENT.models),
     seed=r"\d+",
     dataset=r"[a-z0-9_-]+",
 

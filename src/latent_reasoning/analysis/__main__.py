@@ -1,9 +1,10 @@
 """Tables, figures and the report of an experiment, from the files under `results/`.
 
-    python -m latent_reasoning.analysis {tables|appendix|ablations|figures|report} --config FILE..
+    python -m latent_reasoning.analysis {tables|appendix|ablations|tuning|rivals|figures|report} \\
+        --config FILE..
 
 `tables` and `appendix` write the tables of the main models and of `report.appendix`, `ablations`
-the table and the figure of `report.ablations`.
+the table and the figure of `report.ablations`, `tuning` and `rivals` those of `report.rivals`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,27 @@ from latent_reasoning.analysis.claims import claims_table
 from latent_reasoning.analysis.figures import write_figures
 from latent_reasoning.analysis.report import write_report
 from latent_reasoning.analysis.results import Results
+from latent_reasoning.analysis.rival_figures import RIVAL_FIGURES
+from latent_reasoning.analysis.rivals import (
+    RIVALS_TEXTS,
+    readable_rivals,
+    rivals_paired,
+    rivals_table,
+    tuning_table,
+)
 from latent_reasoning.analysis.style import STYLE, save
 from latent_reasoning.analysis.tables import (
+    latex_of,
     main_table,
     markdown,
+    markdown_of,
     write_csv,
     write_main_table,
     write_tables,
 )
 from latent_reasoning.config import digest, dump, load
 from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.files import write_text_atomically
 from latent_reasoning.runtime.tracking import open_tracker
 
 
@@ -64,6 +76,30 @@ def make_ablations(results: Results) -> None:
     print(table.to_string(index=False))
 
 
+def make_tuning(results: Results) -> None:
+    """Write and print the table of the rivals' tuning trials."""
+    table = tuning_table(results)
+    write_csv(table, results.layout.tables / "rivals_tuning.csv")
+    print(table.to_string(index=False))
+
+
+def make_rivals(results: Results) -> None:
+    """Write the rivals' tables and draw their figures."""
+    table, folder = rivals_table(results), results.layout.tables
+    texts = readable_rivals(table)
+    markdown_text = "\n".join(markdown_of(text, RIVALS_TEXTS) for text in texts)
+    write_csv(table, folder / "rivals.csv")
+    write_text_atomically(folder / "rivals.md", markdown_text)
+    write_text_atomically(
+        folder / "rivals.tex", "\n".join(latex_of(text, RIVALS_TEXTS) for text in texts)
+    )
+    write_csv(rivals_paired(results), folder / "rivals_paired.csv")
+    with matplotlib.rc_context(STYLE):
+        for name, draw in RIVAL_FIGURES.items():
+            save(draw(results, table), results.layout.figures, name)
+    print(markdown_text)
+
+
 def make_figures(results: Results) -> None:
     """Draw every figure, and log the PNG files to tracking."""
     write_figures(results, results.layout.figures)
@@ -89,6 +125,8 @@ MAKERS = {
     "tables": make_tables,
     "appendix": make_appendix,
     "ablations": make_ablations,
+    "tuning": make_tuning,
+    "rivals": make_rivals,
     "figures": make_figures,
     "report": make_report,
 }

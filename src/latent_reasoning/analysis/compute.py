@@ -8,12 +8,14 @@ Milliseconds are those of the whole row, in the evaluation's batches, on the mac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas
 from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
-from latent_reasoning.config import LatentSftModel
+from latent_reasoning.config import Model
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -29,12 +31,11 @@ def compute_table(results: Results) -> pandas.DataFrame:
             predictions = results.pooled_predictions(model, dataset)
             summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
             n = summaries[0]["n"]
-            latent = predictions["latent_steps"].any()
+            latent = bool(predictions["latent_steps"].any())
             operations = reasoning_operations(
-                size,
                 tokens=predictions["reasoning_tokens"].mean(),
                 steps=predictions["latent_steps"].mean(),
-                recurrent_filter=_filter_of(results, model) if latent else None,
+                weights=reasoning_weights(results, size, model, latent=latent),
             )
             rows.append(
                 {
@@ -73,28 +74,65 @@ def compute_figure(results: Results) -> Figure:
     return figure
 
 
-def reasoning_operations(
-    size: ModelSize, tokens: float, steps: float, recurrent_filter: str | None
-) -> float:
-    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps.
+@dataclass(frozen=True)
+class ReasoningWeights:
+    """Weights that multiply each reasoning token, and beside them each latent step."""
 
-    `recurrent_filter` is a value of `model.recurrent_filter`, None for a model that reasons in
-    text.
-    """
+    token: int
+    step: int = 0
+
+
+def reasoning_operations(tokens: float, steps: float, weights: ReasoningWeights) -> float:
+    """Operations of `tokens` reasoning tokens, of which `steps` are latent steps."""
+    return 2 * (tokens * weights.token + steps * weights.step)
+
+
+def reasoning_weights(
+    results: Results, size: ModelSize, model: str, *, latent: bool
+) -> ReasoningWeights:
+    """The weights of a model's reasoning: `latent`, or in text, whose tokens pass the output
+    matrix, and HRPO's also its gate and the mixture of all embeddings."""
+    if latent:
+        settings = model_settings(results, model)
+        return ReasoningWeights(size.block_weights, filter_weights(size, settings))
     output = size.hidden * size.vocabulary
-    if recurrent_filter is None:
-        return 2 * tokens * (size.block_weights + output)
-    square = size.hidden**2
-    weights = {"none": 0, "MLP": 2 * square, "SRE": 2 * output}.get(recurrent_filter, square)
-    return 2 * (tokens * size.block_weights + steps * weights)
+    entry = results.experiment.models[model]
+    gated = entry.stage == "policy" and entry.method == "hrpo"
+    gate = output + 2 * size.hidden**2 if gated else 0
+    return ReasoningWeights(size.block_weights + output + gate)
 
 
-def _filter_of(results: Results, model: str) -> str:
-    """The filter of a latent model: that of the latent SFT model at its root."""
+def filter_weights(size: ModelSize, settings: Model) -> int:
+    """The weights that make the input of a latent step out of a hidden state, and those of the stop
+    decision where the language-model head takes it.
+
+    Raises `KeyError` for a filter that is not counted here.
+    """
+    square, width = size.hidden**2, settings.filter_width or size.hidden
+    output = size.hidden * size.vocabulary
+    weights = {
+        "none": 0,
+        "pause": 0,
+        "MLP": 2 * square,
+        "projection": 2 * size.hidden * width,
+        "linear": square,
+        "linear_ln": square,
+        "linear_ECF": square,
+        "SRE": 2 * output,  # logits, and the mixture of all embeddings
+        "mixture": output + size.hidden * (settings.mixture_size or size.vocabulary),
+        "attention": 4 * square,  # query, key, value, output
+        "gaussian": 2 * size.hidden * width + width**2,  # the mean alone
+    }
+    deciding = output if settings.stop_rule == "marker" else 0
+    return weights[settings.recurrent_filter] + deciding
+
+
+def model_settings(results: Results, model: str) -> Model:
+    """The section `model` of a latent model: its own, or that of the nearest ancestor with one."""
     experiment = results.experiment
     while model != "base":
-        entry = experiment.models[model]
-        if isinstance(entry, LatentSftModel):
-            return entry.model.recurrent_filter
+        own = getattr(experiment.models[model], "model", None)
+        if own is not None:
+            return own
         model = results.parent(model)
-    return experiment.model.recurrent_filter
+    return experiment.model

@@ -16,6 +16,16 @@ from latent_reasoning.analysis.claims import claims_of, p_text
 from latent_reasoning.analysis.environment import environment, job_times
 from latent_reasoning.analysis.figures import FIGURES
 from latent_reasoning.analysis.results import MissingResultError, Results
+from latent_reasoning.analysis.rival_figures import RIVAL_FIGURES
+from latent_reasoning.analysis.rivals import (
+    RIVALS_TEXTS,
+    TUNING_TEXTS,
+    readable_rivals,
+    readable_tuning,
+    rivals_paired,
+    rivals_table,
+    tuning_table,
+)
 from latent_reasoning.analysis.tables import (
     length_table,
     main_table,
@@ -23,7 +33,15 @@ from latent_reasoning.analysis.tables import (
     percent,
     readable,
 )
-from latent_reasoning.config import PROJECT_ROOT, Data, Experiment, LatentSteps, ModelEntry
+from latent_reasoning.config import (
+    PROJECT_ROOT,
+    Data,
+    DecodeModel,
+    Experiment,
+    ImportModel,
+    LatentSteps,
+    ModelEntry,
+)
 from latent_reasoning.data.sequences import latent_step_count
 from latent_reasoning.runtime.files import write_text_atomically
 
@@ -35,6 +53,8 @@ TITLES = {
     "accuracy_forced": "Are the latent steps needed?",
     "accuracy_vs_compute": "Accuracy and compute",
     "training_curves": "Training",
+    "rivals": "Accuracy against latents and operations",
+    "rivals_curves": "Longer and shorter",
 }
 
 
@@ -77,9 +97,25 @@ def content(results: Results, figures: Path) -> dict:
         "length": _readable_length(length_table(results)),
         "length_caption": caption("length_table"),
         "figures": [_figure(figures, name) for name in FIGURES],
+        "rivals": rivals_content(results, figures) if experiment.report.rivals.models else None,
         "environment": environment(experiment),
         "times": times,
         "total_minutes": times["seconds"].sum() / 60,
+    }
+
+
+def rivals_content(results: Results, figures: Path) -> dict:
+    """What the template's section on the rivals shows."""
+    return {
+        "tables": readable_rivals(rivals_table(results)),
+        "texts": RIVALS_TEXTS,
+        "caption": caption("rivals_table"),
+        "figures": [_figure(figures, name) for name in RIVAL_FIGURES],
+        "paired": _readable_paired(rivals_paired(results)),
+        "paired_caption": caption("rivals_paired_table"),
+        "tuning": readable_tuning(tuning_table(results)),
+        "tuning_texts": TUNING_TEXTS,
+        "tuning_caption": caption("rivals_tuning_table"),
     }
 
 
@@ -181,7 +217,9 @@ def describe_model(entry: ModelEntry) -> str:
         return f"latent SFT: {describe_steps(entry.latent_steps)}"
     if entry.stage == "rl":
         return f"RL: {entry.group_size} samples a question, shorter is better where all are right"
-    return "brought in as it is"
+    if entry.stage == "import":
+        return "brought in as it is"
+    return f"{entry.method.replace('_', ' ')} (docs/rivals.md)"
 
 
 def describe_steps(steps: LatentSteps) -> str:
@@ -195,7 +233,7 @@ def describe_steps(steps: LatentSteps) -> str:
 def _model_row(experiment: Experiment, name: str) -> dict[str, str]:
     entry = experiment.models[name]
     row = {"name": name, "what": describe_model(entry), "start": entry.start or "outside"}
-    if entry.stage == "import":
+    if isinstance(entry, ImportModel | DecodeModel):
         return row | {"steps": "", "batch": "", "rate": "", "weights": ""}
     training = entry.training
     return row | {

@@ -6,14 +6,14 @@ All are pure functions of the evaluations of an experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas
 
 from latent_reasoning.analysis.compute import compute_table
-from latent_reasoning.analysis.results import Results
+from latent_reasoning.analysis.results import Pair, Results
 from latent_reasoning.config import Published
 from latent_reasoning.evaluation.metrics import grouped, paired_counts, pearson, wilson_interval
 from latent_reasoning.runtime.files import atomic_file, write_text_atomically
@@ -93,9 +93,15 @@ def main_table(results: Results) -> pandas.DataFrame:
 def paired_table(results: Results) -> pandas.DataFrame:
     """McNemar's exact test per seed: RL against its start and its controls, latent SFT against no
     reasoning."""
+    return paired_tests(
+        results, [*results.rl_pairs(), *results.control_pairs(), *results.no_reasoning_pairs()]
+    )
+
+
+def paired_tests(results: Results, pairs: list[Pair]) -> pandas.DataFrame:
+    """McNemar's exact test of each pair of models, on each data set and for each seed."""
     rows = []
     for dataset in results.datasets:
-        pairs = [*results.rl_pairs(), *results.control_pairs(), *results.no_reasoning_pairs()]
         for pair in pairs:
             for seed in results.seeds:
                 counts = paired_counts(
@@ -194,10 +200,10 @@ def readable(main: pandas.DataFrame) -> pandas.DataFrame:
             for low, high in zip(main["accuracy_ci95_low"], main["accuracy_ci95_high"], strict=True)
         ],
         "Std over seeds": main["accuracy_seed_std"].map(percent),
-        "Reasoning tokens": main["reasoning_tokens"].map(_number),
+        "Reasoning tokens": main["reasoning_tokens"].map(number),
         "Tokens vs SFT %": main["tokens_vs_sft"].map(_signed_percent),
         "Paper: accuracy %": main["published_accuracy"].map(percent),
-        "Paper: tokens": main["published_tokens"].map(_number),
+        "Paper: tokens": main["published_tokens"].map(number),
     }
     if not several:
         del columns["Seeds"], columns["Std over seeds"]
@@ -214,20 +220,30 @@ def _signed_percent(share: float | None) -> str:
     return "" if pandas.isna(share) else f"{100 * share:+.2f}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number with two decimals; empty for a missing value."""
     return "" if pandas.isna(value) else f"{value:.2f}"
 
 
-def _is_numeric(column: str) -> bool:
-    return column not in ("Model", "Data", "95 % interval")
+TEXTS = ("Model", "Data", "95 % interval")
+"""The columns of `readable` that hold words; the others are numbers, aligned to the right."""
 
 
 def markdown(main: pandas.DataFrame) -> str:
-    """The main table in Markdown, with padded columns, so that its source is readable too."""
-    table = readable(main)
+    """The main table in Markdown."""
+    return markdown_of(readable(main), TEXTS)
+
+
+def latex(main: pandas.DataFrame) -> str:
+    """The main table as a LaTeX `tabular` (needs the package booktabs)."""
+    return latex_of(readable(main), TEXTS)
+
+
+def markdown_of(table: pandas.DataFrame, texts: Sequence[str]) -> str:
+    """A table of text in Markdown, with padded columns, so that its source is readable too."""
     cells = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
-    numeric = [_is_numeric(name) for name in table.columns]
+    numeric = [name not in texts for name in table.columns]
 
     def line(row: list[str]) -> str:
         padded = [
@@ -241,10 +257,9 @@ def markdown(main: pandas.DataFrame) -> str:
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])]) + "\n"
 
 
-def latex(main: pandas.DataFrame) -> str:
-    """The main table as a LaTeX `tabular` (needs the package booktabs)."""
-    table = readable(main)
-    alignment = "".join("r" if _is_numeric(name) else "l" for name in table.columns)
+def latex_of(table: pandas.DataFrame, texts: Sequence[str]) -> str:
+    """A table of text as a LaTeX `tabular`; columns other than `texts` are aligned right."""
+    alignment = "".join("l" if name in texts else "r" for name in table.columns)
     return table.to_latex(index=False, escape=True, column_format=alignment)
 
 

@@ -20,14 +20,11 @@ from transformers import (
 )
 
 from latent_reasoning.config import Base, ConfigError, ImportModel, expand_path, is_local
+from latent_reasoning.model.base_files import without_progress_bars
 from latent_reasoning.model.bases import UnsupportedBaseError
-from latent_reasoning.model.folder import (
-    load,
-    load_tokenizer,
-    prepare_tokenizer,
-    without_progress_bars,
-)
+from latent_reasoning.model.folder import load, load_tokenizer, prepare_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.rival_weights import load_rival
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.files import first_line
 
@@ -53,7 +50,8 @@ def obtain_base(base: Base) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
 
 
 def obtain_import(name: str, entry: ImportModel) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    """A model trained elsewhere, on the CPU: a folder in any format `load` reads, or a hub id."""
+    """A model trained elsewhere, on the CPU: a folder in any format `load` reads or of another
+    method's release, or a hub id."""
     folder = expand_path(entry.path)
     if not folder.is_dir():
         if is_local(entry.path):
@@ -64,6 +62,8 @@ def obtain_import(name: str, entry: ImportModel) -> tuple[LatentReasoner, PreTra
             )
         key = f"models.{name}.path"
         folder = fetch(entry.path, entry.revision, key, f"{key} also takes a local folder")
+    if entry.format != "auto":
+        return load_rival(folder, entry.format)
     return load(folder, "cpu"), load_tokenizer(folder)
 
 

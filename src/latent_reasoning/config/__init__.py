@@ -4,7 +4,8 @@ An experiment is one YAML file, which further files may override. `load` merges 
 every default, checks everything and returns an `Experiment`; every mistake is a `ConfigError` that
 names the file, the key and what is allowed. Marks on a key say which results depend on it.
 
-The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`, `models`,
+The modules, from bottom to top: `fields` (types, marks, errors, paths, digests), `data`,
+`distillation`, `models`, `policies`, `rivals`, `entries` (all that `models` may hold), `report`,
 `experiment` (the root), `load` (YAML, messages, schema).
 """
 
@@ -13,13 +14,13 @@ from latent_reasoning.config.data import (
     NumberRule,
     Prompt,
 )
+from latent_reasoning.config.distillation import Distillation, StepDecoder
+from latent_reasoning.config.entries import ENTRIES, RIVAL_STAGES, ImportModel, ModelEntry
 from latent_reasoning.config.experiment import (
-    Claims,
     Evaluation,
     Experiment,
     Guard,
     Inside,
-    Published,
     Runtime,
     Tracking,
 )
@@ -41,20 +42,27 @@ from latent_reasoning.config.load import (
     resolve,
     schema_of_experiment,
 )
+from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThinking
 from latent_reasoning.config.models import (
-    ENTRIES,
     Architecture,
     Base,
-    Distillation,
-    ImportModel,
     LatentSftModel,
     LatentSteps,
     Lora,
     Model,
-    ModelEntry,
     ReasoningMix,
-    Reward,
-    RlModel,
     SftModel,
+    SupervisedModel,
     Training,
+)
+from latent_reasoning.config.policies import PolicyModel, Reward, RlModel
+from latent_reasoning.config.report import Claims, Published, Rivals
+from latent_reasoning.config.rivals import (
+    Colar,
+    CurriculumModel,
+    DecodeModel,
+    Gate,
+    RivalPolicyModel,
+    Seek,
+    TeacherForcedModel,
 )

@@ -20,6 +20,9 @@ from latent_reasoning.config.fields import (
     science_for,
 )
 
+SUPERVISED = ("sft", "latent_sft", "curriculum", "teacher_forced")
+TRAINED = (*SUPERVISED, "rl", "policy")
+
 FROM_HUB = only_when("source", "hub")
 WHERE_PERTURBED = only_when("method", "numeric_perturbation")
 
@@ -73,11 +76,11 @@ class Augmentation(Section):
 class Prompt(Section):
     """What stands before the question."""
 
-    training: Annotated[str, science_for("base", "sft", "latent_sft")] = "Question: "
+    training: Annotated[str, science_for("base", *SUPERVISED)] = "Question: "
     """Prefix of the question in training text."""
-    evaluation: Annotated[
-        str, science_for("base", "sft", "latent_sft", "rl", "import", "evaluation")
-    ] = "Question: "
+    evaluation: Annotated[str, science_for("base", *TRAINED, "import", "decode", "evaluation")] = (
+        "Question: "
+    )
     """Prefix in evaluation and RL prompts; the public code uses none. It is written on every
     model's card."""
 
@@ -117,7 +120,7 @@ class Data(Section):
         default_factory=GeneratedData
     )
     """Settings of the `generated` source."""
-    natural_language: Annotated[bool, science_for("sft", "latent_sft")] = False
+    natural_language: Annotated[bool, science_for(*SUPERVISED)] = False
     """Steps are sentences, each preceded by a space (GSM8K-Aug-NL)."""
     prompt: Prompt = Field(default_factory=Prompt)
     """Prefixes of the question."""
@@ -125,12 +128,12 @@ class Data(Section):
     """Share of the shuffled train rows given to SFT; the rest is RL's."""
     split_seed: Count = 42
     """Seed of that shuffle."""
-    drop_negative_for_sft: Annotated[bool, science_for("latent_sft")] = True
+    drop_negative_for_sft: Annotated[bool, science_for(*SUPERVISED[1:])] = True
     """Latent SFT drops rows with a negative answer."""
-    max_tokens: Annotated[PositiveInt, science_for("base", "sft", "latent_sft")] = 512
+    max_tokens: Annotated[PositiveInt, science_for("base", *SUPERVISED)] = 512
     """SFT drops rows with more tokens than this less four separators (512 means 508)."""
     number_rule: Annotated[
-        NumberRule, science_for("data", "test_set", "base", "sft", "latent_sft", "rl", "evaluation")
+        NumberRule, science_for("data", "test_set", "base", *TRAINED, "decode", "evaluation")
     ] = "exact"
     """How numbers are read in answers and completions: `exact` by one grammar
     (`data/numbers.py`), or as the `public` code does, which takes the first digits."""
@@ -138,7 +141,7 @@ class Data(Section):
     """A malformed row, or a label that is no number, stops the stage, or is skipped and counted."""
     special_token_text: Annotated[
         Literal["error", "skip", "escape", "keep"],
-        science_for("base", "sft", "latent_sft", "rl", "evaluation"),
+        science_for("base", *TRAINED, "decode", "evaluation"),
     ] = "error"
     """Literal special-token text in a row: refuse, skip the row, break the text up with a space, or
     read it as the token, as the public code does."""

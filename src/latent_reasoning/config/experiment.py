@@ -7,20 +7,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from latent_reasoning.config.data import Data
+from latent_reasoning.config.entries import ENTRIES, ModelEntry
 from latent_reasoning.config.fields import (
     IMPORTANT,
     NOT_SCIENCE,
     Count,
     DatasetName,
     Name,
-    NonNegative,
     Positive,
     PositiveInt,
     Section,
-    Share,
     fields_of,
 )
-from latent_reasoning.config.models import ENTRIES, Base, LatentSftModel, Model, ModelEntry, RlModel
+from latent_reasoning.config.models import Base, LatentSftModel, Model
+from latent_reasoning.config.policies import PolicyModel, RlModel
+from latent_reasoning.config.report import Report
 
 
 class Evaluation(Section):
@@ -123,55 +124,6 @@ class Tracking(Section):
     """Steps between logged metrics."""
 
 
-class Published(Section):
-    """Published figures of a model, shown beside ours."""
-
-    accuracy: Share | None = None
-    """Share of correct answers."""
-    tokens: NonNegative | None = None
-    """Mean reasoning tokens."""
-
-
-class Claims(Section):
-    """What the report asks of an experiment; fixed before it is run."""
-
-    points_above_no_reasoning: Share = 0.2
-    """Least gain in accuracy of latent SFT over answering at once."""
-    shortening: Share = 0.5
-    """Least share of the reasoning tokens that RL saves."""
-    points_lost: Share = 0.01
-    """Largest loss of accuracy by RL, over all rows."""
-    points_lost_by_steps: Share = 0.03
-    """Largest loss of accuracy by RL, over the rows of each number of reasoning steps."""
-    correlation: Share = 0.8
-    """Least correlation of length and reasoning steps after RL."""
-    points_below_without_steps: Share = 0.2
-    """Least loss of accuracy of a latent model that has to answer after 0 steps."""
-
-
-class Report(Section):
-    """What the page shows; none of these keys retrains or re-evaluates anything."""
-
-    title: str = "Adaptive latent reasoning"
-    """Title of the page."""
-    notes: list[str] = Field(default_factory=list)
-    """Departures from the paper, one per line."""
-    main: list[Name] | None = None
-    """Models of the main table, in order; null: all but the appendix."""
-    appendix: list[Name] = Field(default_factory=list)
-    """Models trained by the target `appendix` only."""
-    ablations: dict[str, Name] = Field(default_factory=dict)
-    """Models of the target `ablations`, which trains them: what is changed in words, and the latent
-    SFT model so changed; the RL models that start from it belong to it. The first is the recipe."""
-    claims: Claims = Field(default_factory=Claims)
-    """Thresholds of the claims."""
-    rl_from: dict[Name, Name] = Field(default_factory=dict)
-    """For imported models: an RL model and the model that its RL started from, which are compared
-    as if trained here."""
-    published: dict[Name, Published] = Field(default_factory=dict)
-    """Published `accuracy` (a share) and `tokens` by model name."""
-
-
 class Stages(Section):
     """Defaults of the entries of `models`, by stage; an entry's own keys take precedence."""
 
@@ -181,6 +133,12 @@ class Stages(Section):
     """Defaults of `latent_sft` models."""
     rl: dict[str, Any] = Field(default_factory=dict)
     """Defaults of `rl` models."""
+    curriculum: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `curriculum` models."""
+    teacher_forced: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `teacher_forced` models."""
+    policy: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `policy` models."""
 
     @model_validator(mode="after")
     def _known_keys(self) -> Stages:
@@ -247,6 +205,9 @@ class Experiment(Section):
             for name in getattr(self.report, key) or []:
                 if name not in self.models:
                     raise ValueError(f"report.{key}: {name!r} is not in models")
+        for name in self.report.rivals.named():
+            if name not in self.models:
+                raise ValueError(f"report.rivals: {name!r} is not in models")
         for label, name in self.report.ablations.items():
             if getattr(self.models.get(name), "stage", None) != "latent_sft":
                 raise ValueError(f"report.ablations.{label}: {name!r} is no latent_sft model")
@@ -274,13 +235,17 @@ class Experiment(Section):
         self._check_ancestors(name, entry)
         parent = None if entry.start in (None, "base") else self.models[entry.start]
         parent_stage = None if parent is None else parent.stage
-        if entry.stage == "sft" and parent_stage in ("latent_sft", "rl"):
+        if entry.stage == "sft" and parent_stage not in (None, "sft", "import"):
             raise ValueError(
                 f"models.{name}.from: token SFT starts from a plain language model, not from "
                 f"{entry.start!r}, which reasons in latent steps"
             )
         if entry.stage == "latent_sft":
             self._check_latent_sft(name, entry)
+        if entry.stage == "teacher_forced" and entry.method == "csft" and entry.csft.teacher:
+            self._check_teacher(f"models.{name}.csft.teacher", entry.csft.teacher, "null")
+        if isinstance(entry, PolicyModel):
+            self._check_policy(name, entry)
         if entry.stage == "rl":
             self._check_rl(name, entry, parent_stage)
 
@@ -308,29 +273,30 @@ class Experiment(Section):
                 "counted from 0"
             )
         if distillation.teacher != "self":
-            teacher = self.models.get(distillation.teacher)
-            if getattr(teacher, "form", None) != "cot":
-                raise ValueError(
-                    f"{key}.teacher: {distillation.teacher!r} is neither self nor an sft model of "
-                    "form cot"
-                )
+            self._check_teacher(f"{key}.teacher", distillation.teacher, "self")
         elif distillation.traces == "teacher":
             raise ValueError(
                 f"{key}.traces: teacher needs distillation.teacher to name an sft model"
             )
 
-    def _check_rl(self, name: str, entry: RlModel, parent_stage: str | None) -> None:
+    def _check_teacher(self, key: str, teacher: str, none: str) -> None:
+        if getattr(self.models.get(teacher), "form", None) != "cot":
+            raise ValueError(f"{key}: {teacher!r} is neither {none} nor an sft model of form cot")
+
+    def _check_policy(self, name: str, entry: PolicyModel) -> None:
         if (entry.max_latent_steps or 0) + 2 > entry.max_new_tokens:
             raise ValueError(
                 f"models.{name}.max_latent_steps: {entry.max_latent_steps} steps and STOP leave no "
                 f"token of max_new_tokens: {entry.max_new_tokens} for the answer"
             )
-        if parent_stage not in ("latent_sft", "rl", "import"):
-            raise ValueError(
-                f"models.{name}.from: RL starts from a latent_sft, rl or import model, not from "
-                f"{entry.start!r}"
-            )
         if self.data.sft_share == 1.0:
             raise ValueError(
                 f"data.sft_share: 1.0 leaves no rows for the RL model {name!r}; take less"
+            )
+
+    def _check_rl(self, name: str, entry: RlModel, parent_stage: str | None) -> None:
+        if parent_stage in (None, "sft"):
+            raise ValueError(
+                f"models.{name}.from: RL starts from a latent_sft, rl or import model, not from "
+                f"{entry.start!r}"
             )

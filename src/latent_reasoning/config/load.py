@@ -12,9 +12,9 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from latent_reasoning.config.entries import ENTRIES, WITH_MODEL
 from latent_reasoning.config.experiment import Experiment
 from latent_reasoning.config.fields import ConfigError, Section, fields_of, section_in
-from latent_reasoning.config.models import ENTRIES
 
 
 def load(files: str | Path | list[str | Path]) -> Experiment:
@@ -156,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
-    """Fill each entry of `models` from `stages` and, for latent SFT, the section `model`."""
+    """Fill each entry of `models` from `stages` and, where it makes a latent reasoner, `model`."""
     models = raw.get("models")
     stages = raw.get("stages") or {}
     if not isinstance(models, dict) or not isinstance(stages, dict):
@@ -168,7 +168,7 @@ def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
         stage = entry.get("stage")
         defaults = stages.get(stage) if isinstance(stage, str) else None
         entry = merge(defaults if isinstance(defaults, dict) else {}, entry)
-        if entry.get("stage") == "latent_sft" and isinstance(raw.get("model"), dict):
+        if stage in WITH_MODEL and isinstance(raw.get("model"), dict):
             own = entry.get("model")
             entry["model"] = merge(raw["model"], own if isinstance(own, dict) else {})
         filled[name] = entry

@@ -6,22 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latent_reasoning.config.distillation import Distillation, StepDecoder
 from latent_reasoning.config.fields import (
     IMPORTANT,
     NOT_SCIENCE,
     Count,
     NonNegative,
-    Number,
     Positive,
     PositiveInt,
     Section,
     Share,
     check_source,
     only_when,
-    science_for,
 )
 
+FOR_MIXTURE = only_when("recurrent_filter", "mixture")
 FROM_SCRATCH = only_when("source", "scratch")
+PROJECTION = only_when("recurrent_filter", "projection")
+WITH_WIDTH = only_when("recurrent_filter", "projection", "gaussian")
+GAUSSIAN = only_when("recurrent_filter", "gaussian")
 FROM_ELSEWHERE = only_when("source", "local", "gguf", "hub")
 SCRATCH_TEXTS = {"full": 0.4, "results_only": 0.3, "drop_last": 0.15, "truncated": 0.15}
 
@@ -87,6 +90,9 @@ class Lora(Section):
         ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"], min_length=1
     )
     """Names of the linear modules that get an adapter."""
+    train_special_rows: bool = True
+    """The special tokens' rows are trained beside the adapter; false (as published for CODI): they
+    stay as they began."""
 
 
 class Architecture(Section):
@@ -190,10 +196,37 @@ class Model(Section):
     """The latent reasoner around the base model."""
 
     recurrent_filter: Annotated[
-        Literal["none", "MLP", "linear", "linear_ln", "linear_ECF", "SRE"], IMPORTANT
+        Literal[
+            "none",
+            "MLP",
+            "linear",
+            "linear_ln",
+            "linear_ECF",
+            "SRE",
+            "projection",
+            "gaussian",
+            "mixture",
+            "attention",
+            "pause",
+        ],
+        IMPORTANT,
     ] = "MLP"
-    """What turns a hidden state into the next input embedding. `linear`, `linear_ln` and
-    `linear_ECF`: fidelity only."""
+    """What turns a hidden state into the next input embedding; `projection` is CODI's, `gaussian`
+    CoLaR's, `mixture` is `SRE` cut to a few words, `attention` attends to all states so far, and
+    `pause` is a learnt vector instead. `linear`, `linear_ln` and `linear_ECF`: fidelity only."""
+    mixture_size: Annotated[PositiveInt | None, FOR_MIXTURE] = 10
+    """Words in the filter `mixture`; null: all."""
+    mixture_temperature: Annotated[Positive, FOR_MIXTURE] = 1.0
+    """Divides the logits of the filter `mixture`."""
+    filter_width: Annotated[PositiveInt | None, WITH_WIDTH] = None
+    """Inner width of the filter; null: that of the model."""
+    filter_norm: Annotated[bool, PROJECTION] = True
+    """The filter ends with a LayerNorm."""
+    deterministic_latents: Annotated[bool, GAUSSIAN] = False
+    """The filter has no std to sample with."""
+    stop_rule: Literal["head", "marker", "fixed"] = "head"
+    """What decides to stop: the two-way stop head, or the language-model head by STOP's probability
+    against all other words; `fixed`: nothing, the number of latent steps is one for all."""
     stop_head_temperature: Positive | None = None
     """Divides the two stop logits; null: 1."""
     detach_stop_head: bool = False
@@ -222,34 +255,6 @@ class LatentSteps(Section):
     def _in_order(self) -> LatentSteps:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min = {self.min} is above max = {self.max}")
-        return self
-
-
-class Distillation(Section):
-    """Distances between teacher and student states."""
-
-    codi_weight: Annotated[NonNegative, IMPORTANT] = 20.0
-    """Weight at the target token; 0: off."""
-    meaned_weight: NonNegative = 0.0
-    """Weight of the distance of mean reasoning states; 0: off."""
-    block_range: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
-    """First and last block compared (0-based, inclusive); null: all."""
-    distance: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
-    """Elementwise loss. `l1` and `l2`: fidelity only."""
-    normalise: Literal["layerwise_std", "std", "none"] = "layerwise_std"
-    """Divide by the std of the teacher's states of each block, of all blocks, or not at all. `std`
-    and `none`: fidelity only."""
-    teacher: str = "self"
-    """`self`: one set of weights is teacher and student; or the name of a frozen `sft` model of
-    form cot, whose target states are computed once."""
-    traces: Literal["data", "teacher"] = "data"
-    """The reasoning the teacher reads: the data's steps, or its own traces with a right answer."""
-
-    @model_validator(mode="after")
-    def _range_in_order(self) -> Distillation:
-        if self.block_range is not None and self.block_range[0] > self.block_range[1]:
-            first, last = self.block_range
-            raise ValueError(f"block_range: the first block, {first}, comes after the last, {last}")
         return self
 
 
@@ -316,85 +321,29 @@ class LatentSftModel(SupervisedModel):
     teacher's steps), with unchanged stop labels."""
     filter_warm_start: Count = 0
     """Steps in which a new filter first learns to do what `SRE` does, without labels; 0: none."""
+    step_decoder: StepDecoder | None = None
+    """A second model that learns to write each step from its latent input (SIM-CoT); null: none."""
     teacher_texts: ReasoningMix = Field(default_factory=ReasoningMix)
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None
     """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
 
-
-class Reward(Section):
-    """Reward of a sample."""
-
-    penalty: Annotated[NonNegative, IMPORTANT] = 1e-4
-    """Size of the length penalty if the group meets the requirement."""
-    bonus: Annotated[Number | None, IMPORTANT] = 1e-1
-    """Coefficient below the requirement, where longer samples earn more; null: no term."""
-    accuracy_requirement: Annotated[NonNegative | None, IMPORTANT] = 1.0
-    """Correct samples required of a group: <= 1 a share, > 1 a count; null: always the penalty."""
-
-
-class RlModel(TrainedModel):
-    """Adaptive length by GRPO."""
-
-    stage: Literal["rl"] = "rl"
-    """Adaptive-length RL."""
-    start: str = Field(..., alias="from")
-    """The latent model it starts from."""
-    estimator: Literal["sampled", "exact"] = "sampled"
-    """Stop lengths in the gradient: `sampled` draws one for each sample, `exact` averages over all
-    of them by their known distribution."""
-    group_size: Annotated[int, Field(ge=2), IMPORTANT] = 16
-    """Samples per prompt."""
-    temperature: Positive = 1.0
-    """Sampling temperature."""
-    max_new_tokens: Annotated[PositiveInt, IMPORTANT] = 40
-    """Longest completion."""
-    max_latent_steps: PositiveInt | None = None
-    """STOP is forced after this number of latent steps, outside the loss and in evaluation too;
-    null: never."""
-    max_prompt_tokens: PositiveInt | None = 100
-    """Longer prompts are dropped; null: none."""
-    reward: Reward = Field(default_factory=Reward)
-    """Reward."""
-    loss: Literal["bnpo", "grpo", "dr_grpo"] = "bnpo"
-    """Token aggregation. `grpo` and `dr_grpo`: fidelity only."""
-    epsilon: Positive = 0.2
-    """Clipping range of the ratio."""
-    iterations: PositiveInt = 1
-    """Updates on the same samples."""
-    kl_weight: Annotated[NonNegative, IMPORTANT] = 1e-3
-    """beta: weight of the KL to the start model."""
-
-
-class ImportModel(Section):
-    """A model trained elsewhere: a folder in our format, the published format, or plain HF."""
-
-    stage: Literal["import"] = "import"
-    """Bring in a trained model."""
-    start: Literal["base"] | None = Field(None, alias="from")
-    """`base`: the untrained base model, for reference."""
-    path: str | None = None
-    """Hub id or folder (`${LATENT_REASONING_BASE}` allowed)."""
-    revision: str | None = None
-    """Pinned revision of a hub id."""
-    licence: Annotated[str | None, NOT_SCIENCE] = None
-    """Licence of the weights, for the model's card; `from: base` has its own."""
-    forced_steps: Annotated[Count | None, science_for("evaluation")] = None
-    """Evaluate with this number of latent steps; null: adaptive."""
-
     @model_validator(mode="after")
-    def _one_source(self) -> ImportModel:
-        if (self.path is None) == (self.start is None):
-            raise ValueError("give either path (hub id or folder) or from: base")
+    def _one_state(self) -> LatentSftModel:
+        if self.filter_warm_start and self.model.recurrent_filter == "attention":
+            raise ValueError(
+                "filter_warm_start: the filter attention reads more than one state; set it to 0"
+            )
         return self
 
-
-ModelEntry = Annotated[
-    SftModel | LatentSftModel | RlModel | ImportModel, Field(discriminator="stage")
-]
-
-ENTRIES: dict[str, type[Section]] = {
-    entry.model_fields["stage"].default: entry
-    for entry in (SftModel, LatentSftModel, RlModel, ImportModel)
-}
-"""The section of an entry of `models`, by its stage."""
+    @model_validator(mode="after")
+    def _nothing_to_stop(self) -> LatentSftModel:
+        steps = self.latent_steps
+        if self.model.stop_rule == "fixed" and not (
+            self.mask_latent_labels and steps.min is not None and steps.min == steps.max
+        ):
+            raise ValueError(
+                "model.stop_rule: fixed needs one number of latent steps (latent_steps.min = max), "
+                "and mask_latent_labels: true, for there is no decision to learn"
+            )
+        return self

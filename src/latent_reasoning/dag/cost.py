@@ -25,20 +25,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latent_reasoning.config import (
+    CurriculumModel,
+    DecodeModel,
     Experiment,
+    ImportModel,
     LatentSftModel,
     Lora,
     ModelEntry,
-    RlModel,
+    PolicyModel,
+    RivalPolicyModel,
     SftModel,
+    TeacherForcedModel,
     load,
 )
 from latent_reasoning.runtime.command import run_stage
 
-QUESTION, REASONING, CUT_REASONING, ANSWER = 58, 22, 15, 7
-"""Mean tokens, `CUT_REASONING` without the last step: counted on GSM8K's 6,973 train rows in
-GSM8K-Aug form with Llama 3's pre-tokeniser pattern, which splits a little less than the tokenizer.
-"""
 REASONING_STEPS, LATENT_STEPS = 3, 6
 """Mean reasoning steps of a row; latent steps that RL's policy and an evaluation take."""
 DISTINCT = 6
@@ -60,7 +61,23 @@ CHECKPOINTS = 3
 MARGIN = 2.0
 """Ratio of the time asked of the scheduler to the estimate."""
 
-Trained = SftModel | LatentSftModel | RlModel
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a row's pieces; `cut_reasoning` is without the last step."""
+
+    question: float
+    reasoning: float
+    cut_reasoning: float
+    answer: float
+
+
+GSM8K = Lengths(question=58, reasoning=22, cut_reasoning=15, answer=7)
+"""Counted on GSM8K's 6,973 train rows in GSM8K-Aug form with Llama 3's pre-tokeniser pattern, which
+splits a little less than the tokenizer."""
+
+Supervised = SftModel | LatentSftModel | CurriculumModel | TeacherForcedModel
+Trained = Supervised | PolicyModel
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class ModelSize:
         ends = 6 * self.hidden + 2 * self.key_values + 3 * (self.hidden + self.intermediate)
         return lora.r * self.layers * ends if lora else 0
 
-    def operations(self, tokens: int, logits: int, lora: Lora | None, *, train: bool) -> int:
+    def operations(self, tokens: float, logits: float, lora: Lora | None, *, train: bool) -> float:
         """Operations of a forward with `logits` of its tokens, and of its backward if `train`.
 
         Two per weight and token; the backward takes as many for the activations' gradient, and
@@ -192,7 +209,7 @@ def base_need(experiment: Experiment) -> Need:
 def training_need(experiment: Experiment, model: str) -> Need:
     """What the job that makes a model needs."""
     entry = experiment.models[model]
-    if entry.stage == "import":
+    if isinstance(entry, ImportModel | DecodeModel):
         return Need(0.1, 0.0, _host_mb(experiment), 4 * size_of(experiment).weights)
     return _training_need(experiment, entry)
 
@@ -203,11 +220,9 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     training, lora = entry.training, entry.lora
     rows = min(experiment.runtime.micro_batch_size or training.batch_size, training.batch_size)
     tokens, logits, passes = _micro_batch(entry, rows)
-    operations = size.operations(tokens, logits, lora, train=True)
+    operations = _step_operations(size, entry, tokens, logits)
     following = 2 * passes
-    if entry.stage == "rl":  # the rollout, and the scores under the reference policy
-        for scored in (lora, None):
-            operations += size.operations(tokens, logits, scored, train=False)
+    if isinstance(entry, PolicyModel):
         following += entry.max_new_tokens + 1 + passes
     validated = training.validation_rows or VALIDATION_ROWS
     validation = _decoding(device, size, validated, VALIDATION_BATCH, _longest(entry))
@@ -216,7 +231,8 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
 
     trained = size.adapter_weights(lora) or size.weights
     # Frozen blocks are held in bfloat16; of trained ones autocast keeps a copy in it.
-    frozen = 4 * (size.weights - size.block_weights) if lora or entry.stage == "rl" else 0
+    has_reference = lora or isinstance(entry, PolicyModel)
+    frozen = 4 * (size.weights - size.block_weights) if has_reference else 0
     blocks = 2 * size.block_weights
     # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks).
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
@@ -226,20 +242,46 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     return Need(hours, CUDA_GIB + held / 2**30, _host_mb(experiment), disk)
 
 
-def _micro_batch(entry: Trained, rows: int) -> tuple[int, int, int]:
+def training_operations(experiment: Experiment, entry: Trained, lengths: Lengths) -> float:
+    """The operations of a training's steps on rows of these lengths, its validations left out."""
+    training = entry.training
+    tokens, logits, _ = _micro_batch(entry, training.batch_size, lengths)
+    return training.steps * _step_operations(size_of(experiment), entry, tokens, logits)
+
+
+def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: float) -> float:
+    """The operations of learning from `tokens` tokens; for a policy also of its rollout, and of the
+    scores under the reference."""
+    operations = size.operations(tokens, logits, entry.lora, train=True)
+    if isinstance(entry, PolicyModel):
+        for scored in (entry.lora, None):
+            operations += size.operations(tokens, logits, scored, train=False)
+    return operations
+
+
+def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
-    if entry.stage == "rl":
-        answers = ANSWER * min(DISTINCT, entry.group_size)
-        return rows * (QUESTION + LATENT_STEPS + 2 + answers), rows * answers, LATENT_STEPS + 4
+    question, answer = lengths.question, lengths.answer
+    if isinstance(entry, RivalPolicyModel):  # each sample has a trajectory of its own
+        thinking = lengths.reasoning if entry.method == "hrpo" else LATENT_STEPS + 2
+        answers = entry.group_size * (thinking + answer)
+        return rows * (question + answers), rows * answers, LATENT_STEPS + 4
+    if isinstance(entry, PolicyModel):
+        answers = answer * min(DISTINCT, entry.group_size)
+        return rows * (question + LATENT_STEPS + 2 + answers), rows * answers, LATENT_STEPS + 4
     if entry.stage == "latent_sft":
         wanted = entry.latent_steps
         steps = max(wanted.factor * REASONING_STEPS + wanted.bias, wanted.min or 0)
         steps = steps if wanted.max is None else min(steps, wanted.max)
-        teacher = (CUT_REASONING if entry.drop_last_step else REASONING) + ANSWER
-        learned, passes = teacher + steps + 2 + ANSWER, steps + 3
+        teacher = (lengths.cut_reasoning if entry.drop_last_step else lengths.reasoning) + answer
+        learned, passes = teacher + steps + 2 + answer, steps + 3
+    elif entry.stage == "curriculum":
+        learned, passes = lengths.reasoning + LATENT_STEPS + 2 + answer, LATENT_STEPS + 2
+    elif entry.stage == "teacher_forced":
+        learned, passes = lengths.reasoning + answer, 1
     else:
-        learned, passes = (REASONING if entry.form == "cot" else 0) + ANSWER, 1
-    return rows * (QUESTION + learned), rows * learned, passes
+        learned, passes = (lengths.reasoning if entry.form == "cot" else 0) + answer, 1
+    return rows * (question + learned), rows * learned, passes
 
 
 def evaluation_need(experiment: Experiment, model: str) -> Need:
@@ -248,20 +290,20 @@ def evaluation_need(experiment: Experiment, model: str) -> Need:
     data, settings = experiment.data, experiment.evaluation
     rows = data.generated.test if data.source == "generated" else TEST_ROWS
     rows, batch = min(rows, data.limits.test or rows), experiment.runtime.evaluation_batch_size
-    forced = _decoding(device, size, rows, batch, LATENT_STEPS + 2 * ANSWER)
+    forced = _decoding(device, size, rows, batch, LATENT_STEPS + 2 * GSM8K.answer)
     hours = _decoding(device, size, rows, batch, _longest(experiment.models[model]))
     hours += forced * (settings.max_forced_steps + 1)
     memory = CUDA_GIB + (6 * size.weights + batch * size.vocabulary * LOGIT_BYTES) / 2**30
     return Need(hours * len(settings.datasets), memory, _host_mb(experiment), 0)
 
 
-def _decoding(device: Device, size: ModelSize, rows: int, batch: int, new: int) -> float:
+def _decoding(device: Device, size: ModelSize, rows: int, batch: int, new: float) -> float:
     """Hours of greedy decoding in batches, each until its longest row has `new` tokens."""
-    operations = size.operations(rows * (QUESTION + new), rows * new, None, train=False)
+    operations = size.operations(rows * (GSM8K.question + new), rows * new, None, train=False)
     return device.hours(operations, math.ceil(rows / batch) * (new + 1))
 
 
-def _longest(entry: ModelEntry) -> int:
+def _longest(entry: ModelEntry | PolicyModel) -> int:
     return LONGEST_COMPLETION[getattr(entry, "form", "latent")]
 
 

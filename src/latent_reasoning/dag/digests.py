@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from latent_reasoning.config import (
     ENTRIES,
+    RIVAL_STAGES,
     Base,
     ConfigError,
     Data,
@@ -39,6 +40,7 @@ RECIPE = {
     "latent_sft": 1,
     "rl": 3,
     "import": 1,
+    **dict.fromkeys(RIVAL_STAGES, 1),
     "evaluation": 2,
     "inside": 2,
 }
@@ -195,9 +197,18 @@ def _chain(experiment: Experiment, model: str) -> dict[str, Any]:
         entry = chain[name] = experiment.models[name]
         if entry.start not in (None, "base"):
             wanted.append(entry.start)
-        if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
-            wanted.append(entry.distillation.teacher)
+        if (teacher := teacher_of(entry)) is not None:
+            wanted.append(teacher)
     return chain
+
+
+def teacher_of(entry: Any) -> str | None:
+    """The frozen teacher of an entry of `models`, None if it has none."""
+    if entry.stage == "latent_sft" and entry.distillation.teacher != "self":
+        return entry.distillation.teacher
+    if entry.stage == "teacher_forced" and entry.method == "csft":
+        return entry.csft.teacher
+    return None
 
 
 def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +217,8 @@ def _of_chain(experiment: Experiment, chain: Mapping[str, Any]) -> dict[str, Any
         keys["recipe"] |= _recipes(entry.stage)
         keys["data"] |= _reading(experiment, entry.stage)
         keys["models"][name] = {"stage": entry.stage, **_entry(entry)}
-    if any(entry.start == "base" for entry in chain.values()):
+    decodes = any(getattr(entry, "step_decoder", None) for entry in chain.values())
+    if decodes or any(entry.start == "base" for entry in chain.values()):
         return _with_base(experiment, keys)
     return keys
 

@@ -13,6 +13,9 @@ SPLITS = ("sft", "rl", "validation", "test")
 EVALUATION_FILES = ("summary.json", "predictions.parquet", "forced.csv", "by_steps.csv")
 TABLES = ("claims", "paired", "length", "by_steps", "by_tokens", "forced", "compute")
 """Tables beside the main one, by file name."""
+RIVALS_TABLES = ("rivals", "rivals_paired")
+RIVALS_FIGURES = ("rivals", "rivals_curves")
+"""What compares the methods of `report.rivals`; `rivals` is a table in three formats."""
 FIGURES = (
     "accuracy_vs_tokens",
     "length_distribution",
@@ -101,6 +104,10 @@ class Layout:
 
     def evaluation(self, model: str, seed: int, dataset: str) -> Path:
         return self.folder / "evaluations" / model / f"seed-{seed}" / dataset
+
+    def timing(self, model: str) -> Path:
+        """How long a row takes a model of the first seed, measured with nothing beside it."""
+        return self.folder / "timings" / f"{model}.json"
 
     def inside(self, model: str, seed: int, dataset: str) -> Path:
         """What was seen inside a model's chains on the rows of a data set."""

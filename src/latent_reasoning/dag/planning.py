@@ -25,6 +25,7 @@ from latent_reasoning.config import (
     read,
     resolve,
 )
+from latent_reasoning.dag.digests import teacher_of
 from latent_reasoning.dag.layout import main_models, results_root
 from latent_reasoning.runtime.files import write_text_atomically
 
@@ -76,10 +77,12 @@ def models_of(experiment: Experiment, *stages: str) -> str:
 
 
 def parents_of(experiment: Experiment, model: str) -> list[str]:
-    """The models that a training reads: the one it starts from, and its frozen teacher."""
+    """The models that a training reads: the one it starts from, its frozen teacher, and the base
+    that its step decoder begins as."""
     entry = experiment.models[model]
-    teachers = [entry.distillation.teacher] if entry.stage == "latent_sft" else []
-    return [name for name in (entry.start, *teachers) if name not in (None, "self")]
+    decodes = getattr(entry, "step_decoder", None) is not None
+    names = (entry.start, teacher_of(entry), "base" if decodes else None)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def report_digest(experiment: Experiment, *keys: str) -> str:
@@ -96,6 +99,18 @@ def ablation_models(experiment: Experiment) -> list[str]:
     models = list(experiment.report.ablations.values())
     starts = {name: entry.start for name, entry in experiment.models.items() if entry.stage == "rl"}
     return models + [name for name, start in starts.items() if start in models]
+
+
+def rival_models(experiment: Experiment) -> list[str]:
+    """The models of `report.rivals` and its references, each once."""
+    rivals = experiment.report.rivals
+    return list(dict.fromkeys([*rivals.models, *rivals.references]))
+
+
+def trial_models(experiment: Experiment) -> list[str]:
+    """The tuning trials that did not fail."""
+    rivals = experiment.report.rivals
+    return [name for names in rivals.trials.values() for name in names if name not in rivals.failed]
 
 
 # ------------------------------------------------------------------------- at the start of a run

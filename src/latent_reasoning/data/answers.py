@@ -110,6 +110,12 @@ def split_completion(text: str) -> tuple[str, str] | None:
     return (text[: matches[-1].start()], text[matches[-1].end() :]) if matches else None
 
 
+def in_our_words(completion: str, announcement: str | None) -> str:
+    """A completion with ` The answer is:` in the place of a model's own `announcement` (None: it is
+    that), the first one."""
+    return completion.replace(announcement, ANSWER_PREFIX, 1) if announcement else completion
+
+
 def judge(label: str, completion: str, thinking: Thinking, rule: NumberRule = "exact") -> Verdict:
     """Score a completion as the evaluation does (docs/method.md, section 6).
 

@@ -6,11 +6,14 @@ SFT take less than 1 GB. `data.sequences` makes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 IGNORED_LABEL = -100
+Ids = Sequence[int] | np.ndarray
+"""Token ids, (T,)."""
 SEPARATORS = 4
 """Separators between the five pieces, which the public code counts in its token limit."""
 
@@ -25,6 +28,7 @@ class PlainExample:
         reasoning_length: ids of the reasoning, 0 if there is none.
         first_label: position of the first id that is learned.
         target_position: where hidden states are distilled (` The answer is:`, or one later).
+        step_texts: what a step decoder has to write of its latent inputs (`data.step_texts`).
     """
 
     input_ids: np.ndarray
@@ -32,6 +36,7 @@ class PlainExample:
     reasoning_length: int
     first_label: int
     target_position: int
+    step_texts: Sequence[Sequence[int]] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -92,6 +97,45 @@ class LatentExample:
 
     teacher: PlainExample
     student: StudentExample
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRow:
+    """A row of which a curriculum leaves out more and more of the reasoning.
+
+    Attributes:
+        question: ids before the reasoning, BOS included.
+        texts: ids of the reasoning without its first 0, 1, .., K steps; the last one is empty.
+        ending: ids of ` The answer is`, `:` and the answer, EOS included.
+        answer_length: ids of the answer and EOS alone.
+        step_ids: ids of each step, tokenised apart; None where no step decoder needs them.
+    """
+
+    question: Ids
+    texts: Sequence[Ids]
+    ending: Ids
+    answer_length: int
+    step_ids: Sequence[Sequence[int]] | None = None
+
+    @property
+    def steps(self) -> int:
+        """K, the number of reasoning steps."""
+        return len(self.texts) - 1
+
+    def example(self, run: Ids, text: Ids) -> PlainExample:
+        """The row with a latent `run` (START, CONTINUE.., STOP; or nothing) and then `text`.
+
+        All that comes after the run is learned.
+        """
+        parts = (self.question, run, text, self.ending)
+        ids = np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+        return PlainExample(
+            input_ids=ids,
+            question_length=len(self.question),
+            reasoning_length=len(run) + len(text),
+            first_label=len(self.question) + len(run),
+            target_position=len(ids) - self.answer_length - 1,
+        )
 
 
 def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) -> bool:

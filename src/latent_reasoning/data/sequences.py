@@ -23,7 +23,12 @@ import numpy as np
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.context import name_of, read_pieces, read_whole
-from latent_reasoning.data.examples import LatentExample, PlainExample, StudentExample
+from latent_reasoning.data.examples import (
+    LatentExample,
+    PlainExample,
+    StagedRow,
+    StudentExample,
+)
 from latent_reasoning.data.rows import DataError, Row
 
 if TYPE_CHECKING:  # seconds to import, and the stage prepare_data has no tokenizer
@@ -259,6 +264,41 @@ def encode_latent_rows(
     return examples
 
 
+def encode_staged_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix: str,
+    natural_language: bool = False,
+) -> list[StagedRow]:
+    """Rows whose reasoning a curriculum shortens: as text, without the first 0, 1, .., K steps.
+
+    Raises:
+        DataError: a row's steps are unknown, or a tokenizer without EOS.
+    """
+    pieces = _Pieces.of(tokenizer)
+    remainders = [
+        [
+            reasoning_text(replace(row, steps=steps[first:]), natural_language=natural_language)
+            for first in range(len(steps) + 1)
+        ]
+        for row in rows
+        for steps in [reasoning_steps(row, drop_last_step=False)]
+    ]
+    texts = read_pieces(tokenizer, (text for texts in remainders for text in texts))
+    return [
+        StagedRow(
+            np.array(question, dtype=np.int32),
+            [np.array(next(texts), dtype=np.int32) for _ in own],
+            np.array([*pieces.answer_words, *pieces.colon, *answer], dtype=np.int32),
+            len(answer),
+        )
+        for own, (question, _, answer) in zip(
+            remainders, pieces.encode(rows, prefix, [""] * len(rows)), strict=True
+        )
+    ]
+
+
 def latent_run(n: int, special: SpecialTokens) -> list[int]:
     """START, `n` CONTINUE, STOP."""
     return [special.start, *[special.continue_] * n, special.stop]
@@ -274,12 +314,15 @@ def encode_prompts(
     prefix: str,
     latent: bool,
     forced_steps: int | None = None,
+    suffix: str = "",
+    announcement: str | None = None,
 ) -> list[list[int]]:
     """Prompts of evaluation and RL: the question, and START for a latent model.
 
     With `forced_steps` = n the whole latent run and ` The answer is:` follow, so that only the
     answer is left to decode. A model that cannot think has only n = 0: question and
-    ` The answer is:`.
+    ` The answer is:`. `suffix` stands after each question, and is tokenised with it
+    (`LatentSettings.suffix`). `announcement` replaces ` The answer is:` (`answer_text` there).
 
     Raises:
         DataError: latent without the special tokens, or `forced_steps` > 0 without latent.
@@ -292,9 +335,13 @@ def encode_prompts(
         end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
     if forced_steps is not None:
         pieces = _Pieces.of(tokenizer)
-        end = [*end, *pieces.answer_words, *pieces.colon]
+        words = [*pieces.answer_words, *pieces.colon]
+        end = [
+            *end,
+            *(words if announcement is None else next(read_pieces(tokenizer, [announcement]))),
+        ]
     first = beginning(tokenizer)
-    questions = (prefix + row.question for row in rows)
+    questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]
 
 

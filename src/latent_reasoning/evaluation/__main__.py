@@ -15,22 +15,14 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from latent_reasoning.config import load
 from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout
-from latent_reasoning.data.rows import read_rows
-from latent_reasoning.data.sequences import apply_special_token_policy
-from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
+from latent_reasoning.evaluation.evaluator import evaluate
 from latent_reasoning.evaluation.folder import evaluate_folder, folder_options, read_free_rows
+from latent_reasoning.evaluation.opened import open_model
 from latent_reasoning.evaluation.records import summary_text, write_evaluation
-from latent_reasoning.model.folder import load as load_model
-from latent_reasoning.model.folder import load_tokenizer
-from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.runtime.command import names_path, parser, run_stage
-from latent_reasoning.runtime.device import held_precision, resolve_device, resolve_precision
-from latent_reasoning.runtime.gpus import take_gpus
 from latent_reasoning.runtime.tracking import open_tracker
 
 
@@ -48,28 +40,11 @@ def evaluate_model(options: argparse.Namespace) -> None:
     """Evaluate a model of an experiment; its files go where the workflow expects them."""
     experiment = load(options.config)
     digest = check_digest(experiment, "evaluation", options.digest, options.model)
-    layout, section, runtime = Layout.of(experiment), experiment.evaluation, experiment.runtime
-    torch.set_num_threads(runtime.threads)
-    take_gpus(runtime.device)
-    device = resolve_device(runtime.device)
-    folder = layout.model(options.model, options.seed)
-    tokenizer = load_tokenizer(folder)
-    rows, _ = apply_special_token_policy(
-        read_rows(layout.data(options.dataset)), tokenizer, experiment.data.special_token_text
+    layout = Layout.of(experiment)
+    opened = open_model(experiment, options.model, options.seed, options.dataset)
+    evaluation = evaluate(
+        opened.model, opened.tokenizer, opened.rows, opened.settings, opened.precision
     )
-    settings = EvaluationSettings(
-        prefix=experiment.data.prompt.evaluation,
-        max_new_tokens=section.max_new_tokens,
-        batch_size=runtime.evaluation_batch_size,
-        forced_steps=getattr(experiment.models[options.model], "forced_steps", None),
-        max_forced_steps=section.max_forced_steps,
-        forced_rows=section.forced_rows,
-        number_rule=experiment.data.number_rule,
-    )
-    model, precision = load_model(folder, device.type), resolve_precision(runtime.precision, device)
-    hold_frozen(model.requires_grad_(False), held_precision(runtime.precision, device))
-    model.captured.when = runtime.cuda_graphs
-    evaluation = evaluate(model, tokenizer, rows, settings, precision)
     summary = write_evaluation(
         layout.evaluation(options.model, options.seed, options.dataset),
         evaluation,

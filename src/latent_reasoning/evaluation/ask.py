@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from latent_reasoning.data.answers import find_number, split_completion
+from latent_reasoning.data.answers import find_number, in_our_words, split_completion
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import (
@@ -35,16 +35,18 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = folder.model, folder.tokenizer
     latent = model.settings is not None
     question = Row(id="question", question=options.question, steps=None, answer="0")
+    suffix = model.settings.suffix if latent else ""
     rows, _ = apply_special_token_policy([question], tokenizer, "escape")
     with autocast(model.device, folder.precision):
         (generation,) = generate(
             model,
-            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent),
+            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent, suffix=suffix),
             max_new_tokens=options.max_new_tokens,
             eos_id=tokenizer.eos_token_id,
             batch_size=1,
         )
     text = decode(tokenizer, generation.ids)
+    text = in_our_words(text, model.settings.answer_text if latent else None)
     print(answer_text(generation, text, tokenizer.eos_token, latent))
 
 

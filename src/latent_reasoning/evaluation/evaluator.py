@@ -16,13 +16,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import NumberRule
-from latent_reasoning.data.answers import Thinking, judge
+from latent_reasoning.data.answers import Thinking, in_our_words, judge
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_prompts
+from latent_reasoning.evaluation.latentseek import Seeking
 from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.evaluation.records import Evaluation, ForcedPoint, Prediction
 from latent_reasoning.model.generation import Generation, generate, generate_forced
+from latent_reasoning.model.latentseek import SeekingReasoner
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.runtime.device import autocast
 from latent_reasoning.runtime.parallel import OneProcess
@@ -121,7 +123,15 @@ def _predict_forced(
     last: int,
 ) -> list[list[Prediction]]:
     """Predictions of the rows after 0, 1, .., `last` latent steps, each prompt read once."""
-    encode = functools.partial(encode_prompts, rows, tokenizer, prefix=settings.prefix, latent=True)
+    encode = functools.partial(
+        encode_prompts,
+        rows,
+        tokenizer,
+        prefix=settings.prefix,
+        latent=True,
+        suffix=model.settings.suffix,
+        announcement=model.settings.answer_text,
+    )
     prompts = encode()
     ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
     _check_positions(model, rows, prompts, last + len(ending))
@@ -143,6 +153,7 @@ def _predict_forced(
                 latent=True,
                 forced_steps=steps,
                 rule=settings.number_rule,
+                announcement=model.settings.answer_text,
             )
             for row, generation in zip(rows, generations, strict=True)
         ]
@@ -181,13 +192,19 @@ def predict(
     """Generate and judge a completion of every row, in the rows' order.
 
     `beginnings` are ids after each prompt that the completion must start with; they count in no
-    length. Each of several processes decodes its share of the rows, and all return all predictions.
-    Model mode (eval) and autocast are the caller's.
+    length, and what follows them is judged as text. Each of several processes decodes its share of
+    the rows, and all return all predictions. Model mode (eval) and autocast are the caller's.
     """
     latent = model.settings is not None
     own = processes.share(rows)
     prompts = encode_prompts(
-        own, tokenizer, prefix=settings.prefix, latent=latent, forced_steps=settings.forced_steps
+        own,
+        tokenizer,
+        prefix=settings.prefix,
+        latent=latent,
+        forced_steps=settings.forced_steps,
+        suffix=model.settings.suffix if latent else "",
+        announcement=model.settings.answer_text if latent else None,
     )
     if beginnings is not None:
         firsts = processes.share(beginnings)
@@ -200,15 +217,27 @@ def predict(
         eos_id=tokenizer.eos_token_id,
         batch_size=settings.batch_size,
     )
+    if isinstance(model, SeekingReasoner) and settings.forced_steps is None:
+        seeking = Seeking(
+            model,
+            tokenizer,
+            own,
+            prompts,
+            settings.max_new_tokens,
+            settings.batch_size,
+            settings.number_rule,
+        )
+        generations = seeking.improved(generations)
     return processes.gather(
         [
             prediction_of(
                 row,
                 generation,
                 tokenizer,
-                latent=latent,
+                latent=latent and beginnings is None,
                 forced_steps=settings.forced_steps,
                 rule=settings.number_rule,
+                announcement=model.settings.answer_text if latent else None,
             )
             for row, generation in zip(own, generations, strict=True)
         ]
@@ -223,10 +252,14 @@ def prediction_of(
     latent: bool,
     forced_steps: int | None,
     rule: NumberRule = "exact",
+    announcement: str | None = None,
 ) -> Prediction:
-    """The verdict on one completion, and the length of its reasoning."""
+    """The verdict on one completion, and the length of its reasoning.
+
+    `announcement` is what the model writes for ` The answer is:` (None: that).
+    """
     ids = generation.ids if generation.cut_off else generation.ids[:-1]
-    text = decode(tokenizer, ids)
+    text = in_our_words(decode(tokenizer, ids), announcement)
     thinking: Thinking = "forced" if forced_steps is not None else "latent" if latent else "text"
     verdict = judge(row.answer, text, thinking, rule)
     tokens, steps = reasoning_length(text, tokenizer, latent, forced_steps)

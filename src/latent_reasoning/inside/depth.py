@@ -188,7 +188,7 @@ def skip_effects(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) -> p
     Blocks before the skipped one are not run again.
     """
     means, blocks = RowMeans(), range(anatomy.blocks)
-    labels = [{"skipped": s, "block": b} for s, b in itertools.combinations(blocks, 2)]
+    labels: list[Label] = [{"skipped": s, "block": b} for s, b in itertools.combinations(blocks, 2)]
     for batch in batched(subject, texts, anatomy.blocks) if labels else ():
         states = capture(subject.model, anatomy, batch.inputs, batch.mask)
         whole = _changes(states)

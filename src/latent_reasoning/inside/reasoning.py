@@ -46,6 +46,8 @@ class Subject:
                 prefix=self.prefix,
                 latent=True,
                 forced_steps=steps,
+                suffix=self.model.settings.suffix,
+                announcement=self.model.settings.answer_text,
             )[0]
             for steps in (None, 0)
         )
@@ -107,7 +109,9 @@ def read_reasoning(
     model, bound = subject.model, subject.model.settings.max_latent_steps
     most = max(most, forced_steps or 0)
     rows = list(rows)
-    prompts = encode_prompts(rows, subject.tokenizer, prefix=subject.prefix, latent=True)
+    prompts = encode_prompts(
+        rows, subject.tokenizer, prefix=subject.prefix, latent=True, suffix=model.settings.suffix
+    )
     ending, parts, frames, ids = subject.ending(), [], [], []
     for batch in batches(len(rows), subject.batch):
         walk = Walk.begin(model, [prompts[i] for i in batch]).run(most)

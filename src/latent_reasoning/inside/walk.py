@@ -64,7 +64,7 @@ class Walk:
     @torch.no_grad()
     def next_input(self) -> Tensor:
         """What the next step would read: the filtered last state, (P, d)."""
-        return self.model.latent_input(self.hidden[-1])
+        return self.model.latent_input(self.hidden[-1], self.trajectory.state)
 
     def replace_state(self, hidden: Tensor) -> None:
         """Put another state (P, d) in the last one's place, for the next input and the decision.

@@ -80,7 +80,7 @@ class SharedPrefix:
     def of(cls, cache: GrowingCache, order: RowOrder, mask: Tensor) -> SharedPrefix:
         """The texts in `cache` for rows in this order."""
         keys = cache.layers[0].keys
-        bias = _bias(mask, keys.dtype)
+        bias = additive_mask(mask, keys.dtype)
         if order.slots is not None:
             bias = bias.index_select(0, order.slots)
         return cls(cache, order, mask, bias.view(len(keys), 1, order.most, 1, -1))
@@ -264,7 +264,7 @@ class _Attention:
             )
         else:
             queries = queries * module.scaling
-            mixed = _grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
+            mixed = grouped_attention(queries, keys, values, visible, self.prefix, self.layer)
         mixed = mixed.transpose(1, 2).reshape(rows, count, -1)
         mixed = mixed if self.packing is None else self.packing.packed(mixed)
         return module.o_proj(mixed) if self.low is None else project([module.o_proj], mixed)[0]
@@ -304,7 +304,7 @@ def _takes_groups(queries: Tensor, visible: Tensor | None) -> bool:
     return visible is None or queries.device.type == "cpu"
 
 
-def _grouped_attention(
+def grouped_attention(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -380,16 +380,16 @@ def _visible(
     """
     columns = mask.shape[1]
     if width <= 1:
-        return None if full else _bias(mask, dtype)[:, None]
+        return None if full else additive_mask(mask, dtype)[:, None]
     if prefix is None and full and width == columns:
         return None
     new = torch.arange(columns - width, columns, device=mask.device)
     before = torch.arange(columns, device=mask.device) <= new[:, None]
     visible = mask[:, None] & before
-    return visible[:, None] if prefix is None else _bias(visible, dtype)
+    return visible[:, None] if prefix is None else additive_mask(visible, dtype)
 
 
-def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, minus infinity elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
         ~visible, float("-inf")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from latent_reasoning.model.blocks import runs_directly
+from latent_reasoning.model.gated import GatedReasoner
 from latent_reasoning.model.projection import mixed_precision
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.static_rows import (
@@ -58,12 +59,17 @@ class Written:
 
 def can_be_captured(model: LatentReasoner) -> bool:
     """Whether the steps of a model wait for nothing: transformers' own forward looks at masks, and
-    a rotation that changes with the length of the text (`position_limit`) at positions."""
-    return runs_directly(model.base) and model.position_limit is None
+    a rotation that changes with the length of the text (`position_limit`) at positions, a gate at
+    the text, and a step that attends at all that was read."""
+    plain = not (isinstance(model, GatedReasoner) or model.remembers)
+    return plain and runs_directly(model.base) and model.position_limit is None
 
 
 def decodes_statically(model: LatentReasoner) -> bool:
-    """Whether `write` can be used and should be: on a GPU, unless the configuration says no."""
+    """Whether `write` can be used and should be: on a GPU, unless the configuration says no, or
+    latent inputs are sampled."""
+    if model.settings is not None and model.settings.latent_noise:
+        return False
     if not model.captured.wanted_on(model.device):
         return False
     if can_be_captured(model):

@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer ..   what plain transformers reads
     latent.json, latent.safetensors                settings; recurrent filter and special rows
+    gate.json, gate.safetensors; seek.json         of a gated token reasoner; of one that seeks
     SHA256SUMS                                     digests of the above, checked on loading
     card.json, README.md                           where it comes from
     adapter/                                       the LoRA adapter, where it is kept
@@ -13,10 +14,7 @@ published format (`published.py`) and plain Hugging Face folders are read too.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,42 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
-from latent_reasoning.model import published
-from latent_reasoning.model.bases import (
-    ATTENTION_KEYS,
-    UnsupportedBaseError,
-    check_config,
-    without_mask_buffers,
+from latent_reasoning.model import published, published_colar
+from latent_reasoning.model.base_files import (
+    WEIGHTS,
+    base_of_tensors,
+    existing,
+    load_base,
+    weight_files,
+    without_progress_bars,
 )
 from latent_reasoning.model.card import card_text
+from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
+from latent_reasoning.model.latentseek import SEEK_SETTINGS, read_seeking
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
+from latent_reasoning.model.settings_file import (
+    LATENT_SETTINGS,
+    read_json,
+    read_latent_settings,
+    settings_content,
+)
+from latent_reasoning.model.soft_thinking import (
+    SOFT_THINKING,
+    SoftThinker,
+    read_soft_thinking,
+)
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
-    check_readable,
     load_tensors,
-    raise_problems,
     read_tensors,
 )
 from latent_reasoning.runtime.device import resolve_device
@@ -65,15 +71,7 @@ from latent_reasoning.runtime.files import (
     write_text_atomically,
 )
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-LATENT_SETTINGS = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
-UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
-"""Keys of a published `config.json` that are read by themselves or not at all."""
-
-LATER_SETTINGS = {"max_latent_steps"}
-"""Keys of `latent.json` that older folders lack; the defaults then hold."""
 
 
 # ------------------------------------------------------------------------------------------- save
@@ -103,8 +101,10 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
         model.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.settings is not None:
-        write_json(folder / LATENT_SETTINGS, dataclasses.asdict(model.settings))
+        write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
         save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+    if isinstance(model, GatedReasoner):
+        write_gate(model, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     write_sums(folder)
@@ -130,37 +130,28 @@ def load(
     `CheckpointError`.
     """
     folder = Path(path)
-    config = _read_json(_existing(folder, "config.json"))
+    config = read_json(existing(folder, "config.json"))
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
+    elif published_colar.is_colar(folder):
+        base, tokenizer = load_base(folder, dtype), _tokenizer(folder, as_released=True)
+        model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
-        settings = _read_latent_settings(folder / LATENT_SETTINGS)
+        settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
-        file = _existing(folder, LATENT_WEIGHTS)
+        file = existing(folder, LATENT_WEIGHTS)
         expected = {name for name in model.state_dict() if not name.startswith("base.")}
         load_tensors(model, read_tensors(file), expected, file)
+    elif (folder / GATE_SETTINGS).exists():
+        model = read_gate(load_base(folder, dtype), folder)
+    elif (folder / SEEK_SETTINGS).exists():
+        model = read_seeking(load_base(folder, dtype), folder)
+    elif (folder / SOFT_THINKING).exists():
+        model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)
     return model.to(resolve_device(device)).eval()
-
-
-def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Read the plain Hugging Face model of a folder, strictly."""
-    options: dict[str, Any] = {}
-    content = _checked(_read_json(_existing(folder, "config.json")), folder)
-    for file in _weight_files(folder):
-        check_readable(file)
-    if any(key in content for key in ATTENTION_KEYS):
-        options["config"] = _config_without_kernel(folder)
-    return _from_pretrained(
-        AutoModelForCausalLM,
-        folder,
-        folder / WEIGHTS,
-        trust_remote_code=False,
-        dtype=dtype,
-        **options,
-    )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -172,15 +163,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
-            "tokenizer.json and tokenizer_config.json"
-        ) from error
+    tokenizer = _tokenizer(folder)
     prepare_tokenizer(tokenizer, folder)
     settings = read_settings(folder)
     if settings is not None:
@@ -207,49 +190,39 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
 def read_settings(path: str | Path) -> LatentSettings | None:
     """The latent settings of a model folder, None for a plain language model."""
     folder = Path(path)
-    config_file = _existing(folder, "config.json")
-    config = _read_json(config_file)
+    config_file = existing(folder, "config.json")
+    config = read_json(config_file)
     if published.is_published(config):
         return _published_settings(config, config_file)
+    if published_colar.is_colar(folder):
+        return published_colar.colar_settings(folder, _tokenizer(folder))
     file = folder / LATENT_SETTINGS
-    return _read_latent_settings(file) if file.exists() else None
-
-
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide transformers' progress bars: loading and saving are quick, and bars fill the logs."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return read_latent_settings(file) if file.exists() else None
 
 
 # --------------------------------------------------------------------------------------- internal
 
 
-def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _tokenizer(folder: Path, *, as_released: bool = False) -> PreTrainedTokenizerBase:
     try:
-        check_config(config)
-    except UnsupportedBaseError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-    return config
-
-
-def _config_without_kernel(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder without its choice of an attention kernel."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config._attn_implementation = None
-    return config
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    if published_colar.is_colar(folder) and not as_released:
+        published_colar.prepare_colar_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
     file = folder / WEIGHTS
     settings = _published_settings(config, folder / "config.json")
     tensors: dict[str, Tensor] = {}
-    for part in _weight_files(folder):
+    for part in weight_files(folder):
         tensors |= read_tensors(part)
     tensors = {published.our_name(name): tensor for name, tensor in tensors.items()}
     base_tensors = {
@@ -257,16 +230,7 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
         for name, tensor in tensors.items()
         if name.startswith("base.")
     }
-    plain = {
-        key: value
-        for key, value in _checked(config, folder).items()
-        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
-    }
-    base_config = AutoConfig.for_model(config["model_type"], **plain)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)]
-    base = _from_pretrained(
-        architecture, None, file, config=base_config, state_dict=base_tensors, dtype=dtype
-    )
+    base = base_of_tensors(folder, config, base_tensors, dtype)
     model = _reasoner(base, settings, folder / "config.json")
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
     expected = {name for name in model.state_dict() if not name.startswith("base.")}
@@ -281,59 +245,11 @@ def _published_settings(config: dict[str, Any], file: Path) -> LatentSettings:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def _read_latent_settings(file: Path) -> LatentSettings:
-    content = _read_json(file)
-    known = {field.name for field in dataclasses.fields(LatentSettings)}
-    if not known - LATER_SETTINGS <= set(content) <= known:
-        wrong = ", ".join(sorted(set(content) ^ known))
-        raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
-    return LatentSettings(**content)
-
-
 def _reasoner(base: PreTrainedModel, settings: LatentSettings | None, file: Path) -> LatentReasoner:
     try:
         return LatentReasoner(base, settings)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
-
-
-def _from_pretrained(
-    architecture: Any, folder: Path | None, file: Path, **options: Any
-) -> PreTrainedModel:
-    """Load by transformers, made strict; errors name `file`."""
-    try:
-        with without_progress_bars():
-            model, report = architecture.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
-        ) from error
-    problems = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
-        "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
-    }
-    raise_problems(problems, file)
-    return model
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder's base model, one or several parts."""
-    if (folder / WEIGHTS_INDEX).exists():
-        parts = set(_read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
-        return [_existing(folder, part) for part in sorted(parts)]
-    if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
-            "to safetensors"
-        )
-    return [_existing(folder, WEIGHTS)]
 
 
 def _check_unchanged(folder: Path, pattern: str = "*") -> None:
@@ -366,26 +282,3 @@ def _check_special_tokens(
             f"{folder}: the tokenizer's ids are not the model's ({pairs}); copy the tokenizer "
             "that was saved with the model"
         )
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
-    if not (folder / name).is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
-                "and save the whole model"
-            )
-        raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
-    return folder / name
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error}); {REMEDY}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds no mapping; {REMEDY}")
-    return content

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from latent_reasoning.config import UserError
 from latent_reasoning.data.collation import bucket_by_length, pad_prompts
 from latent_reasoning.model.decoding import Written, decodes_statically, write
-from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
+from latent_reasoning.model.gaussian import LatentNoise, noise_of
+from latent_reasoning.model.heads import decision_logits, greedy_stops
+from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.passes import Kind, plan_passes
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.soft_thinking import SoftRows, SoftThinker, read_mixture
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.static_rows import Beginning, Writing, after_token
 from latent_reasoning.model.trajectory import Trajectory
@@ -60,12 +65,16 @@ def generate(
     sets eval mode and autocast. A batch too large for the memory is written in halves.
     """
 
-    if decodes_statically(model):
+    _check_noise(model, prompts)
+    kind = _SoftWriter if isinstance(model, SoftThinker) else _Writer
+    if kind is _Writer and decodes_statically(model):
         return _generate_statically(model, prompts, max_new_tokens, eos_id, batch_size)
 
     def write_batch(batch: Sequence[int]) -> list[Generation]:
-        ids, mask = pad_prompts([prompts[position] for position in batch], eos_id)
-        writer = _Writer.after_prompts(model, ids.to(model.device), mask.to(model.device))
+        own = [prompts[position] for position in batch]
+        ids, mask = pad_prompts(own, eos_id)
+        writer = kind.after_prompts(model, ids.to(model.device), mask.to(model.device))
+        writer.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         tokens, probabilities = writer.write(max_new_tokens, eos_id)
         read = mask.sum(1).tolist()
         return [
@@ -108,14 +117,15 @@ def generate_forced(
     prompts_at_once = max(1, FORCED_ROWS * batch_size // len(counts))
 
     def write_curves(batch: Sequence[int]) -> list[list[Generation]]:
-        trajectory = Trajectory.begin(model, [prompts[position] for position in batch])
+        own = [prompts[position] for position in batch]
+        trajectory = Trajectory.begin(model, own)
+        trajectory.noise = noise_of(model.settings, own, model.base.config.hidden_size)
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
-        state = trajectory.leave(model, of_prompt, counts.repeat(len(batch)))
-        ids = torch.tensor([list(ending)], device=model.device).expand(len(of_prompt), -1)
-        model.advance(state, model.embed(ids))
-        writer = _Writer(model, state, torch.full_like(of_prompt, Kind.ANSWER))
-        tokens, probabilities = writer.write(max_new_tokens, eos_id)
+        steps = counts.repeat(len(batch))
+        tokens, probabilities = write_after(
+            model, trajectory, of_prompt, steps, ending, max_new_tokens, eos_id
+        )
         read = [len(prompts[i]) + n + len(ending) for i in batch for n in range(last + 1)]
         rows = [
             _generation(model, row[: _room(model, length)], decisions, eos_id)
@@ -127,6 +137,36 @@ def generate_forced(
     for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
         curves |= zip(batch, in_halves(write_curves, batch), strict=True)
     return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+
+
+def write_after(
+    model: LatentReasoner,
+    trajectory: Trajectory,
+    prompts: Tensor,
+    steps: Tensor,
+    ending: Sequence[int],
+    max_new_tokens: int,
+    eos_id: int,
+) -> tuple[list[list[int]], list[list[list[float]]]]:
+    """What rows write greedily that leave `prompts` (R,) of a trajectory after `steps` (R,) latent
+    steps and read `ending`: ids, which go on after EOS, and the probabilities of stop decisions."""
+    state = trajectory.leave(model, prompts, steps)
+    ids = torch.tensor([list(ending)], device=model.device).expand(len(prompts), -1)
+    model.advance(state, model.embed(ids))
+    writer = _Writer(model, state, torch.full_like(prompts, Kind.ANSWER))
+    return writer.write(max_new_tokens, eos_id)
+
+
+def _check_noise(model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts with latent steps in them where the model samples its latent inputs."""
+    settings = model.settings
+    if settings is None or not settings.latent_noise:
+        return
+    if any(settings.continue_id in prompt for prompt in prompts):
+        raise UserError(
+            "forced_steps: this model samples its latent inputs (latent_noise in latent.json); "
+            "decode it with latent_noise: 0, or measure the forced curve"
+        )
 
 
 def _generate_statically(
@@ -172,7 +212,8 @@ def _generation(
 
 
 class _Writer:
-    """One batch of B rows being written; `rows` (R,) are those that are still in it."""
+    """One batch of B rows being written; `rows` (R,) are those that are still in it. With `noise`
+    their latent inputs are sampled."""
 
     def __init__(self, model: LatentReasoner, state: ReasoningState, kinds: Tensor) -> None:
         """Continue `state`, whose last positions have `kinds` (B,)."""
@@ -182,11 +223,12 @@ class _Writer:
         self.kinds = kinds
         self.rows = torch.arange(len(kinds), device=model.device)
         self.run_steps = torch.zeros_like(self.rows)
+        self.noise: LatentNoise | None = None
 
     @classmethod
     def after_prompts(
         cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
-    ) -> _Writer:
+    ) -> Self:
         """Read prompts (B, T), padded on the left."""
         kinds = torch.full((len(input_ids),), int(Kind.TEXT), device=model.device)
         state = model.read_prompts(input_ids, attention_mask)
@@ -225,7 +267,18 @@ class _Writer:
         """Read the chosen tokens (R,), unless no `more` will be chosen."""
         self._note(tokens)
         if more:
+            if self.noise is not None:
+                self.state.noise = self._next_noise(self.noise, tokens)
             self.model.read_tokens(self.state, tokens)
+
+    def _next_noise(self, noise: LatentNoise, tokens: Tensor) -> Tensor:
+        """The noise (R, d) of the latent inputs of rows that read `tokens` (R,): 0 elsewhere."""
+        thinking = tokens == self.settings.continue_id
+        numbers = torch.zeros_like(self.state.last_hidden)
+        rows = self.rows[thinking].tolist()
+        if rows:
+            numbers[thinking] = noise.next(rows).to(numbers)
+        return numbers
 
     def _choose(self, probabilities: Tensor) -> Tensor:
         """The next token (R,) of each row; fills the stop probabilities (B, 2) of this step."""
@@ -238,7 +291,7 @@ class _Writer:
         if len(thinking):
             logits = decision_logits(self.model, hidden[thinking])
             probabilities[self.rows[thinking]] = logits.softmax(-1).float()
-            stops = logits[:, STOPS] > logits[:, CONTINUES]
+            stops = greedy_stops(self.model, hidden[thinking], logits)
             if self.settings.max_latent_steps is not None:
                 stops |= self.run_steps[thinking] >= self.settings.max_latent_steps
             tokens[thinking] = torch.where(stops, self.settings.stop_id, self.settings.continue_id)
@@ -266,3 +319,36 @@ class _Writer:
         self.state = self.state.select(unfinished)
         self.rows = self.rows[unfinished]
         self.kinds, self.run_steps = self.kinds[unfinished], self.run_steps[unfinished]
+
+
+class _SoftWriter(_Writer):
+    """Rows of a model that thinks softly: what they read next is a `mixture` of words."""
+
+    model: SoftThinker
+    soft: SoftRows
+    mixture: Mixture
+
+    @classmethod
+    def after_prompts(
+        cls, model: LatentReasoner, input_ids: Tensor, attention_mask: Tensor
+    ) -> Self:
+        """Read prompts (B, T), padded on the left."""
+        writer = super().after_prompts(model, input_ids, attention_mask)
+        writer.soft = SoftRows.begin(writer.model.how, input_ids, attention_mask)
+        return writer
+
+    def _choose(self, probabilities: Tensor) -> Tensor:
+        """The next token (R,) of each row; there are no stop decisions."""
+        step, self.soft = self.soft.choose(self.model, self.state.last_hidden)
+        self.mixture = step.mixture
+        return step.token
+
+    def _read(self, tokens: Tensor, *, more: bool) -> None:
+        """Read the mixtures, unless no `more` will be chosen."""
+        if more:
+            inputs = read_mixture(self.model, self.mixture)
+            self.model.advance(self.state, inputs.unsqueeze(1))
+
+    def _keep(self, unfinished: Tensor) -> None:
+        super()._keep(unfinished)
+        self.soft, self.mixture = self.soft.select(unfinished), self.mixture.select(unfinished)

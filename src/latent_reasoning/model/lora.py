@@ -2,8 +2,9 @@
 
 The base model's weights are frozen and low-rank adapters are trained instead; the latent modules
 (recurrent filter, special tokens' rows) are trained in full beside them (docs/method.md, section
-3). A copy of the initial latent modules is kept, so that with the adapter off the model is exactly
-the one it started from: the reference policy of RL.
+3), but for special rows that `lora.train_special_rows` keeps. A copy of the initial latent modules
+is kept, so that with the adapter off the model is exactly the one it started from: the reference
+policy of RL.
 
 An adapter's files use peft's format and the published parameter names (`published.py`).
 """
@@ -57,6 +58,8 @@ def attach_lora(model: LatentReasoner, lora: Lora) -> None:
         model.move_special_rows("modules")
     reference = {name: _frozen_copy(getattr(model, name)) for name in LATENT_MODULES}
     inject_adapter_in_model(_peft_settings(model, lora), model.base)
+    if model.special_rows is not None:
+        model.special_rows.requires_grad_(lora.train_special_rows)
     model.train(model.training)  # the new dropout modules start in train mode
     model.adapter = Adapter(lora, reference)
 

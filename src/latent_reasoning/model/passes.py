@@ -114,15 +114,21 @@ def plan_passes(
         return PassPlan([Pass.of(None, False, input_ids, mask)], None, mask.long() * Kind.TEXT)
     is_continue = mask & (input_ids == special.continue_id)
     is_stop = mask & (input_ids == special.stop_id)
-    thinking = is_continue | (mask & (input_ids == special.start_id))
-    _check_legal(input_ids, mask, thinking, is_continue | is_stop, special)
-    run = is_stop.cumsum(1)
-    kinds = torch.where(run > 0, int(Kind.ANSWER), int(Kind.TEXT))
-    kinds = torch.where(thinking, int(Kind.THINKING), kinds) * mask
+    run, kinds = is_stop.cumsum(1), kinds_of(input_ids, mask, special)
     if not is_continue.any() and not is_stop.any():
         return PassPlan([Pass.of(None, False, input_ids, mask)], None, kinds)
     passes, index = _cut(input_ids, mask, is_continue, run, keep_rows, sizes)
     return PassPlan(passes, index, kinds)
+
+
+def kinds_of(input_ids: Tensor, mask: Tensor, special: SpecialIds) -> Tensor:
+    """The `Kind` of each position `(B, T)`; `mask` is bool. Raises as `plan_passes`."""
+    is_continue = mask & (input_ids == special.continue_id)
+    is_stop = mask & (input_ids == special.stop_id)
+    thinking = is_continue | (mask & (input_ids == special.start_id))
+    _check_legal(input_ids, mask, thinking, is_continue | is_stop, special)
+    kinds = torch.where(is_stop.cumsum(1) > 0, int(Kind.ANSWER), int(Kind.TEXT))
+    return torch.where(thinking, int(Kind.THINKING), kinds) * mask
 
 
 def _check_legal(

@@ -48,6 +48,10 @@ class Reader(Protocol):
         """Positions of padding in a pass that are not worth another one."""
 
     @property
+    def remembers(self) -> bool:
+        """Whether latent steps attend to the final states of all that was read."""
+
+    @property
     def sizes(self) -> Sizes | None:
         """Sizes that batches are padded to; None: as they are."""
 
@@ -132,6 +136,7 @@ def plan_prompts(
     index = index if plan.index is None else plan.index
     index = index.gather(1, last_token[:, None])[:, 0]
     wanted: TextStates = "last" if last or len(plan.passes) > 1 else "none"
+    wanted = "all" if model.remembers else wanted
     parts = _parts(model, plan.passes[0], wanted)
     passes = _of_few_shapes(plan.passes, model.sizes)
     return Reading(passes, parts, index if last else None, None, plan.kinds)

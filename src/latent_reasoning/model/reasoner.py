@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.attention_source import AttentionSource
 from latent_reasoning.model.bases import (
     adjusted_logits,
     check_length,
@@ -36,14 +37,14 @@ from latent_reasoning.model.settings import Adapter, LatentSettings
 from latent_reasoning.model.special_rows import (
     SpecialRows,
     embedding_matrix,
-    extract_rows,
-    fold_rows,
     ids_on,
     is_tied,
+    moved_rows,
     token_id,
     vocabulary_logits,
 )
 from latent_reasoning.model.state import ReasoningState, in_order, tokens_first
+from latent_reasoning.model.stop_rules import fixed_logits, marker_logits
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.graphs import CapturedParts, Sizes
 
@@ -69,13 +70,14 @@ class LatentReasoner(nn.Module):
         self.settings = settings
         self.position_limit = position_limit(base)
         self.base_dropout = True
-        self.captured, self.compiled = CapturedParts(), False
+        self.captured, self.compiled, self.remembers = CapturedParts(), False, False
         self.sizes: Sizes | None = None
         self.recurrent_filter: nn.Module | None = None
         self.special_rows: SpecialRows | None = None
         self.adapter: Adapter | None = None
         if settings is not None:
-            self.recurrent_filter = build_filter(settings.recurrent_filter, base)
+            self.recurrent_filter = build_filter(settings, base)
+            self.remembers = isinstance(self.recurrent_filter, AttentionSource)
             if settings.special_rows == "modules":
                 weight = base.get_input_embeddings().weight
                 self.special_rows = SpecialRows(weight.shape[1], is_tied(base)).to(weight)
@@ -106,8 +108,6 @@ class LatentReasoner(nn.Module):
     def allowance(self) -> float:
         """Padding in a pass that is not worth another one; on a GPU none is worth it."""
         return self.pass_cost if self.device.type == "cpu" else math.inf
-
-    # ------------------------------------------------------------------------------- the forward
 
     def forward(
         self,
@@ -186,7 +186,7 @@ class LatentReasoner(nn.Module):
             is_step = tokens == self.settings.continue_id
             # On a GPU a look at the tokens would take longer than the filter.
             if tokens.device.type != "cpu" or is_step.any():
-                latent = self.latent_input(state.last_hidden).to(inputs.dtype)
+                latent = self.latent_input(state.last_hidden, state).to(inputs.dtype)
                 inputs = torch.where(is_step.unsqueeze(-1), latent, inputs)
         return self.advance(state, inputs.unsqueeze(1))[:, -1]
 
@@ -204,8 +204,8 @@ class LatentReasoner(nn.Module):
         """Input embeddings `(.., d)` of tokens; STOP reads END's row."""
         if self.settings is None:
             return self.base.get_input_embeddings()(input_ids)
-        is_stop = input_ids == self.settings.stop_id
-        input_ids = torch.where(is_stop, self.settings.end_id, input_ids)
+        stop_id, end_id = self.settings.stop_id, self.settings.end_id
+        input_ids = torch.where(input_ids == stop_id, end_id, input_ids)
         embeddings = self.base.get_input_embeddings()(input_ids)
         if self.special_rows is not None:
             for token in ("start", "end"):
@@ -214,12 +214,15 @@ class LatentReasoner(nn.Module):
                 embeddings = torch.where(is_token, scaled_rows(self.base, row), embeddings)
         return embeddings
 
-    def latent_input(self, hidden: Tensor) -> Tensor:
-        """The recurrent filter: state of one position -> input of the next, `(.., d)`."""
+    def latent_input(self, hidden: Tensor, state: ReasoningState | None = None) -> Tensor:
+        """The recurrent filter: state of one position -> input of the next, `(.., d)`; `state` is
+        for one that samples, or attends to what was read before."""
         if isinstance(self.recurrent_filter, SRE):
             matrix = embedding_matrix(self.base, self.settings, self.special_rows)
             return self.recurrent_filter(hidden, self._vocabulary_logits, matrix)
-        return self.recurrent_filter(hidden)
+        noise = None if state is None else state.noise
+        further = state if self.remembers else noise
+        return self.recurrent_filter(hidden, *([] if further is None else [further]))
 
     def _run(
         self,
@@ -232,8 +235,7 @@ class LatentReasoner(nn.Module):
 
         States that are not needed of a first pass may be zero.
         """
-        last, every = [], []
-        passes = reading.passes
+        last, every, passes = [], [], reading.passes
         if prefix is None:
             state, hidden, hidden_states = self._begin(reading, output_hidden_states, cached)
             last.append(hidden)
@@ -246,7 +248,7 @@ class LatentReasoner(nn.Module):
                 state = state.select(step.rows)
             columns = []
             if step.latent:
-                columns.append(self.latent_input(state.last_hidden).unsqueeze(1))
+                columns.append(self.latent_input(state.last_hidden, state).unsqueeze(1))
             if step.token_ids.shape[1]:
                 columns.append(self.embed(step.token_ids))
             hidden, hidden_states = self._advance(
@@ -331,6 +333,8 @@ class LatentReasoner(nn.Module):
             output_hidden_states=output_hidden_states,
             compiled=self.compiled,
         )
+        if self.remembers and cached:
+            self.recurrent_filter.remember(hidden, state.cache)
         if order is not None:
             back = order.argsort(1)
             hidden = in_order(hidden, back)
@@ -339,12 +343,14 @@ class LatentReasoner(nn.Module):
         state.last_hidden = hidden[:, -1] if hidden.shape[1] else None
         return hidden, hidden_states
 
-    # ---------------------------------------------------------------------------------- the heads
-
     def stop_logits(self, hidden: Tensor) -> Tensor:
         """Stop head: `(.., d)` -> `(.., 2)`, logits of CONTINUE and STOP over its temperature."""
         if self.settings.detach_stop_head:
             hidden = hidden.detach()
+        if self.settings.stop_rule == "marker":
+            return marker_logits(self._vocabulary_logits(hidden), self.settings)
+        if self.settings.stop_rule == "fixed":
+            return fixed_logits(hidden)
         if self.special_rows is not None:
             rows = torch.stack([self.special_rows.output_row(t) for t in ("continue", "stop")])
         else:
@@ -386,15 +392,8 @@ class LatentReasoner(nn.Module):
     def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)
 
-    # ----------------------------------------------------------------------- the special rows
-
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:
         """Move the special tokens' rows into the matrices or into modules of their own."""
-        if self.settings.special_rows == to:
-            return
-        if to == "modules":
-            self.special_rows = extract_rows(self.base, self.settings)
-        else:
-            fold_rows(self.base, self.settings, self.special_rows)
-            self.special_rows = None
-        self.change_settings(special_rows=to)
+        if self.settings.special_rows != to:
+            self.special_rows = moved_rows(self.base, self.settings, self.special_rows)
+            self.change_settings(special_rows=to)

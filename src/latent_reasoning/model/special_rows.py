@@ -111,3 +111,13 @@ def fold_rows(base: PreTrainedModel, special: SpecialIds, rows: SpecialRows) -> 
         for name, module in rows.named_children():
             matrix = matrix_out if name.endswith("_out") else matrix_in
             matrix[token_id(special, name.split("_")[0])] = module.weight[0]
+
+
+def moved_rows(
+    base: PreTrainedModel, special: SpecialIds, rows: SpecialRows | None
+) -> SpecialRows | None:
+    """Move the special rows to the other place: out of the matrices, or (`rows`) back into them."""
+    if rows is None:
+        return extract_rows(base, special)
+    fold_rows(base, special, rows)
+    return None

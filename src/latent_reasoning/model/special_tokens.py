@@ -20,6 +20,8 @@ from latent_reasoning.data.sequences import (
     missing_special_tokens,
     special_token_ids,
 )
+from latent_reasoning.model.bases import scaled_rows
+from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 
@@ -32,12 +34,14 @@ def add_special_tokens(
     tokenizer: PreTrainedTokenizerBase,
     start_token_from: str | None = None,
     end_token_from: str | None = None,
+    multiple: int = VOCABULARY_MULTIPLE,
 ) -> SpecialTokens:
     """Add START, END, CONTINUE and STOP to tokenizer and matrices, in place; returns their ids.
 
     Every new row, padding rows included, is the mean of the earlier tokens' rows (conformance note
     13). `start_token_from` copies the row of a text's first token to START, `end_token_from` to
-    END. A token that the tokenizer has already keeps its row.
+    END. A token that the tokenizer has already keeps its row. The matrices' rows are padded to a
+    `multiple`.
 
     Raises:
         ConfigError: a text without tokens, or a row to copy for a token that has one.
@@ -53,8 +57,7 @@ def add_special_tokens(
     matrix_rows = base.get_input_embeddings().weight.shape[0]
     # Ids may have gaps, and a tokenizer may have more tokens than the matrix has rows.
     before = min(max(used) + 1, matrix_rows)
-    tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
-    tokenizer.add_tokens(tokens, special_tokens=True)
+    add_latent_tokens(tokenizer)
     ids = special_token_ids(tokenizer)
     new = {tokenizer.convert_tokens_to_ids(token) for token in missing}
     if len(new) < len(missing) or new & used:
@@ -65,7 +68,7 @@ def add_special_tokens(
     needed = max(*used, *new) + 1
     if not missing and needed <= matrix_rows:
         return ids
-    rows = -(-max(needed, matrix_rows) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows = -(-max(needed, matrix_rows) // multiple) * multiple
     base.resize_token_embeddings(rows, mean_resizing=False)
     output = base.get_output_embeddings()
     copies = {ids.start: copied[START], ids.end: copied[END]}
@@ -73,6 +76,12 @@ def add_special_tokens(
         if parameter is not None:
             _fill_new_rows(parameter, before, copies)
     return ids
+
+
+def add_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add START, END, CONTINUE and STOP to a tokenizer alone, in place."""
+    tokens = [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
+    tokenizer.add_tokens(tokens, special_tokens=True)
 
 
 @torch.no_grad()
@@ -105,8 +114,10 @@ def make_latent(
 
     The special tokens are added to `base` and `tokenizer` in place.
     """
+    embedding_std = scaled_rows(base, base.get_input_embeddings().weight.detach()).std()
     ids = add_special_tokens(base, tokenizer, settings.start_token_from, settings.end_token_from)
-    return LatentReasoner(
+    is_mixture = settings.recurrent_filter == "mixture"
+    model = LatentReasoner(
         base,
         LatentSettings(
             start_id=ids.start,
@@ -114,11 +125,20 @@ def make_latent(
             continue_id=ids.continue_,
             stop_id=ids.stop,
             recurrent_filter=settings.recurrent_filter,
+            filter_width=settings.filter_width,
+            filter_norm=settings.filter_norm,
+            deterministic_latents=settings.deterministic_latents,
+            stop_rule=settings.stop_rule,
+            mixture_size=settings.mixture_size if is_mixture else None,
+            mixture_temperature=settings.mixture_temperature if is_mixture else 1.0,
             stop_head_temperature=settings.stop_head_temperature,
             detach_stop_head=settings.detach_stop_head,
             allow_rethinking=settings.allow_rethinking,
         ),
     )
+    if isinstance(model.recurrent_filter, GaussianHead):
+        model.recurrent_filter.embedding_std.copy_(embedding_std)  # the new rows are mean ones
+    return model
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> None:

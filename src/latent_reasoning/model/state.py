@@ -18,7 +18,8 @@ class ReasoningState:
 
     `mask` is `(B, K)`; `last_hidden` `(B, d)` is the hidden state of the last column, after the
     final norm; `prefix` is a text that the rows continue. `full` says that `mask` is known to be
-    True everywhere. `advance` extends a state in place.
+    True everywhere. `progress` `(B,)` is of a gated model (`gated.py`); `noise` `(B, d)` is of the
+    next latent input, where the model samples it. `advance` extends a state in place.
     """
 
     cache: GrowingCache
@@ -26,6 +27,8 @@ class ReasoningState:
     last_hidden: Tensor | None = None
     prefix: SharedPrefix | None = None
     full: bool = False
+    progress: Tensor | None = None
+    noise: Tensor | None = None
 
     @classmethod
     def empty(cls, mask: Tensor, prefix: SharedPrefix | None = None) -> ReasoningState:
@@ -64,7 +67,9 @@ class ReasoningState:
         cache = GrowingCache()
         for layer, entry in enumerate(self.cache.layers):
             cache.update(entry.keys, entry.values, layer)
-        return ReasoningState(cache, self.mask, self.last_hidden, self.prefix, self.full)
+        return ReasoningState(
+            cache, self.mask, self.last_hidden, self.prefix, self.full, self.progress
+        )
 
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
         """A new state of the given rows `(R,)`, which may repeat; this one does not change.
@@ -87,6 +92,7 @@ class ReasoningState:
             last_hidden,
             prefix,
             self.full and mask is None,
+            None if self.progress is None else self.progress.index_select(0, rows),
         )
 
 

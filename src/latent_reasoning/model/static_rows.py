@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from latent_reasoning.model.blocks import run_blocks
 from latent_reasoning.model.cache import GrowingCache, StaticCache
-from latent_reasoning.model.heads import CONTINUES, STOPS, decision_logits
+from latent_reasoning.model.heads import CONTINUES, decision_logits, greedy_stops
 from latent_reasoning.model.passes import Kind, SpecialIds
 from latent_reasoning.model.projection import mixed_precision, weights_cast_once
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -293,7 +293,7 @@ class StaticRows:
         thinking, probabilities = self.kinds == Kind.THINKING, None
         if is_greedy:
             decisions = decision_logits(model, hidden)
-            stops = decisions[:, STOPS] > decisions[:, CONTINUES]
+            stops = greedy_stops(model, hidden, decisions)
             probabilities = torch.where(thinking[:, None], decisions.softmax(-1).float(), 0.0)
         else:
             decisions = decision_logits(model, hidden, self.how.temperature, torch.float64)

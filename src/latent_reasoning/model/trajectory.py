@@ -11,7 +11,7 @@ P prompts, N latent steps so far, d hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.blocks import RowOrder
+from latent_reasoning.model.gaussian import LatentNoise
 from latent_reasoning.model.heads import decision_logits
 from latent_reasoning.model.reading import Reading, plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -31,12 +32,15 @@ class Trajectory:
     """States along the latent steps of P prompts, each ending in START.
 
     `hidden[j]` `(P, d)` is the state after j latent steps, in which the j-th decision (continue or
-    stop, from 0) is made; `state` covers the prompts and all steps so far.
+    stop, from 0) is made; `state` covers the prompts and all steps so far. With `noise` the latent
+    inputs are sampled, and `inputs[j]` `(P, d)` is that of step j, from 0.
     """
 
     state: ReasoningState
     hidden: list[Tensor]
     prompt_columns: int
+    noise: LatentNoise | None = None
+    inputs: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def begin(cls, model: LatentReasoner, prompts: Sequence[Sequence[int]]) -> Trajectory:
@@ -67,8 +71,12 @@ class Trajectory:
     def extend(self, model: LatentReasoner, steps: int) -> None:
         """Take latent steps with all prompts together, until there are `steps` of them."""
         while self.steps < steps:
-            inputs = model.latent_input(self.hidden[-1]).unsqueeze(1)
-            self.hidden.append(model.advance(self.state, inputs)[:, -1])
+            noise = None if self.noise is None else self.noise.next()
+            self.state.noise = noise
+            inputs = model.latent_input(self.hidden[-1], self.state)
+            if noise is not None:
+                self.inputs.append(inputs)
+            self.hidden.append(model.advance(self.state, inputs.unsqueeze(1))[:, -1])
 
     def leave(
         self, model: LatentReasoner, prompts: Tensor | RowOrder, steps: Tensor

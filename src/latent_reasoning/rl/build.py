@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RlModel
+from latent_reasoning.config import ConfigError, PolicyModel, RlModel
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
@@ -31,6 +31,11 @@ def build(
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
         )
+    if model.settings.stop_rule == "fixed" and entry.max_latent_steps is None:
+        raise ConfigError(
+            f"models.{run.name}.max_latent_steps: {entry.start} takes a fixed number of latent "
+            f"steps; say which ({model.settings.max_latent_steps} in its own training)"
+        )
     # With the base's own dropout the policy would not even begin as its reference.
     model.base_dropout = False
     if entry.lora is not None:
@@ -41,8 +46,9 @@ def build(
         prefix=run.experiment.data.prompt.evaluation,
         max_prompt_tokens=entry.max_prompt_tokens,
         number_rule=run.experiment.data.number_rule,
+        suffix=model.settings.suffix,
     )
-    _check_positions(run.name, model, prompts, entry)
+    check_positions(run.name, model, prompts, entry)
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -57,8 +63,8 @@ def build(
     return model, tokenizer, task
 
 
-def _check_positions(
-    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: RlModel
+def check_positions(
+    name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: PolicyModel
 ) -> None:
     """Raise `ConfigError` where a completion could go past the base's last position."""
     longest = max((len(prompt.ids) for prompt in prompts), default=0)

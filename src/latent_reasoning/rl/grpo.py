@@ -20,15 +20,17 @@ STD_OFFSET = 1e-4
 have a standard deviation of about 3e-5, and this keeps their advantages within +-0.4."""
 
 
-def advantages(rewards: Tensor, group_size: int, *, scale: bool = True) -> Tensor:
-    """Rewards (N,) relative to their group: `(r - mean) / (std + 1e-4)`, unbiased std.
+def advantages(
+    rewards: Tensor, group_size: int, *, scale: bool = True, offset: float = STD_OFFSET
+) -> Tensor:
+    """Rewards (N,) relative to their group: `(r - mean) / (std + offset)`, unbiased std.
 
     Consecutive blocks of `group_size` samples form a group; `scale=False` gives `r - mean`.
     """
     grouped = rewards.view(-1, group_size)
     centred = grouped - grouped.mean(dim=1, keepdim=True)
     if scale:
-        centred = centred / (grouped.std(dim=1, keepdim=True) + STD_OFFSET)
+        centred = centred / (grouped.std(dim=1, keepdim=True) + offset)
     return centred.view(-1)
 
 

@@ -30,16 +30,22 @@ def rl_prompts(
     prefix: str,
     max_prompt_tokens: int | None,
     number_rule: NumberRule = "exact",
+    latent: bool = True,
+    suffix: str = "",
 ) -> list[RlPrompt]:
-    """The rows as prompts that end in START; those with more tokens than the limit are dropped.
+    """The rows as prompts, which end in START for a `latent` model; those with more tokens than the
+    limit are dropped.
+
+    `prefix` and `suffix` stand around each question.
 
     Raises `DataError` for an answer without a number, or where no prompt is left.
     """
     for row in rows:
         label_number(row.answer, f"row {row.id}", number_rule)
-    encoded = encode_prompts(rows, tokenizer, prefix=prefix, latent=True)
+    encoded = encode_prompts(rows, tokenizer, prefix=prefix, latent=latent, suffix=suffix)
+    end = START if latent else ""
     prompts = [
-        RlPrompt(ids, prefix + row.question + START, row.answer, number_rule)
+        RlPrompt(ids, prefix + row.question + suffix + end, row.answer, number_rule)
         for row, ids in zip(rows, encoded, strict=True)
         if max_prompt_tokens is None or len(ids) <= max_prompt_tokens
     ]

@@ -33,6 +33,7 @@ from latent_reasoning.data.answers import (
     START,
     STOP,
     answers_match,
+    in_our_words,
     is_well_formatted,
 )
 from latent_reasoning.data.context import decode
@@ -83,12 +84,20 @@ def latent_tokens(text: str) -> int:
 
 
 def judge_completions(
-    rollout: Rollout, prompts: Sequence[RlPrompt], tokenizer: PreTrainedTokenizerBase
+    rollout: Rollout,
+    prompts: Sequence[RlPrompt],
+    tokenizer: PreTrainedTokenizerBase,
+    announcement: str | None = None,
 ) -> list[Outcome]:
-    """The outcome of each distinct completion; `prompts` are the rollout's, in the same order."""
+    """The outcome of each distinct completion; `prompts` are the rollout's, in the same order.
+
+    `announcement` is what the model writes for ` The answer is:` (None: that).
+    """
     eos_id = tokenizer.eos_token_id
     texts = [
-        decode(tokenizer, [token for token in completion.ids if token != eos_id])
+        in_our_words(
+            decode(tokenizer, [token for token in completion.ids if token != eos_id]), announcement
+        )
         for completion in rollout.completions
     ]
     answered = [prompts[completion.prompt] for completion in rollout.completions]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.model.decoding import decodes_statically, write
+from latent_reasoning.model.gaussian import LatentNoise
 from latent_reasoning.model.heads import CONTINUES, decision_logits
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -86,17 +87,20 @@ def sample(
     prompts: Sequence[list[int]],
     uniforms: Tensor,
     settings: SamplingSettings,
+    noise: LatentNoise | None = None,
 ) -> tuple[Rollout, Trajectory | None]:
     """Sample G completions of each of P prompts from `uniforms` (P, G, `max_new_tokens`).
 
     The trajectory has its graph where gradients are enabled, so that the update can use it; all
     else is computed without gradients. There is none where every sample has a row of its own (on a
     GPU); in train mode each sample then has dropout of its own after the prompt, as in the public
-    code.
+    code. With `noise`, of which each prompt has a stream, latent inputs are sampled too; samples
+    that are to differ in them are prompts of their own.
     """
-    if decodes_statically(model):
+    if noise is None and decodes_statically(model):
         return _sample_in_rows(model, prompts, uniforms, settings), None
     trajectory = Trajectory.begin(model, prompts)
+    trajectory.noise = noise
     draws = to_device(uniforms, model.device)
     steps, stopped = _sample_stops(model, trajectory, draws, settings)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RlModel, Runtime
+from latent_reasoning.config import ConfigError, PolicyModel, RlModel, Runtime
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.projection import weights_cast_once
@@ -116,7 +116,7 @@ class AdaptiveLengthTask:
 
     def __post_init__(self) -> None:
         entry = self.entry
-        _check_iterations(self.name, entry, self.runtime)
+        check_iterations(self.name, entry, self.runtime)
         self.iterations = entry.iterations
         self.model.change_settings(max_latent_steps=entry.max_latent_steps)
         self.sampling = SamplingSettings(
@@ -288,7 +288,7 @@ class AdaptiveLengthTask:
             ]
         rollouts = [rollout for rollout, _ in sampled]
         outcomes = [
-            judge_completions(rollout, part, self.tokenizer)
+            judge_completions(rollout, part, self.tokenizer, self.model.settings.answer_text)
             for rollout, part in zip(rollouts, prompts, strict=True)
         ]
         questions = [self.prompts[index].text for part in plan for index in part]
@@ -332,7 +332,7 @@ def _metrics(result: PolicyLoss) -> dict[str, float | Tensor]:
     return {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
 
 
-def _check_iterations(name: str, entry: RlModel, runtime: Runtime) -> None:
+def check_iterations(name: str, entry: PolicyModel, runtime: Runtime) -> None:
     """Checkpoints hold no samples, so none may fall between two updates on the same samples."""
     for key, value in (
         (f"models.{name}.training.validate_every", entry.training.validate_every),

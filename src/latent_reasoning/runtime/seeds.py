@@ -20,9 +20,17 @@ STEP = "{model} step {step}"
 
 ROLLOUTS = "{model} rollouts {round}"
 STOP_LENGTHS = "{model} stop lengths {round}"
+MIXTURE_NOISE = "{model} mixtures {step} {row}"
+TRACES = "{model} traces"
+ENCODER = "{model} encoder {run}"
+LATENT_NOISE = "latent noise of {row}"
+SPEED = "{model} speed {step}"
+GROUP_LABELS = "{model} group labels {step}"
 TEXT_STYLE = "text style of {row}"
 ANY_OPENING = "opening of {row}"
 RANDOM_READOUT = "readout of {row}"
+VERIFIERS = "verifiers of {row}"
+CURRICULUM = "{model} curriculum {step} of {example}"
 
 
 def seed_for(seed: int, purpose: str, rollbacks: int = 0) -> int:

@@ -3,7 +3,7 @@
 The student's hidden states are pulled towards the teacher's: at the target token (`codi`), and in
 the mean over the reasoning (`meaned`), which for the teacher are its reasoning tokens and for the
 student its CONTINUE positions. Both losses compare all blocks, or those of `block_range`; the
-embedding layer is never compared.
+embedding layer only where `include_embedding_layer` asks for it (CODI, arXiv 2502.21074).
 
 B rows, L blocks compared, d hidden size, M selected positions of a batch (row by row).
 """
@@ -136,28 +136,26 @@ def read_with_states(
     output = model.run(side.reading, output_hidden_states=compares, prefix=prefix)
     if not compares:
         return output, None
-    states, blocks = output.hidden_states, distillation.block_range
-    return output, summarise_states(states, side.compared, blocks)
+    return output, summarise_states(output.hidden_states, side.compared, distillation)
 
 
 def summarise_states(
-    hidden_states: Sequence[Tensor],
-    compared: Compared,
-    block_range: tuple[int, int] | None = None,
+    hidden_states: Sequence[Tensor], compared: Compared, settings: Distillation
 ) -> StateSummary:
     """Reduce a batch's hidden states to those that are compared.
 
     `hidden_states` are the embeddings and each block's states, `(M, d)`, at the selected positions.
     Raises `ValueError` for a block that the model lacks.
     """
-    blocks = hidden_states[1:]
-    first, last = block_range or (0, len(blocks) - 1)
+    embeddings, *blocks = hidden_states
+    first, last = settings.block_range or (0, len(blocks) - 1)
     if last >= len(blocks):
         raise ValueError(
             f"distillation.block_range {first}..{last} does not fit a model whose blocks are "
             f"0..{len(blocks) - 1}"
         )
-    states, counts = torch.stack(list(blocks[first : last + 1])), compared.counts
+    before = [embeddings] if settings.include_embedding_layer else []
+    states, counts = torch.stack([*before, *blocks[first : last + 1]]), compared.counts
     sums = states.new_zeros(len(states), len(counts) + 1, states.shape[-1])
     sums = sums.index_add(1, compared.span_rows, states[:, compared.span])[:, :-1]
     mean = sums / counts.clamp(min=1)[:, None]
@@ -190,6 +188,8 @@ def _distance(teacher: Tensor, student: Tensor, settings: Distillation) -> Tenso
     by_block = elementwise.mean((1, 2))
     if settings.normalise == "layerwise_std":
         by_block = by_block / (teacher.flatten(1).std(1) + STD_EPSILON)
+    elif settings.normalise == "layerwise_variance":
+        by_block = by_block / (teacher.flatten(1).std(1) + STD_EPSILON) ** 2
     elif settings.normalise == "std":
         by_block = by_block / (teacher.std() + STD_EPSILON)
     return by_block.mean()

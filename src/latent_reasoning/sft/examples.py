@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import Data, LatentSftModel, SftModel
 from latent_reasoning.data.answers import is_negative
+from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.dial.styles import styled_reasonings
 from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
     encode_latent_rows,
     encode_plain_rows,
+    reasoning_steps,
     reasoning_text,
 )
+from latent_reasoning.data.step_texts import texts_of_inputs
 from latent_reasoning.runtime import seeds
 
 
@@ -81,6 +85,8 @@ def latent_examples(
         learn_start=entry.learn_start,
         readout=random_readout(entry, seed),
     )
+    if entry.step_decoder is not None:
+        examples = with_step_texts(examples, rows, tokenizer, entry, data)
     kept = [example for example in examples if within_limit(example, data.max_tokens)]
     if not kept:
         raise DataError(
@@ -88,6 +94,47 @@ def latent_examples(
             f"sequences longer than data.max_tokens: {data.max_tokens} allows are dropped"
         )
     return kept
+
+
+def with_step_texts(
+    examples: Sequence[LatentExample],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    entry: LatentSftModel,
+    data: Data,
+) -> list[LatentExample]:
+    """The examples of `rows` with the steps that a step decoder writes.
+
+    They are the steps of the teacher's text. The state at the last latent step, which the student
+    does not read, stands for a step too.
+    """
+    steps = step_ids(
+        rows,
+        tokenizer,
+        natural_language=data.natural_language,
+        drop_last_step=entry.drop_last_step,
+    )
+    decoded = []
+    for example, own in zip(examples, steps, strict=True):
+        inputs = int(example.student.continue_map.sum()) + 1
+        texts = texts_of_inputs(own, inputs, tokenizer.eos_token_id)
+        student = replace(example.student, step_texts=texts)
+        decoded.append(replace(example, student=student))
+    return decoded
+
+
+def step_ids(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    natural_language: bool,
+    drop_last_step: bool = False,
+) -> list[list[list[int]]]:
+    """The ids of the steps of each row, each step tokenised apart."""
+    steps = [reasoning_steps(row, drop_last_step=drop_last_step) for row in rows]
+    space = " " if natural_language else ""
+    ids = iter(read_pieces(tokenizer, [space + step for own in steps for step in own]))
+    return [[next(ids) for _ in own] for own in steps]
 
 
 def random_readout(entry: LatentSftModel, seed: int) -> Callable[[Row, int], int]:

@@ -1,6 +1,7 @@
 """Latent SFT: self-distillation of chain of thought into latent steps (docs/method.md, section 4).
 
     loss = CE(teacher) + CE(student) + weighted distances of their hidden states
+           [+ loss of a step decoder (SIM-CoT)]
 
 One set of weights reads each row twice: as the teacher, with its reasoning in text, and as the
 student, with latent steps in its place; the question before it is read once for both. With a frozen
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latent_reasoning.config import Distillation, LatentSftModel, Runtime
+from latent_reasoning.config import Distillation, LatentSftModel, Runtime, StepDecoder
 from latent_reasoning.data.collation import collate_latent
 from latent_reasoning.data.examples import LatentExample
 from latent_reasoning.model.reading import Reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.step_decoder import STEP_LOSS, StepBatch, step_loss
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.sft.distillation import (
@@ -43,13 +45,14 @@ class LatentReading:
     """A `collate_latent` batch as it will be read; planned on the host.
 
     The `question` is read once for both sides; None: each reads its own. There is no `teacher`
-    where another one is `frozen`, whose states these are.
+    where another one is `frozen`, whose states these are. `steps` is what a step decoder reads.
     """
 
     question: Reading | None
     teacher: Side | None
     student: Side
     frozen: StateSummary | None
+    steps: StepBatch | None = None
 
     @classmethod
     def plan(
@@ -58,8 +61,10 @@ class LatentReading:
         batch: dict[str, Tensor],
         distillation: Distillation,
         frozen: StateSummary | None = None,
+        step_texts: Sequence[Sequence[Sequence[int]]] = (),
     ) -> LatentReading:
-        """Plan a batch on the host; `frozen` holds the states of a teacher with its own weights."""
+        """Plan a batch on the host; `frozen` holds the states of a teacher with its own weights,
+        `step_texts` the rows' texts for a step decoder."""
         question = teacher = None
         if frozen is None:
             question, batch = plan_question(model, batch)
@@ -69,7 +74,8 @@ class LatentReading:
         continues = question is not None
         with sizes_of(model, "student"):
             student = Side.plan(model, batch, "student", distillation, continues=continues)
-        return cls(question, teacher, student, frozen)
+        steps = StepBatch.plan(batch["latent_input_ids"], step_texts, model.settings)
+        return cls(question, teacher, student, frozen, steps)
 
 
 def latent_sft_losses(
@@ -78,22 +84,27 @@ def latent_sft_losses(
     distillation: Distillation,
     *,
     stop_label_smoothing: float = 0.0,
+    step_decoder: StepDecoder | None = None,
 ) -> dict[str, Tensor]:
     """The weighted parts of the loss of one batch on the model's device; their sum is the loss.
 
-    The host waits for nothing here.
+    The host waits for nothing here, but where texts for the model's step decoder were planned.
     """
     losses: dict[str, Tensor] = {}
     question = None if batch.question is None else model.read(batch.question)
     teacher = batch.frozen
     if batch.teacher is not None:
         output, teacher = read_with_states(model, batch.teacher, distillation, question)
-        losses[TEACHER_LOSS] = cross_entropy(model, output, batch.teacher.labels)
+        own_loss = cross_entropy(model, output, batch.teacher.labels)
+        losses[TEACHER_LOSS] = distillation.teacher_loss_weight * own_loss
     output, student = read_with_states(model, batch.student, distillation, question)
     labels = batch.student.labels
     losses[STUDENT_LOSS] = cross_entropy(model, output, labels, stop_label_smoothing)
     if teacher is not None and student is not None:
         losses |= distillation_losses(teacher, student, distillation)
+    if step_decoder is not None:
+        own_loss = step_loss(model, output.last_hidden, batch.steps, step_decoder.normalise)
+        losses[STEP_LOSS] = step_decoder.weight * own_loss
     return losses
 
 
@@ -165,11 +176,13 @@ class LatentSftTask:
         frozen teacher."""
         frozen = None if self.teacher_states is None else self.teacher_states.at(indices)
         with sizes_of(self.model, f"micro-batch {place}"):
-            return LatentReading.plan(self.model, batch, self.entry.distillation, frozen)
+            distillation = self.entry.distillation
+            texts = [self.examples[index].student.step_texts for index in indices]
+            return LatentReading.plan(self.model, batch, distillation, frozen, texts)
 
-    def planned(self, micro_batch: Planned) -> Planned:
-        """The micro-batch as it is."""
-        return micro_batch
+    def planned(self, micro_batch: Planned) -> Planned | None:
+        """The micro-batch as it is; what a step decoder reads has too many shapes."""
+        return micro_batch if self.entry.step_decoder is None else None
 
     def loss(self, micro_batch: Planned) -> LossOutput:
         """The sum of the parts of the loss; each part is a metric too."""
@@ -183,6 +196,7 @@ class LatentSftTask:
             inputs.reading,
             self.entry.distillation,
             stop_label_smoothing=self.entry.stop_label_smoothing,
+            step_decoder=self.entry.step_decoder,
         )
         for name in parts.keys() & inputs.scale.keys():
             parts[name] = parts[name] * inputs.scale[name].to(parts[name].dtype)

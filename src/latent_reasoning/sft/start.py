@@ -12,14 +12,24 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, Data, LatentSftModel, Model, SftModel
+from latent_reasoning.config import (
+    ConfigError,
+    CurriculumModel,
+    Data,
+    LatentSftModel,
+    Model,
+    SftModel,
+    TeacherForcedModel,
+)
 from latent_reasoning.data.examples import LatentExample, PlainExample
 from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import Row
+from latent_reasoning.model.base_files import load_base
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.model.step_decoder import attach_step_decoder
 from latent_reasoning.runtime.device import autocast, resolve_precision
 from latent_reasoning.sft.examples import (
     latent_examples,
@@ -59,7 +69,7 @@ def _token_sft(
     rows = run.training_rows(tokenizer)
     check_answers(tokenizer, rows)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
-    _check_positions(model, max(map(len, examples)), run.experiment.data)
+    check_positions(model, max(map(len, examples)), run.experiment.data)
     longest = max(len(example) - example.question_length for example in examples)
     task = TextTask(
         run.name,
@@ -87,15 +97,18 @@ def _latent_sft(
     teacher = None
     if distillation.teacher != "self":
         teacher = load(run.parents[distillation.teacher], run.device.type)
+        teacher.captured.when = run.experiment.runtime.cuda_graphs
     if teacher is not None and distillation.traces == "teacher":
         rows = _traces(run, teacher, rows)
     examples = latent_examples(rows, tokenizer, entry, data, name=run.name, seed=run.seed)
-    _check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
+    check_positions(model, max(max(len(e.teacher), len(e.student)) for e in examples), data)
     if entry.filter_warm_start:
         _warm_start(run, model, [example.teacher for example in examples], tokenizer.pad_token_id)
     states = None
     if teacher is not None and (distillation.codi_weight or distillation.meaned_weight):
         states = _states(run, teacher, model, examples)
+    if entry.step_decoder is not None:
+        attach_step_decoder(model, load_base(run.parents["base"]))
     students = [example.student for example in examples]
     longest = max(len(student) - student.question_length for student in students)
     task = LatentSftTask(
@@ -131,7 +144,7 @@ def _warm_start(
         )
 
 
-def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
+def check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
     """Raise `ConfigError` where the `longest` example goes past the base's last position."""
     limit = model.position_limit
     if limit is not None and longest > limit:
@@ -143,7 +156,7 @@ def _check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
 
 
 def latent_model(
-    run: TrainingRun, entry: LatentSftModel
+    run: TrainingRun, entry: LatentSftModel | CurriculumModel | TeacherForcedModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
     """The model that latent SFT starts from, made a latent reasoner if it is not one.
 
@@ -157,11 +170,13 @@ def latent_model(
         model = make_latent(model.base, tokenizer, entry.model)
     else:
         _take_over_settings(model, run.name, entry.start, entry.model)
-        if entry.filter_warm_start:
+        if isinstance(entry, LatentSftModel) and entry.filter_warm_start:
             raise ConfigError(
                 f"models.{run.name}.filter_warm_start: {entry.filter_warm_start} is for a new "
                 f"filter, but {entry.start} has a trained one; set it to 0 here"
             )
+    if isinstance(entry, LatentSftModel) and entry.model.stop_rule == "fixed":
+        model.change_settings(max_latent_steps=entry.latent_steps.max)
     check_round_trip(tokenizer)
     return model.to(run.device), tokenizer
 
@@ -173,6 +188,14 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
             f"models.{name}.model.recurrent_filter: {wanted.recurrent_filter}, but {start} has "
             f"{model.settings.recurrent_filter}; set the same filter"
         )
+    of_mixture = ("mixture_size", "mixture_temperature")
+    own_keys = of_mixture if wanted.recurrent_filter == "mixture" else ()
+    for key in ("filter_width", "filter_norm", "deterministic_latents", *own_keys):
+        if getattr(model.settings, key) != getattr(wanted, key):
+            raise ConfigError(
+                f"models.{name}.model.{key}: {getattr(wanted, key)}, but {start} has "
+                f"{getattr(model.settings, key)}; set the same"
+            )
     for key in ("start_token_from", "end_token_from"):
         if getattr(wanted, key) is not None:
             raise ConfigError(
@@ -183,6 +206,7 @@ def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Mo
         stop_head_temperature=wanted.stop_head_temperature,
         detach_stop_head=wanted.detach_stop_head,
         allow_rethinking=wanted.allow_rethinking,
+        stop_rule=wanted.stop_rule,
         max_latent_steps=None,
     )
 

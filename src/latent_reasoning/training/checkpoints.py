@@ -64,6 +64,7 @@ class Progress:
     `window` holds the sums of the metrics over the `window_steps` steps since they were last
     logged, so that a resumed training logs the same means. `guard` is the memory of the guard.
     `micro_batch_size` is the size that memory sufficed for, where it is less than configured.
+    `stage` is the curriculum's at the last step, where the task has one.
     """
 
     step: int = 0
@@ -75,6 +76,7 @@ class Progress:
     window_steps: int = 0
     guard: GuardState = field(default_factory=GuardState)
     micro_batch_size: int | None = None
+    stage: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.guard, dict):  # as read from a checkpoint

@@ -113,6 +113,10 @@ class DivergenceGuard:
         state.validated_step = step
         return None
 
+    def forget(self, state: GuardState) -> None:
+        """Begin anew to learn what is usual: what is trained has changed."""
+        state.losses, state.gradient_norms, state.bad_since = [], [], None
+
     def rate_factor(self, rollbacks: int) -> float:
         """The learning rate's factor: 1 until `runtime.guard.rollbacks` rollbacks did not help."""
         return RATE_FACTOR ** max(0, rollbacks - self.settings.rollbacks)

@@ -3,7 +3,8 @@
 A stage describes what is trained as a `Task`: the micro-batches of a step, their loss, and the
 greedy validation. The loop owns the rest: AdamW with decay groups, schedule, accumulation,
 clipping, validation with selection of the best weights, early stop, checkpoints, metrics and
-progress lines.
+progress lines. Where a task has a curriculum (`curriculum.py`), the stage of the last step is part
+of a checkpoint.
 
 Everything random in step `s` is a function of (seed, s, rollbacks): a task draws its data that way,
 and torch's generator (dropout) is seeded anew at each step. A training that was killed and resumes
@@ -31,6 +32,7 @@ from latent_reasoning.runtime.memory import OutOfMemoryError, release
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.runtime.tracking import Tracker
 from latent_reasoning.training.checkpoints import CheckpointStore, Progress, parameter_names
+from latent_reasoning.training.curriculum import Curriculum
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, Trouble, describe
 from latent_reasoning.training.gradients import accumulate_gradients, backward_of
 from latent_reasoning.training.metrics import MetricsLog, ProgressLines
@@ -78,9 +80,12 @@ class Trainer:
         precision = resolve_precision(self.runtime.precision, device)
         self.autocast = partial(autocast, device, precision)
         self.backward = backward_of(self.task, self.runtime, self.log)
-        self.optimizer = build_optimizer(self.model, self.training)
+        self.optimizer = build_optimizer(
+            self.model, self.training, getattr(self.task, "learning_rates", None)
+        )
         self.rate = learning_rate(self.training)
         self.guard = DivergenceGuard(self.runtime.guard, self.training.max_grad_norm)
+        self.curriculum: Curriculum | None = getattr(self.task, "curriculum", None)
 
     def run(self) -> TrainResult:
         """Train the task's model in place, or resume where a killed training stopped.
@@ -126,6 +131,7 @@ class Trainer:
         progress = self.progress
         rollbacks = len(progress.guard.rollbacks)
         self.task.plan.reorder(rollbacks)
+        self._enter_stage()
         rate = self.rate(progress.step) * self.guard.rate_factor(rollbacks)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
@@ -141,6 +147,18 @@ class Trainer:
         if self._is_due(self.log_every):
             self.lines.loss(progress.step, self.metrics.flush())
         return None
+
+    def _enter_stage(self) -> None:
+        """Begin another stage of the task's curriculum, where the next step is its first."""
+        if self.curriculum is None:
+            return
+        stage, before = self.curriculum.stage(self.progress.step), self.progress.stage
+        if stage == before:
+            return
+        if before is not None and self.curriculum.resets_optimizer:
+            self.optimizer.state.clear()
+        self.guard.forget(self.progress.guard)
+        self.progress.stage = stage
 
     def _is_due(self, every: int) -> bool:
         """Whether an action due every `every` steps and after the last one is due now."""

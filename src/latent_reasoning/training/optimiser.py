@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,26 +16,33 @@ FILTER = "recurrent_filter."
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, training: Training, rates: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW over the trained parameters, with weight decay as `decay_groups` says.
 
-    A recurrent filter with a learning rate of its own is a group of its own without weight decay.
-    The key `rate_factor` of a group times `learning_rate` is its rate.
+    A recurrent filter with a learning rate of its own is a group of its own without weight decay,
+    and so are the parameters whose names begin as the keys of `rates` say. The key `rate_factor` of
+    a group times `learning_rate` is its rate.
     """
     names = {name: parameter for parameter, name in parameter_names(model).items()}
     decayed, undecayed = decay_groups(model)
-    own_rate = training.filter_learning_rate
-    filters = [] if own_rate is None else [n for n in names if n.startswith(FILTER)]
+    own_rates = dict(rates or {})
+    if training.filter_learning_rate is not None:
+        own_rates[FILTER] = training.filter_learning_rate
     groups: list[dict[str, Any]] = [
-        {"params": [names[n] for n in group if n not in filters], "weight_decay": decay}
+        {
+            "params": [names[n] for n in group if not n.startswith(tuple(own_rates))],
+            "weight_decay": decay,
+        }
         for group, decay in ((decayed, training.weight_decay), (undecayed, 0.0))
     ]
     for group in groups:
         group["rate_factor"] = 1.0
-    if own_rate is not None:
+    for beginning, own_rate in own_rates.items():
         groups.append(
             {
-                "params": [names[n] for n in filters],
+                "params": [names[n] for n in names if n.startswith(beginning)],
                 "weight_decay": 0.0,
                 "rate_factor": own_rate / training.learning_rate,
             }

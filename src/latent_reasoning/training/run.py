@@ -6,7 +6,7 @@ What is trained is a stage's own part: a function that builds the model, its tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from latent_reasoning.model.folder import write_model
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import merge_lora, save_adapter
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.step_decoder import detach_step_decoder
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.command import entry_of, parser
 from latent_reasoning.runtime.device import Machine, held_precision, join_machine
@@ -93,7 +94,8 @@ class TrainingRun:
         parents = parents_of(self.experiment, self.name) if self.entry else []
         self.parents = {parent: self.layout.model(parent, self.seed) for parent in parents}
         all_rows = getattr(self.entry, "rows", None) == "all"
-        self.splits = ("sft", "rl") if all_rows else ("rl" if self.stage == "rl" else "sft",)
+        own = "rl" if self.stage in ("rl", "policy") else "sft"
+        self.splits = ("sft", "rl") if all_rows else (own,)
         self.data_digests = {
             split: _digest_of_rows(self.layout.data(split))
             for split in (*self.splits, "validation")
@@ -110,6 +112,7 @@ class TrainingRun:
             model, tokenizer, task = build(self)
             hold_frozen(model, held_precision(self.experiment.runtime.precision, self.device))
             result = self.train(task, stop)
+        detach_step_decoder(model)
         return self.save(model, tokenizer, result)
 
     def seed_weights(self) -> None:
@@ -163,11 +166,13 @@ class TrainingRun:
         tokenizer: PreTrainedTokenizerBase,
         *,
         longest_completion: int,
+        beginning: Callable[[], list[int] | None] = lambda: None,
     ) -> Callable[[], dict[str, float]]:
         """The greedy validation of a task, on the first `validation_rows` rows.
 
         A completion may be twice as long as the longest one trained on: longer ones only repeat
-        themselves, and would cost time.
+        themselves, and would cost time. `beginning` gives ids that every completion has to begin
+        with at present, a latent run; None: all is as in the evaluation.
         """
         rows = self.rows("validation", tokenizer)[: self.training.validation_rows]
         settings = EvaluationSettings(
@@ -177,7 +182,15 @@ class TrainingRun:
             forced_steps=getattr(self.entry, "forced_steps", None),
             number_rule=self.experiment.data.number_rule,
         )
-        return lambda: validate(model, tokenizer, rows, settings, self.processes)
+
+        def validation() -> dict[str, float]:
+            ids = beginning()
+            if ids is None:
+                return validate(model, tokenizer, rows, settings, self.processes)
+            free, begun = replace(settings, forced_steps=None), [ids] * len(rows)
+            return validate(model, tokenizer, rows, free, self.processes, begun)
+
+        return validation
 
     def train(self, task: Task, stop: StopRequest) -> TrainResult:
         """Train, or resume where a killed run stopped, and report to MLflow.

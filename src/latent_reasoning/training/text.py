@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latent_reasoning.config import Runtime, Training
+from latent_reasoning.config import Runtime, StepDecoder, Training
 from latent_reasoning.data.collation import collate_plain, from_column
 from latent_reasoning.data.examples import IGNORED_LABEL, PlainExample
 from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.passes import SpecialIds
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading, sizes_of
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.step_decoder import STEP_LOSS, StepBatch, step_loss
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.graphs import Sizes
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
@@ -101,15 +102,20 @@ padded to the longest (laptop's base model)."""
 
 @dataclass(frozen=True)
 class TextBatch:
-    """A micro-batch as it will be read, and what is learned in it."""
+    """A micro-batch as it will be read, what is learned in it, and what a step decoder reads."""
 
     reading: Reading
     labels: Labels
+    steps: StepBatch | None = None
 
 
 @dataclass
 class TextTask:
-    """Learn the labels of text examples."""
+    """Learn the labels of text examples.
+
+    With a `step_decoder`, each of an example's `step_texts` belongs to `latents_per_text` latent
+    inputs.
+    """
 
     name: str
     model: LatentReasoner
@@ -120,6 +126,8 @@ class TextTask:
     pad_id: int
     validate: Callable[[], dict[str, float]]
     processes: OneProcess = ALONE
+    step_decoder: StepDecoder | None = None
+    latents_per_text: int = 1
     iterations = 1
 
     def __post_init__(self) -> None:
@@ -150,32 +158,48 @@ class TextTask:
 
     def _make(self, step: int) -> list[Planned]:
         return [
-            self._planned(place, indices)
+            self._planned(place, indices, [self.example(step, index) for index in indices])
             for place, indices in enumerate(self.processes.share(self.plan.micro_batches(step)))
         ]
 
-    def _planned(self, place: int, indices: list[int]) -> Planned:
+    def example(self, step: int, index: int) -> PlainExample:
+        """What is read of an example at a step, whichever it is."""
+        return self.examples[index]
+
+    def _planned(self, place: int, indices: list[int], examples: Sequence[PlainExample]) -> Planned:
         """The micro-batch in a `place` of a step."""
         sizes = self.model.sizes
         with sizes_of(self.model, f"micro-batch {place}"):
-            batch = collate_plain([self.examples[index] for index in indices], self.pad_id)
+            batch = collate_plain(examples, self.pad_id)
             weight = count_labels(batch["labels"]) if self.by_tokens else len(indices)
             if sizes is not None:
                 begin, width = batch["attention_mask"].argmax(1), batch["input_ids"].shape[1]
                 batch = from_column(batch, batch, begin, sizes("text", width))
             reading = plan_reading(self.model, batch["input_ids"], batch["attention_mask"])
             labels = Labels.of(batch["labels"], reading.kinds, self.model.settings, sizes)
-            return Planned(TextBatch(reading, labels), weight)
+            steps = None
+            if self.step_decoder is not None:
+                texts = [example.step_texts for example in examples]
+                special, group = self.model.settings, self.latents_per_text
+                steps = StepBatch.plan(batch["input_ids"], texts, special, group)
+            return Planned(TextBatch(reading, labels, steps), weight)
 
-    def planned(self, micro_batch: Planned) -> Planned:
-        """The micro-batch as it is."""
-        return micro_batch
+    def planned(self, micro_batch: Planned) -> Planned | None:
+        """The micro-batch as it is; what a step decoder reads has too many shapes."""
+        return micro_batch if self.step_decoder is None else None
 
     def loss(self, micro_batch: Planned) -> LossOutput:
-        """Mean cross-entropy over the micro-batch's labels."""
-        loss, _ = self.program(to_device(micro_batch.inputs, self.model.device))
-        return LossOutput(loss, micro_batch.weight)
+        """Mean cross-entropy over the micro-batch's labels, and the loss of a step decoder."""
+        loss, parts = self.program(to_device(micro_batch.inputs, self.model.device))
+        return LossOutput(loss, micro_batch.weight, parts)
 
     def program(self, inputs: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy over the labels, on the model's device."""
-        return cross_entropy(self.model, self.model.run(inputs.reading), inputs.labels), {}
+        """As `loss`, on the model's device."""
+        output = self.model.run(inputs.reading)
+        loss = cross_entropy(self.model, output, inputs.labels)
+        if self.step_decoder is None:
+            return loss, {}
+        own_loss = self.step_decoder.weight * step_loss(
+            self.model, output.last_hidden, inputs.steps, self.step_decoder.normalise
+        )
+        return loss + own_loss, {STEP_LOSS: own_loss}

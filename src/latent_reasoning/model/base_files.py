@@ -1,0 +1,156 @@
+"""The plain Hugging Face model in a folder, read strictly by transformers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from latent_reasoning.model import published
+from latent_reasoning.model.bases import (
+    ATTENTION_KEYS,
+    UnsupportedBaseError,
+    check_config,
+    without_mask_buffers,
+)
+from latent_reasoning.model.settings_file import read_json
+from latent_reasoning.model.tensors import REMEDY, CheckpointError, check_readable, raise_problems
+from latent_reasoning.runtime.files import first_line
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
+"""Keys of a published `config.json` that are read by themselves or not at all."""
+
+
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Read the plain Hugging Face model of a folder, strictly."""
+    options: dict[str, Any] = {}
+    content = _checked(read_json(existing(folder, "config.json")), folder)
+    for file in weight_files(folder):
+        check_readable(file)
+    if any(key in content for key in ATTENTION_KEYS):
+        options["config"] = _config_without_kernel(folder)
+    return _from_pretrained(
+        AutoModelForCausalLM,
+        folder,
+        folder / WEIGHTS,
+        trust_remote_code=False,
+        dtype=dtype,
+        **options,
+    )
+
+
+def base_of_tensors(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The plain model of a folder's `config` with these weights, strictly; errors name `folder`."""
+    plain = {
+        key: value
+        for key, value in _checked(dict(config), folder).items()
+        if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
+    }
+    base_config = AutoConfig.for_model(config["model_type"], **plain)
+    return _from_pretrained(
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)],
+        None,
+        folder / WEIGHTS,
+        config=base_config,
+        state_dict=tensors,
+        dtype=dtype,
+    )
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars: loading and saving are quick, and bars fill the logs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        check_config(config)
+    except UnsupportedBaseError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    return config
+
+
+def _config_without_kernel(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder without its choice of an attention kernel."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = None
+    return config
+
+
+def _from_pretrained(
+    architecture: Any, folder: Path | None, file: Path, **options: Any
+) -> PreTrainedModel:
+    """Load by transformers, made strict; errors name `file`."""
+    try:
+        with without_progress_bars():
+            model, report = architecture.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
+        ) from error
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
+        "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    raise_problems(problems, file)
+    return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder's base model, one or several parts."""
+    if (folder / WEIGHTS_INDEX).exists():
+        parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        return [existing(folder, part) for part in sorted(parts)]
+    if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: holds pickled weights (.bin) only, which are never loaded; convert them "
+            "to safetensors"
+        )
+    return [existing(folder, WEIGHTS)]
+
+
+def existing(folder: Path, name: str) -> Path:
+    """A file of a model folder; `CheckpointError` where it is missing."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    if not (folder / name).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds an adapter alone; merge it into the model that it was trained on "
+                "and save the whole model"
+            )
+        raise CheckpointError(f"{folder / name}: missing; {REMEDY}")
+    return folder / name

@@ -1,0 +1,1 @@
+"""Other published methods of latent reasoning, trained and decoded on equal terms."""
