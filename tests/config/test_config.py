@@ -183,7 +183,7 @@ REFUSED = [
     (
         "model.recurrent_filter",
         "mlp",
-        "'linear', 'linear_ln', 'linear_ECF' or 'SRE', not 'mlp'",
+        "'gaussian', 'mixture', 'attention' or 'pause', not 'mlp'",
     ),
     ("data.source", "local", "source: local needs path"),
     ("data.source", "hub", "source: hub needs hub_id"),

@@ -57,6 +57,8 @@ MODELS = {
     "mts": MTS,
     "mts-root": MTS | {"mts": {"ratio": "root", "words": 2}, "iterations": 3},
     "no-mixture": FORCED | {"method": "latent_sft", "model": {"recurrent_filter": "MLP"}},
+    "fixed": FORCED
+    | {"method": "latent_sft", "model": {"recurrent_filter": "mixture", "stop_rule": "fixed"}},
     "of-latent": DECODE | {"from": "csft"},
     "mts-of-latent": MTS | {"from": "latent-sft"},
 }
@@ -190,6 +192,7 @@ def test_mts_moves_the_weights(world):
     ("name", "message"),
     [
         ("no-mixture", "recurrent_filter: MLP, but latent_sft reasons in mixtures of words"),
+        ("fixed", "stop_rule: fixed, but latent_sft takes as many latent steps as a row's"),
         ("of-latent", "csft reasons in latent steps; Soft Thinking is for a model that writes"),
         ("mts-of-latent", "latent-sft does not take a fixed number of latent steps"),
     ],

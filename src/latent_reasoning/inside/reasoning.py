@@ -47,6 +47,7 @@ class Subject:
                 latent=True,
                 forced_steps=steps,
                 suffix=self.model.settings.suffix,
+                announcement=self.model.settings.answer_text,
             )[0]
             for steps in (None, 0)
         )

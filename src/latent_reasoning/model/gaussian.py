@@ -41,13 +41,14 @@ class GaussianHead(nn.Module):
         self.register_buffer("embedding_std", embedding_std.detach().clone())
 
     def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log std, both `(.., d)` in units of s, of states `(.., d)`."""
+        """Mean and log std, both `(.., d)` in units of s, of states `(.., d)`: float32 at least."""
         inner = nn.functional.gelu(self.input_layer(hidden))
         inner = self.norm(self.output_layer(inner))
         mean = self.mean(inner)
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
         if self.log_std is None:
             return mean, torch.full_like(mean, LOG_OF_NO_SPREAD)
-        return mean, self.log_std(inner)
+        return mean, self.log_std(inner).to(mean.dtype)
 
     def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
         """The next latent input `(.., d)`; `noise` `(.., d)` is standard normal, None: 0."""

@@ -42,8 +42,13 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
 
     Raises `ConfigError` where it cannot start from its parent, `DataError` where no row is left.
     """
-    model, tokenizer = mixture_model(run)
     entry, data = run.entry, run.experiment.data
+    if entry.model.stop_rule == "fixed":
+        raise ConfigError(
+            f"models.{run.name}.model.stop_rule: fixed, but latent_sft takes as many latent steps "
+            "as a row's chain of thought needs; set it to marker or head"
+        )
+    model, tokenizer = mixture_model(run)
     rows = without_negative_answers(run.training_rows(tokenizer), data)
     check_answers(tokenizer, rows)
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]

@@ -104,7 +104,7 @@ class MtsTask:
         raise NotImplementedError
 
     def loss(self, micro_batch: SampleBatch) -> LossOutput:
-        """The clipped surrogate, a mean over the micro-batch's samples.
+        """The clipped surrogate of a micro-batch, weighted by its own denominator.
 
         At the first of several updates, stores the policy's log-probabilities in the batch.
         """
@@ -125,8 +125,7 @@ class MtsTask:
         if self.iterations > 1 and batch.old is None:
             batch.old = log_probs.detach()
         metrics = {"clip_share": result.clip_low + result.clip_high}
-        weight = float(len(batch.advantages))
-        return LossOutput(result.loss, weight, metrics | batch.metrics)
+        return LossOutput(result.loss, float(result.denominator), metrics | batch.metrics)
 
     def _sample(self, round_: int) -> list[SampleBatch]:
         """Sample and judge this process's share of a step's groups."""

@@ -234,7 +234,7 @@ def skip(reason: str, *records: Record) -> None:
 
 def loss_checks(losses: Mapping[str, Tensor], entry: Record) -> Checks:
     """The parts of the loss and their sum, which is recorded as `loss`."""
-    own = {name: losses[ours] for name, ours in PARTS.items()}
+    own = {name: losses.get(ours, torch.tensor(0.0)) for name, ours in PARTS.items()}
     yield Check(own, {name: entry[name] for name in own}, LOSS, "parts")
     yield Check(sum(losses.values()), entry["loss"], LOSS, "loss")
 
@@ -265,6 +265,7 @@ def _states(
     arrays: Mapping[str, Tensor],
 ) -> Checks:
     """What the gradients come from: latent inputs, compared states, probabilities of labels."""
+    distillation = distillation.model_copy(update={"codi_weight": 1.0})  # 0 would compare nothing
     with torch.no_grad():
         for side, before in (("teacher", ""), ("student", "latent_")):
             plan = Side.plan(model, batch, side, distillation)
@@ -276,7 +277,7 @@ def _states(
             if side == "student":
                 steps = (ids == model.settings.continue_id)[:, 1:]
                 own = model.latent_input(output.last_hidden[:, :-1][steps])
-                own = own.view(len(ids), -1, own.shape[-1])
+                own = own.view(len(ids), len(own) // len(ids), own.shape[-1])
                 yield recorded({"out/latent_inputs": own}, arrays, STATES, "latents")
             labels = batch[f"{before}labels"]
             yield from _probabilities(logits, ids, mask, labels, side, arrays)

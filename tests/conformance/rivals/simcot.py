@@ -57,8 +57,9 @@ def _decoder(
     attach_step_decoder(model, load_base(vectors.folder(f"simcot/{name}")))
     decoder = step_decoder_of(model)
     decoder.first_position = first_position
-    front = f"simcot/{name}/input_projection.safetensors"
-    if front in vectors.paths:
+    if list(decoder.input_layer.parameters()):
+        fronts = [f"simcot/{folder}input_projection.safetensors" for folder in (f"{name}/", "")]
+        front = next((path for path in fronts if path in vectors.paths), fronts[0])
         decoder.input_layer.load_state_dict(dict(vectors.file(front)))
     return decoder
 
@@ -124,14 +125,16 @@ def _losses_on_codi(model, decoder, examples, texts, entry: Record, arrays: Reco
     reading = LatentReading.plan(model, batch, distillation, step_texts=texts)
     section = StepDecoderSection(weight=settings["explain_weight"])
     losses = latent_sft_losses(model, reading, distillation, step_decoder=section)
-    own = {name: losses[ours] for name, ours in (PARTS | {"explain_loss": "step_loss"}).items()}
+    names = PARTS | {"explain_loss": "step_loss"}
+    own = {name: losses.get(ours, torch.tensor(0.0)) for name, ours in names.items()}
     yield Check(own, {name: entry[name] for name in own}, LOSS, "parts")
     yield Check(sum(losses.values()), entry["loss"], LOSS, "loss")
     ids, mask = batch["latent_input_ids"], batch["latent_attention_mask"]
     with torch.no_grad():
         output = model(ids, mask)
         thinking = (ids == model.settings.start_id) | (ids == model.settings.continue_id)
-        latents = model.latent_input(output.last_hidden[thinking]).view(len(ids), -1, 32)
+        latents = model.latent_input(output.last_hidden[thinking])
+        latents = latents.view(len(ids), -1, latents.shape[-1])
         yield Check(latents, arrays["out/latents"], STATES, "latents")
         for slot, expected in enumerate(entry["slot_losses"]):
             plan = StepBatch.plan(ids, _slot(texts, slot), model.settings)
@@ -184,7 +187,7 @@ def _on_coconut(vectors: Vectors, entry: Record, name: str) -> Checks:
     ids, texts = [], []
     groups = int((arrays["in/input_ids"][0] == public.continue_id).sum()) // group
     expected = [settings["stage"], limit]
-    if not settings["pad_latent_to_max"]:
+    if not settings["pad_latent_to_max"] and settings["stage"] > limit:
         expected.append(len(pieces[settings["rows"][0]]["steps"]))
     yield Check(groups, min(expected), part="texts")
     mask = arrays["in/attention_mask"]
