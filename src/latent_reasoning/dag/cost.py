@@ -255,10 +255,10 @@ def training_operations(experiment: Experiment, entry: Trained, lengths: Lengths
         read = training.batch_size * (lengths.reasoning + LATENT_STEPS)
         operations += size.operations(read, read, None, train=True)
     # A row passes the encoder and the decoder that reads its latents.
-    return (training.steps + 2 * encoder_steps(entry)) * operations
+    return (training.steps + 2 * first_stage_steps(entry)) * operations
 
 
-def encoder_steps(entry: Trained) -> int:
+def first_stage_steps(entry: Trained) -> int:
     """The steps of Latent-SFT's encoder, which is trained first, in three runs; 0 without it."""
     if isinstance(entry, TeacherForcedModel) and entry.method == "latent_sft":
         return entry.latent_sft.first_stage_steps
