@@ -141,6 +141,11 @@ def test_evaluation_seeks(tokenizer, reward, architecture):
     sought = evaluate(SeekingReasoner(base, settings), tokenizer, rows, how)
     greedy = evaluate(LatentReasoner(base, None), tokenizer, rows, how)
     assert [p.completion for p in sought.predictions] != [p.completion for p in greedy.predictions]
+    own = 2 if reward == "verifier" else 0
+    assert {p.searched for p in sought.predictions} <= {own, own + 1, own + 2}
+    assert any(p.searched > own for p in sought.predictions)
+    assert sought.frame()["searched"].sum() == sum(p.searched for p in sought.predictions)
+    assert "searched" not in greedy.frame()
     # With the answer's words forced there is nothing to seek.
     assert sought.forced == greedy.forced
 
