@@ -36,7 +36,7 @@ def test_a_study_has_every_table_figure_and_finding(study, study_folder):
 def test_equal_tables_give_equal_figures(study, study_folder, tmp_path):
     draw_all(study.tables, study.summary, tmp_path)
     for name in ("lens", "norms", "signals"):
-        file = f"{name}.svg"
+        file = f"{name}.png"
         assert (tmp_path / file).read_bytes() == (study_folder / "figures" / file).read_bytes()
 
 

@@ -6,6 +6,7 @@ dashed and with a filled marker. The colours are Okabe and Ito's, distinct for c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +87,11 @@ def looks(results: Results) -> dict[str, Look]:
     return chosen
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")) -> None:
     """Write a figure as `folder/{name}.png` and `.svg`."""
     with matplotlib.rc_context(STYLE):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for suffix in formats:
+            metadata = {"png": {"Software": None}, "svg": {"Date": None}}[suffix]
             with atomic_file(folder / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, metadata=metadata)
 

@@ -24,7 +24,7 @@ from latent_reasoning.analysis.style import (
     share_axis,
 )
 from latent_reasoning.inside.drawing import Tables, error_bars, heat_map, look, whole_numbers
-from latent_reasoning.inside.space_figures import SPACE_FIGURES
+from latent_reasoning.inside.space_figures import SPACE_FIGURES, kinds
 
 
 def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
@@ -247,6 +247,7 @@ LATENT_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
     "interventions": interventions,
     "need": need,
     "probes": probes,
+    "kinds": kinds,
     "latents": latents,
     "distances": distances,
     "attention": attention,
@@ -255,12 +256,10 @@ LATENT_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
 
 
 def draw_all(tables: Tables, summary: Mapping[str, Any], folder: Path) -> None:
-    """Draw the figures of a study as `folder/{name}.png` and `.svg`."""
+    """Draw the figures of a study as `folder/{name}.png`; as .svg too they would take as long as
+    the study."""
     figures = dict(LATENT_FIGURES) if summary["latent"] else {}
     for name, draw in (figures | SPACE_FIGURES).items():
         with matplotlib.rc_context(STYLE):
             figure = draw(tables, summary)
-            # Laid out once, not anew for each format.
-            figure.get_layout_engine().execute(figure)
-            figure.set_layout_engine("none")
-        save(figure, folder, name)
+        save(figure, folder, name, formats=("png",))

@@ -64,20 +64,13 @@ def _errors(errors: pandas.DataFrame) -> list[tuple]:
         return []
     wrong, numbers = every.loc["wrong"], ["accuracy", "low", "high", "n"]
     control = every.loc["right", "accuracy"] if "right" in every.index else NAN
-    follows = [wrong[f"follows_{name}"] for name in numbers]
-    words = "a wrong answer is exactly what follows from the first value read wrong"
-    return [
-        *[
-            (
-                "A",
-                "an intermediate value is read wrong where the answer is wrong (control: right)",
-                *wrong[numbers],
-                control,
-                "share",
-            )
-        ],
-        ("A", words, *follows, wrong["chance"], "share"),
-    ]
+    words = "an intermediate value is read wrong where the answer is wrong (control: right)"
+    lines = [("A", words, *wrong[numbers], control, "share")]
+    if wrong["follows_n"]:
+        words = "a wrong answer is exactly what follows from the first value read wrong"
+        follows = [wrong[f"follows_{name}"] for name in numbers]
+        lines.append(("A", words, *follows, wrong["chance"], "share"))
+    return lines
 
 
 def _causes(tables: Mapping[str, pandas.DataFrame]) -> list[tuple]:

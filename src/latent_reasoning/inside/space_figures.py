@@ -141,8 +141,6 @@ def _pairs(rows: pandas.DataFrame) -> Figure:
 
 def kinds(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """Question, START, latents and answer in the space of all stream states, block by block."""
-    if "kinds" not in tables:
-        return nothing_to_show("a plain model makes no latents")
     table = tables["kinds"]
     names = list(dict.fromkeys(table["kind"]))
     figure, grid = page(1, 1, 3.8)
@@ -236,7 +234,6 @@ SPACE_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
     "parts": parts,
     "positions_unit": positions_unit,
     "positions_raw": positions_raw,
-    "kinds": kinds,
     "depth": depth,
     "layers": layers,
     "skips": skips,

@@ -54,7 +54,7 @@ class Study:
                 if name in LONG:
                     table.to_parquet(temporary / f"{name}.parquet", index=False)
                 else:
-                    table.to_csv(temporary / f"{name}.csv", index=False)
+                    table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g")
             draw_all(self.tables, self.summary, temporary / "figures")
             write_json(temporary / "examples.json", self.examples)
             write_json(
