@@ -9,6 +9,8 @@ import yaml
 from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.evaluation.ask import main as ask
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.latentseek import Seeking, _Rewards, confidence, verifiers_reward
 from latent_reasoning.model.folder import load as load_model
@@ -187,6 +189,8 @@ def test_the_stage_links_the_parent_and_evaluation_seeks_with_its_settings(
     assert made.seek_settings == SeekSettings(reward="oracle", share=0.5, steps=3)
     for name, tensor in made.base.state_dict().items():
         assert torch.equal(tensor, base.state_dict()[name])
+    with pytest.raises(DataError, match="oracle"):
+        ask([str(layout.model("sought", 0)), "Where does it end?", "--device", "cpu"])
     with pytest.raises(ConfigError, match=r"models.latent-sought.from"):
         main([*arguments, "latent-sought"])
 
