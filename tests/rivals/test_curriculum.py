@@ -149,6 +149,12 @@ def test_offsets_are_geometric():
     assert shares == pytest.approx([0.632, 0.233, 0.086], abs=0.025)
 
 
+def test_a_marker_begins_as_no_word_that_the_tokenizer_does_not_know(tokenizer):
+    base = build_base(vocabulary=len(tokenizer))
+    with pytest.raises(ConfigError, match=r"model.start_token_from: .*unknown token"):
+        make_latent(base, copy.deepcopy(tokenizer), Model(start_token_from="<<"))
+
+
 def test_captured_programs_add_the_gradients_of_the_eager_way(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     base = build_base(vocabulary=len(tokenizer))
@@ -188,7 +194,7 @@ MODELS = {
     "coconut": STEPS
     | {
         "from": "cot-sft",
-        "model": {"recurrent_filter": "none", "start_token_from": "<<", "end_token_from": "<<"},
+        "model": {"recurrent_filter": "none", "start_token_from": "<<(", "end_token_from": "<<("},
     },
     "pause": STEPS | {"method": "pause", "model": {"recurrent_filter": "pause"}},
     "simcot": STEPS
