@@ -139,6 +139,10 @@ WITH: dict[str, dict[str, Any]] = {
     "models.latent_sft.distillation.traces": {
         "models.latent.distillation": {"teacher": "sft", "traces": "teacher"}
     },
+    "models.teacher_forced.csft.teacher": {
+        "models.forced.method": "csft",
+        "models.forced.csft.teacher": "sft",
+    },
     "inside.models": {"inside.models": ["latent"]},
     "report.ablations": {"report.ablations": {"the recipe": "latent"}},
     "report.rl_from": {"report.rl_from": {"import": "sft"}},
@@ -155,7 +159,7 @@ VALUES = (
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
     *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
-    *("marker", "mean", "nll", {"sft": ["sft"]}),
+    *("marker", "mean", "nll", "own", "root", {"sft": ["sft"]}),
     "right",
 )
 
