@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import pandas
 import pytest
 
 from latent_reasoning.analysis.compute import (
@@ -10,6 +11,7 @@ from latent_reasoning.analysis.compute import (
     filter_weights,
     reasoning_operations,
     reasoning_weights,
+    tokens_written,
 )
 from latent_reasoning.config import Model
 from latent_reasoning.dag.cost import ModelSize
@@ -44,3 +46,9 @@ def test_a_row_a_model_with_means_over_seeds(three_seeds):
     assert latent["milliseconds"] == pytest.approx(1e3 * 1.5 / 400)
     assert rl["reasoning_megaflop"] < latent["reasoning_megaflop"]
     assert latent["reasoning_tokens"] == 8
+
+
+def test_a_search_counts_every_text_that_it_has_written():
+    predictions = pandas.DataFrame({"reasoning_tokens": [10, 20], "searched": [0, 2]})
+    assert tokens_written(predictions) == (10 + 3 * 20) / 2
+    assert tokens_written(predictions[["reasoning_tokens"]]) == 15

@@ -124,3 +124,30 @@ def test_the_command_tells_every_job_of_an_experiment(capsys):
     assert "| latent_sft latent-6 |" in printed
     assert "hours, H100" in printed
     assert "11 models, 1 seed(s), one after another: roughly " in printed
+
+
+def test_a_training_counts_its_step_decoder_and_its_encoder():
+    training = {"steps": 10, "batch_size": 4}
+    coconut = {"stage": "curriculum", "steps_per_stage": 1, "training": training}
+    soft = {"stage": "teacher_forced", "method": "latent_sft", "training": training}
+    soft["model"] = {"recurrent_filter": "mixture"}
+    models = {
+        "coconut": coconut,
+        "simcot": coconut | {"step_decoder": {}},
+        "no-thought": coconut | {"method": "no_thought"},
+        "soft": soft,
+        "encoded": soft | {"latent_sft": {"targets": "encoder", "encoder_steps": 5}},
+    }
+    experiment = resolve({"experiment": "x", "models": models}, "x.yaml")
+    size = cost.size_of(experiment)
+
+    def operations(name):
+        return cost.training_operations(experiment, experiment.models[name], cost.GSM8K)
+
+    decoder = 10 * size.operations(4 * (22 + 6), 4 * (22 + 6), None, train=True)
+    assert operations("simcot") == pytest.approx(operations("coconut") + decoder)
+    text = 10 * size.operations(4 * (58 + 22 + 7), 4 * (22 + 7), None, train=True)
+    assert operations("no-thought") == pytest.approx(text)
+    assert operations("encoded") == pytest.approx(operations("soft") * (10 + 2 * 15) / 10)
+    steps = [cost.encoder_steps(experiment.models[name]) for name in ("soft", "encoded")]
+    assert steps == [0, 15]

@@ -21,7 +21,7 @@ from latent_reasoning.config import (
     load,
     resolve,
 )
-from latent_reasoning.config.fields import section_in
+from latent_reasoning.config.fields import OnlyWhen, fields_of, section_in
 from latent_reasoning.dag import digests
 from latent_reasoning.dag.digests import Key, check_digest, departures, keys_of, science_digest
 from tools import config_docs
@@ -129,13 +129,28 @@ WITH: dict[str, dict[str, Any]] = {
     "models.policy.from": {"models.policy.from": "sft"},
     "models.decode.from": {"models.decode.from": "other"},
     "models.import.from": {"models.import": {"stage": "import", "from": "base"}},
+    "models.import.format": {"models.import.format": "codi", "models.import.forced_steps": 6},
+    "models.latent_sft.step_decoder": {"models.latent.step_decoder": {}},
+    "models.curriculum.step_decoder": {"models.curriculum.step_decoder": {}},
+    "models.curriculum.training": {"models.curriculum.training.steps": 600},
+    "models.curriculum.model": {"models.curriculum.model": {"start_token_from": "<<"}},
+    "models.teacher_forced.colar.speed_text": {"models.forced.colar.speed_text": " at {speed}"},
     "models.latent_sft.distillation.teacher": {"models.latent.distillation.teacher": "sft"},
     "models.latent_sft.distillation.traces": {
         "models.latent.distillation": {"teacher": "sft", "traces": "teacher"}
     },
+    "models.teacher_forced.csft.teacher": {
+        "models.forced.method": "csft",
+        "models.forced.csft.teacher": "sft",
+    },
     "inside.models": {"inside.models": ["latent"]},
     "report.ablations": {"report.ablations": {"the recipe": "latent"}},
     "report.rl_from": {"report.rl_from": {"import": "sft"}},
+    "report.rivals.failed": {"report.rivals": {"trials": {"a": ["sft"]}, "failed": {"sft": "why"}}},
+    "report.rivals.lines": {"report.rivals": {"models": ["sft"], "lines": {"a": ["sft"]}}},
+    "report.rivals.published": {
+        "report.rivals": {"models": ["sft"], "published": {"sft": {"GPT-2": 0.5}}}
+    },
     **{f"models.{stage}.lora": {f"models.{name}.lora": None} for stage, name in NAMES.items()},
 }
 # Values that are tried, in this order, until the configuration takes one.
@@ -144,6 +159,7 @@ VALUES = (
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
     *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
+    *("marker", "mean", "nll", "own", "root", {"sft": ["sft"]}),
     "right",
 )
 
@@ -227,7 +243,10 @@ def changed(raw: dict[str, Any], key: str) -> Experiment:
     # The schema's keys go by the stage of an entry, the file's by its name.
     if attribute[0] == "models":
         attribute[1] = NAMES.get(attribute[1], attribute[1])
-    name, before = ".".join(attribute), dump(resolve(raw, "a.yaml"))
+    name = ".".join(attribute)
+    if attribute[0] == "models":
+        raw = with_values(raw, conditions(key, name))
+    before = dump(resolve(raw, "a.yaml"))
     for value in VALUES:
         try:
             experiment = resolve(with_values(raw, {name: value}), "b.yaml")
@@ -238,6 +257,19 @@ def changed(raw: dict[str, Any], key: str) -> Experiment:
     raise AssertionError(
         f"{key}: no value of VALUES fits; add one, or say in WITH what goes with it"
     )
+
+
+def conditions(key: str, name: str) -> dict[str, Any]:
+    """What a key of an entry counts with: values of other keys, by their names in the file."""
+    parts, names, found = key.split(".")[2:], name.split(".")[:2], {}
+    section = ENTRIES[key.split(".")[1]]
+    for part in parts:
+        field = next(field for alias, _, field in fields_of(section) if alias == part)
+        marks = [mark for mark in field.metadata if isinstance(mark, OnlyWhen)]
+        found |= {".".join([*names, mark.key]): min(mark.values) for mark in marks}
+        names.append(part)
+        section = section_in(field.annotation)
+    return found
 
 
 def with_values(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from latent_reasoning.config import (
     UserError,
 )
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
-from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
+from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate, validate
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.model.gaussian import LatentNoise
 from latent_reasoning.model.generation import generate, generate_forced
 from latent_reasoning.model.heads import decision_logits, greedy_stops
-from latent_reasoning.model.special_tokens import make_latent
+from latent_reasoning.model.self_check import check_model
+from latent_reasoning.model.special_tokens import check_tokenizer, make_latent
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.rivals.colar import colar_losses, group_embeddings
 from latent_reasoning.rivals.colar_rl import ColarPolicyTask, chain_rewards, score_chains
@@ -42,7 +45,8 @@ from tests.model.models import build_base
 from tests.training.tiny_training import assert_bitwise_equal, out_of_time, run, weights
 
 SETTINGS = Colar(speeds=[1, 3], speed=3, speed_text=" at {speed}")
-RELEASED = Path(__file__).parents[3] / "shared" / "rivals" / "vectors" / "colar" / "model_mid"
+RELEASED = Path(__file__).parents[1] / "conformance" / "vectors" / "colar" / "model_mid"
+FIT = Path(__file__).parents[3] / "shared" / "rivals" / "vectors" / "colar" / "model_fit"
 
 
 @pytest.fixture(scope="module")
@@ -348,10 +352,7 @@ def test_noise_is_a_stream_of_its_own_for_each_row():
 
 # ------------------------------------------------------------------------------- released weights
 
-needs_vectors = pytest.mark.skipif(not RELEASED.is_dir(), reason="no recorded vectors here")
 
-
-@needs_vectors
 def test_released_weights_are_read_written_and_read_again(tmp_path):
     model, tokenizer = load(RELEASED, "cpu"), load_tokenizer(RELEASED)
     assert model.settings.suffix == " Let's think step by step:(Thinking speed: 5)"
@@ -362,7 +363,6 @@ def test_released_weights_are_read_written_and_read_again(tmp_path):
     assert load_tokenizer(tmp_path / "own").get_vocab() == tokenizer.get_vocab()
 
 
-@needs_vectors
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -382,3 +382,25 @@ def test_released_weights_that_differ_from_the_format_are_refused(tmp_path, file
     (folder / file).write_text(text.replace(*change))
     with pytest.raises(CheckpointError, match=message):
         load(folder, "cpu")
+
+
+@pytest.mark.skipif(not FIT.is_dir(), reason="only a selection of the recorded vectors is here")
+def test_released_weights_answer_their_training_rows_through_our_evaluation():
+    """The recorded greedy chains at speed 3: all eight rows are right after 6.875 latent steps."""
+    recorded = json.loads((FIT.parent / "expected.json").read_text())
+    case = recorded["generation"]["fit_c3_mean"]
+    rows = [
+        Row(name, texts["question"], tuple(texts["steps"]), texts["answer"])
+        for name, texts in recorded["rows"].items()
+        if name in case["rows"]
+    ]
+    model, tokenizer = load(FIT, "cpu"), load_tokenizer(FIT)
+    check_tokenizer(tokenizer, model.base)
+    check_model(model)
+    model.change_settings(speed=3)
+    settings = EvaluationSettings("Question: ", max_new_tokens=32, max_forced_steps=1)
+    evaluation = evaluate(model, tokenizer, rows, settings)
+    assert [prediction.correct for prediction in evaluation.predictions] == [True] * 8
+    steps = {p.id: p.latent_steps for p in evaluation.predictions}
+    assert sum(steps.values()) / 8 == pytest.approx(sum(case["n_latents"]) / 8, abs=0.5)
+    assert [point.n for point in evaluation.forced] == [8, 8]

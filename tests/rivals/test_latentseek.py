@@ -9,6 +9,8 @@ import yaml
 from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
+from latent_reasoning.data.rows import DataError
+from latent_reasoning.evaluation.ask import main as ask
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, evaluate
 from latent_reasoning.evaluation.latentseek import Seeking, _Rewards, confidence, verifiers_reward
 from latent_reasoning.model.folder import load as load_model
@@ -141,6 +143,11 @@ def test_evaluation_seeks(tokenizer, reward, architecture):
     sought = evaluate(SeekingReasoner(base, settings), tokenizer, rows, how)
     greedy = evaluate(LatentReasoner(base, None), tokenizer, rows, how)
     assert [p.completion for p in sought.predictions] != [p.completion for p in greedy.predictions]
+    own = 2 if reward == "verifier" else 0
+    assert {p.searched for p in sought.predictions} <= {own, own + 1, own + 2}
+    assert any(p.searched > own for p in sought.predictions)
+    assert sought.frame()["searched"].sum() == sum(p.searched for p in sought.predictions)
+    assert "searched" not in greedy.frame()
     # With the answer's words forced there is nothing to seek.
     assert sought.forced == greedy.forced
 
@@ -182,6 +189,8 @@ def test_the_stage_links_the_parent_and_evaluation_seeks_with_its_settings(
     assert made.seek_settings == SeekSettings(reward="oracle", share=0.5, steps=3)
     for name, tensor in made.base.state_dict().items():
         assert torch.equal(tensor, base.state_dict()[name])
+    with pytest.raises(DataError, match="oracle"):
+        ask([str(layout.model("sought", 0)), "Where does it end?", "--device", "cpu"])
     with pytest.raises(ConfigError, match=r"models.latent-sought.from"):
         main([*arguments, "latent-sought"])
 

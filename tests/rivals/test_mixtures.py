@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from latent_reasoning.config import Runtime, Training
+from latent_reasoning.config import Runtime, TeacherForcedModel, Training
+from latent_reasoning.dag.cost import first_stage_steps
 from latent_reasoning.model.filters import SRE, MixtureFilter
 from latent_reasoning.model.mixtures import Mixture, drawn, entropy, likeliest, truncated
 from latent_reasoning.model.soft_thinking import SoftRows, SoftThinking
@@ -206,3 +207,12 @@ def test_the_encoder_compresses_after_every_rate_tokens_and_after_a_rest():
     batch = CompressedBatch.of([row], 9, 0)
     assert batch.positions.tolist() == [[0, 1, 2, 3, 3, 4, 5, 6]]
     assert batch.places[0, 3] == Place.TEXT
+
+
+def test_the_first_stage_counts_as_training():
+    settings = {"targets": "encoder", "encoder_steps": 200}
+    training = Training(steps=600)
+    entry = TeacherForcedModel(method="latent_sft", training=training, latent_sft=settings)
+    assert first_stage_steps(entry) == 600
+    assert first_stage_steps(TeacherForcedModel(method="latent_sft", training=training)) == 0
+    assert first_stage_steps(entry.model_copy(update={"method": "csft"})) == 0

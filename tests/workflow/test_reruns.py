@@ -204,3 +204,12 @@ def test_a_removed_model_folder_is_made_again_only_where_it_is_asked_for(finishe
         assert finished.reruns(nothing, path) == {"rl:latent-6-rl:0"}
     finally:
         aside.rename(folder)
+
+
+def test_comparing_models_that_are_there_times_them_and_trains_nothing(finished):
+    def compare(config: dict[str, Any]) -> None:
+        config["report"]["rivals"] = {"models": ["latent-6"], "references": ["cot-sft"]}
+
+    compared = {"rivals_table", "tuning_table", "report"}
+    jobs = finished.reruns(compare, "rivals")
+    assert jobs == compared | {"time_rows:latent-6", "time_rows:cot-sft"}

@@ -33,7 +33,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
             n = summaries[0]["n"]
             latent = bool(predictions["latent_steps"].any())
             operations = reasoning_operations(
-                tokens=predictions["reasoning_tokens"].mean(),
+                tokens=tokens_written(predictions),
                 steps=predictions["latent_steps"].mean(),
                 weights=reasoning_weights(results, size, model, latent=latent),
             )
@@ -72,6 +72,15 @@ def compute_figure(results: Results) -> Figure:
     share_axis(grid[0][0])
     legend_below(figure, grid[0][0], columns=3)
     return figure
+
+
+def tokens_written(predictions: pandas.DataFrame) -> float:
+    """Mean reasoning tokens of a row, those of a search included: its other texts count as being as
+    long as the one that it found."""
+    tokens = predictions["reasoning_tokens"]
+    if "searched" in predictions:
+        tokens = tokens * (1 + predictions["searched"].fillna(0))
+    return tokens.mean()
 
 
 @dataclass(frozen=True)

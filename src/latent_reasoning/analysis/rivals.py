@@ -12,13 +12,12 @@ ways of their own beside the milliseconds, for a table may not depend on the mac
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import compute_table, model_settings
+from latent_reasoning.analysis.compute import compute_table, model_settings, tokens_written
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
 from latent_reasoning.analysis.training_cost import TrainingCost, training_costs
@@ -52,7 +51,7 @@ def rivals_table(results: Results) -> pandas.DataFrame:
         rows.append(
             {key: row[key] for key in MEASURED}
             | _lengths(results, model, row["dataset"])
-            | {"reasoning_flop": _flop(results, row)}
+            | {"reasoning_flop": 1e6 * row["reasoning_megaflop"]}
             | _milliseconds(results, model)
             | _training(costs[model])
             | {"trials": len(section.trials.get(method_of(results, model), []))}
@@ -81,25 +80,12 @@ def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
     latent = bool(predictions["latent_steps"].any())
     tokens = predictions["reasoning_tokens"].mean()
     at_once = latent and model_settings(results, model).recurrent_filter == "pause"
-    if searches(results, model):
-        tokens_read = math.nan
-    else:
-        tokens_read = 1.0 if at_once else tokens - latent
+    tokens_read = 1.0 if at_once else tokens_written(predictions) - latent
     return {
         "latents": predictions["latent_steps"].mean(),
         "reasoning_tokens": tokens,
         "forwards": tokens_read,
     }
-
-
-def searches(results: Results, model: str) -> bool:
-    """Whether a model rewrites each answer several times, so that its text does not tell its cost:
-    forwards and FLOPs of LatentSeek are not counted, its milliseconds are."""
-    return getattr(results.experiment.models[model], "method", None) == "latentseek"
-
-
-def _flop(results: Results, row: dict[str, Any]) -> float:
-    return math.nan if searches(results, row["model"]) else 1e6 * row["reasoning_megaflop"]
 
 
 def _milliseconds(results: Results, model: str) -> dict[str, float]:

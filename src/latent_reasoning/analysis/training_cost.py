@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from latent_reasoning.analysis.results import MissingResultError, Results
 from latent_reasoning.config import DecodeModel, ImportModel
-from latent_reasoning.dag.cost import Lengths, size_of, training_operations
+from latent_reasoning.dag.cost import Lengths, first_stage_steps, size_of, training_operations
 from latent_reasoning.dag.planning import parents_of, shown
 from latent_reasoning.data.rows import read_rows
 from latent_reasoning.data.sequences import encode_plain_rows, reasoning_text
@@ -46,7 +46,8 @@ def training_cost(results: Results, model: str, lengths: Lengths) -> TrainingCos
     for name in with_ancestors(results, model):
         entry = experiment.models[name]
         if not isinstance(entry, ImportModel | DecodeModel):
-            examples += entry.training.steps * entry.training.batch_size
+            steps = entry.training.steps + first_stage_steps(entry)
+            examples += steps * entry.training.batch_size
             operations += training_operations(experiment, entry, lengths)
     return TrainingCost(examples, operations, _trained_parameters(results, model))
 

@@ -32,6 +32,11 @@ class MixtureTargets(Section):
     gumbel_temperature: Positive = 1.0
     """Temperature of the noisy mixtures."""
 
+    @property
+    def first_stage_steps(self) -> int:
+        """Optimiser steps of the encoder's three runs; 0 without an encoder."""
+        return 3 * self.encoder_steps if self.targets == "encoder" else 0
+
 
 class Csft(Section):
     """CoT2's continuous supervised fine-tuning: mixtures of several chains of thought."""

@@ -193,13 +193,26 @@ class Gate(Section):
         return self
 
 
+class PonderNet(Section):
+    """PonderNet's loss."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Probability with which the geometric prior ends at each step."""
+    weight: NonNegative = 0.01
+    """beta: weight of the divergence from the prior."""
+
+
 class RivalPolicyModel(PolicyModel):
     """GRPO over a policy whose randomness is that of its latent steps."""
 
     stage: Literal["policy"] = "policy"
     """RL of another policy."""
-    method: Literal["hrpo", "colar", "mts"] = "hrpo"
+    method: Literal["hrpo", "colar", "mts", "pondernet"] = "hrpo"
     """The policy."""
+    ponder: Annotated[PonderNet, only_when("method", "pondernet")] = Field(
+        default_factory=PonderNet
+    )
+    """Method `pondernet`."""
     gate: Annotated[Gate, only_when("method", "hrpo")] = Field(default_factory=Gate)
     """HRPO's gate."""
     mts: Annotated[Mts, FOR_MTS] = Field(default_factory=Mts)

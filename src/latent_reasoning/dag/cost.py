@@ -226,7 +226,8 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
         following += entry.max_new_tokens + 1 + passes
     validated = training.validation_rows or VALIDATION_ROWS
     validation = _decoding(device, size, validated, VALIDATION_BATCH, _longest(entry))
-    hours = training.steps * training.batch_size / rows * device.hours(operations, following)
+    steps = training.steps + 2 * first_stage_steps(entry)
+    hours = steps * training.batch_size / rows * device.hours(operations, following)
     hours += training.steps // training.validate_every * validation
 
     trained = size.adapter_weights(lora) or size.weights
@@ -243,10 +244,25 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
 
 
 def training_operations(experiment: Experiment, entry: Trained, lengths: Lengths) -> float:
-    """The operations of a training's steps on rows of these lengths, its validations left out."""
-    training = entry.training
+    """The operations of a training's steps on rows of these lengths, its validations left out.
+
+    A step decoder's and an encoder's are included. A curriculum counts as if all its text stayed.
+    """
+    training, size = entry.training, size_of(experiment)
     tokens, logits, _ = _micro_batch(entry, training.batch_size, lengths)
-    return training.steps * _step_operations(size_of(experiment), entry, tokens, logits)
+    operations = _step_operations(size, entry, tokens, logits)
+    if getattr(entry, "step_decoder", None) is not None:  # it reads latent inputs and their steps
+        read = training.batch_size * (lengths.reasoning + LATENT_STEPS)
+        operations += size.operations(read, read, None, train=True)
+    # A row passes the encoder and the decoder that reads its latents.
+    return (training.steps + 2 * first_stage_steps(entry)) * operations
+
+
+def first_stage_steps(entry: Trained) -> int:
+    """The steps of Latent-SFT's encoder, which is trained first, in three runs; 0 without it."""
+    if isinstance(entry, TeacherForcedModel) and entry.method == "latent_sft":
+        return entry.latent_sft.first_stage_steps
+    return 0
 
 
 def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: float) -> float:
@@ -276,7 +292,8 @@ def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[f
         teacher = (lengths.cut_reasoning if entry.drop_last_step else lengths.reasoning) + answer
         learned, passes = teacher + steps + 2 + answer, steps + 3
     elif entry.stage == "curriculum":
-        learned, passes = lengths.reasoning + LATENT_STEPS + 2 + answer, LATENT_STEPS + 2
+        latent = LATENT_STEPS + 2 if entry.has_latents else 0
+        learned, passes = lengths.reasoning + latent + answer, latent or 1
     elif entry.stage == "teacher_forced":
         learned, passes = lengths.reasoning + answer, 1
     else:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from latent_reasoning.data.answers import find_number, in_our_words, split_completion
 from latent_reasoning.data.context import decode
-from latent_reasoning.data.rows import Row
+from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
     SPECIAL_TOKENS,
     apply_special_token_policy,
     encode_prompts,
 )
 from latent_reasoning.evaluation.folder import add_reading_options, open_folder
+from latent_reasoning.evaluation.latentseek import Seeking
 from latent_reasoning.model.generation import Generation, generate
+from latent_reasoning.model.latentseek import SeekingReasoner
 from latent_reasoning.runtime.command import positive, run_stage
 from latent_reasoning.runtime.device import autocast
 
@@ -37,14 +39,20 @@ def main(arguments: list[str] | None = None) -> None:
     question = Row(id="question", question=options.question, steps=None, answer="0")
     suffix = model.settings.suffix if latent else ""
     rows, _ = apply_special_token_policy([question], tokenizer, "escape")
+    prompts = encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent, suffix=suffix)
     with autocast(model.device, folder.precision):
         (generation,) = generate(
             model,
-            encode_prompts(rows, tokenizer, prefix=folder.prefix, latent=latent, suffix=suffix),
+            prompts,
             max_new_tokens=options.max_new_tokens,
             eos_id=tokenizer.eos_token_id,
             batch_size=1,
         )
+        if isinstance(model, SeekingReasoner):
+            if model.seek_settings.reward == "oracle":
+                raise DataError(f"{options.path}: its oracle needs the right answer: evaluate it")
+            how = Seeking(model, tokenizer, rows, prompts, options.max_new_tokens, 1, "exact")
+            (generation,) = how.improved([generation])
     text = decode(tokenizer, generation.ids)
     text = in_our_words(text, model.settings.answer_text if latent else None)
     print(answer_text(generation, text, tokenizer.eos_token, latent))

@@ -275,4 +275,5 @@ def prediction_of(
         reasoning_tokens=tokens,
         latent_steps=steps,
         gold_steps=None if row.steps is None else len(row.steps),
+        searched=generation.searched,
     )

@@ -59,7 +59,7 @@ class Seeking:
                 self._write,
                 _Rewards.of(self, first, len(self.rows[part])),
             )
-            found += [self._generation(answer) for answer in search.run()]
+            found += map(self._generation, search.run(), search.history)
         return found
 
     def _write(self, texts: list[list[int]]) -> list[list[int]]:
@@ -72,9 +72,11 @@ class Seeking:
         )
         return [generation.ids for generation in written]
 
-    def _generation(self, answer: list[int]) -> Generation:
-        ids = self.ended(answer)
-        return Generation(ids, [], 0, cut_off=ids[-1:] != [self.tokenizer.eos_token_id])
+    def _generation(self, answer: list[int], history: list[float]) -> Generation:
+        ids, settings = self.ended(answer), self.model.seek_settings
+        searched = len(history) - 1 + (settings.samples if settings.reward == "verifier" else 0)
+        cut_off = ids[-1:] != [self.tokenizer.eos_token_id]
+        return Generation(ids, [], 0, cut_off, searched)
 
     def ended(self, answer: Sequence[int]) -> list[int]:
         """An answer to its first EOS: the search may put one among the tokens that it chooses."""

@@ -27,7 +27,8 @@ class Prediction:
     its answer, None if there is none. `reasoning_tokens` is n + 2 for a latent model that
     stopped (START, n CONTINUE, STOP) and the tokens before ` The answer is:` for a plain one;
     `latent_steps` is n, 0 for a plain model. `gold_steps` is the number of reasoning steps of the
-    data, None if the row has none.
+    data, None if the row has none; `searched` the number of other texts that a search has written
+    to find this one.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Prediction:
     reasoning_tokens: int
     latent_steps: int
     gold_steps: int | None
+    searched: int = 0
 
 
 TYPES = {
@@ -81,9 +83,11 @@ class Evaluation:
     seconds: float
 
     def frame(self) -> pandas.DataFrame:
-        """The rows of `predictions.parquet`."""
+        """The rows of `predictions.parquet`; `searched` is there only where there was a search."""
         rows = [dataclasses.asdict(prediction) for prediction in self.predictions]
-        return pandas.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
+        searched = any(prediction.searched for prediction in self.predictions)
+        types = TYPES | ({"searched": "int64"} if searched else {})
+        return pandas.DataFrame(rows, columns=list(types)).astype(types)
 
     def forced_frame(self) -> pandas.DataFrame:
         """The rows of `forced.csv`."""

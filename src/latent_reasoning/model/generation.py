@@ -41,13 +41,15 @@ class Generation:
 
     `ids` ends with EOS unless it was `cut_off` at the maximum length or at the base's last
     position. `stop_probabilities` holds (p(continue), p(stop)) of each stop decision;
-    `latent_steps` is the number of CONTINUE written.
+    `latent_steps` is the number of CONTINUE written; `searched` the number of other texts that a
+    search has written to find this one.
     """
 
     ids: list[int]
     stop_probabilities: list[tuple[float, float]]
     latent_steps: int
     cut_off: bool
+    searched: int = 0
 
 
 @torch.no_grad()

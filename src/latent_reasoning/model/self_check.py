@@ -206,6 +206,11 @@ def _slow_logits(model: LatentReasoner, ids: Sequence[int]) -> Tensor:
     for row, token in zip(logits, ids, strict=True):
         answering |= token == settings.stop_id
         stop_logits = row[decisions] / temperature
+        if settings.stop_rule == "marker":
+            special = [getattr(settings, name) for name in SPECIAL_IDS]
+            left_out = torch.tensor([*special, settings.marker], device=device)
+            words = row.index_fill(0, left_out, float("-inf"))
+            stop_logits = torch.stack([words.logsumexp(0), row[settings.marker]])
         if token in (settings.start_id, settings.continue_id):
             row.fill_(float("-inf"))
             row[decisions] = stop_logits
@@ -281,7 +286,8 @@ def _embedded(model: LatentReasoner) -> LatentReasoner:
         copied = copy.deepcopy(model)
     finally:
         model.base = body
-    copied.change_settings(**{name: len(tokens) + i for i, name in enumerate(ids)})
+    own = {name: len(tokens) + i for i, name in enumerate(ids)}
+    copied.change_settings(**own, marker_id=None)  # a marker of its own is not among these rows
     copied.move_special_rows("embedding")
     return copied.eval()
 

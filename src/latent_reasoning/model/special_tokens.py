@@ -104,6 +104,11 @@ def _first_token(
     (ids,) = read_pieces(tokenizer, [text])
     if not ids:
         raise ConfigError(f"{key}: the tokenizer reads {text!r} as no token at all")
+    if ids[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
+        raise ConfigError(
+            f"{key}: the tokenizer reads {text!r} as the unknown token {tokenizer.unk_token}; "
+            "choose a text that it knows"
+        )
     return ids[0]
 
 

@@ -25,6 +25,7 @@ BUILDERS: dict[tuple[str, str], str] = {
     ("teacher_forced", "colar"): "colar_sft",
     ("policy", "colar"): "colar_rl",
     ("policy", "hrpo"): "gated_policy",
+    ("policy", "pondernet"): "pondernet",
 }
 """By stage and method: the module below `latent_reasoning.rivals` whose `build` makes it."""
 

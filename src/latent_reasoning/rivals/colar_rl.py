@@ -141,7 +141,8 @@ def chain_loss(
             kl_weight=0.0,
             max_completion_length=mask.shape[1],
             old_log_probs=before,
-            denominator=denominator,
+            # Where no sample takes a latent step there is nothing to divide.
+            denominator=denominator if mask.shape[1] else 1.0,
         )
         for values, mask, before in zip(log_probs, masks, old or (None, None), strict=True)
     )

@@ -100,7 +100,8 @@ def policy_loss(
         token_loss = token_loss + kl_weight * kl
 
     def share(values: Tensor) -> Tensor:
-        return (values.detach() * weighted_mask).sum() / weighted_mask.sum()
+        # Weights are counts: the divisor is below 1 only where there is no token at all.
+        return (values.detach() * weighted_mask).sum() / weighted_mask.sum().clamp(min=1)
 
     if denominator is None:
         denominator = mean_over(mask, weights, kind, max_completion_length)
