@@ -278,6 +278,10 @@ def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: flo
 def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
     question, answer = lengths.question, lengths.answer
+    if getattr(entry, "method", None) == "pondernet":  # one trajectory, an answer after each step
+        steps = entry.max_latent_steps or LATENT_STEPS
+        answers = (steps + 1) * answer
+        return rows * (question + steps + 2 + answers), rows * answers, steps + 4
     if isinstance(entry, RivalPolicyModel):  # each sample has a trajectory of its own
         thinking = lengths.reasoning if entry.method == "hrpo" else LATENT_STEPS + 2
         answers = entry.group_size * (thinking + answer)
