@@ -278,7 +278,8 @@ def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: flo
 def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:
     """Tokens, logits and successive passes of a forward that reads each question once."""
     question, answer = lengths.question, lengths.answer
-    if getattr(entry, "method", None) == "pondernet":  # one trajectory, an answer after each step
+    if isinstance(entry, RivalPolicyModel) and entry.method == "pondernet":
+        # One trajectory, an answer after each of its steps.
         steps = entry.max_latent_steps or LATENT_STEPS
         answers = (steps + 1) * answer
         return rows * (question + steps + 2 + answers), rows * answers, steps + 4
