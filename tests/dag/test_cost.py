@@ -149,5 +149,5 @@ def test_a_training_counts_its_step_decoder_and_its_encoder():
     text = 10 * size.operations(4 * (58 + 22 + 7), 4 * (22 + 7), None, train=True)
     assert operations("no-thought") == pytest.approx(text)
     assert operations("encoded") == pytest.approx(operations("soft") * (10 + 2 * 15) / 10)
-    steps = [cost.encoder_steps(experiment.models[name]) for name in ("soft", "encoded")]
+    steps = [cost.first_stage_steps(experiment.models[name]) for name in ("soft", "encoded")]
     assert steps == [0, 15]

@@ -159,7 +159,7 @@ VALUES = (
     *({"steps": 7}, {"svamp": "svamp.jsonl"}, {"sft": {"accuracy": 0.5}}, ["validation"], ["sft"]),
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
     *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
-    *("marker", "mean", "nll", "own", "root", {"sft": ["sft"]}),
+    *("marker", "mean", "nll", "own", "root", "encoder", "oracle", {"sft": ["sft"]}),
     "right",
 )
 

@@ -54,7 +54,7 @@ def errors(tables: Tables, _: Mapping[str, Any]) -> Figure:
         cells = table[table["answers"] == answers]
         matrix = cells.pivot(index="operations", columns="entered", values="accuracy")
         count = cells.drop_duplicates("operations")["n"].sum()
-        title = f"{answers} answers (n = {count}), per cent of a row"
+        title = f"{answers} answers (n = {count}), per cent of each K"
         heat_map(axes, matrix, title, "first value read wrong, m (K: none)", "operations K")
     return figure
 
