@@ -60,7 +60,7 @@ def test_an_answer_is_read_from_a_completion_of_the_model(folders, latent, token
         device="cpu",
     )
     assert [sample["exact_match"] for sample in samples] == [1, 1, 0, 0]
-    assert samples[0]["arguments"]["gen_args_0"]["arg_0"] == "Question: q"
+    assert samples[0]["arguments"][0][0] == "Question: q"
 
 
 def test_each_row_that_is_judged_otherwise_says_why(rows):
