@@ -19,15 +19,22 @@ from tests.conformance.checks import EXACT, Tolerance, compare
 SELECTION = Path(__file__).parent / "vectors"
 DEFAULT = PROJECT_ROOT.parent / "shared" / "conformance"
 EVERYTHING = Path(os.environ.get("LATENT_REASONING_CONFORMANCE", DEFAULT))
+RIVALS = PROJECT_ROOT.parent / "shared" / "rivals" / "vectors"
 
 
-@pytest.mark.parametrize(("folder", "cases"), [(SELECTION, 249), (EVERYTHING, 350)])
-def test_every_recorded_case_passes(folder, cases):
+@pytest.mark.parametrize(
+    ("folder", "cases", "mistaken"), [(SELECTION, 249, 0), (EVERYTHING, 350, 0), (RIVALS, 1285, 5)]
+)
+def test_every_recorded_case_passes(folder, cases, mistaken):
+    """Those that only a mistake of the public code can match are skipped."""
     if not folder.is_dir():
         pytest.skip("these vectors are not here")
     torch.set_num_threads(1)
     verdicts = replay(folder)
-    assert {name: why for name, (verdict, why) in verdicts.items() if verdict != "PASS"} == {}
+    other = {name: found for name, found in verdicts.items() if found[0] != "PASS"}
+    skipped = [name for name, (verdict, why) in other.items() if why.startswith("the public code")]
+    assert {name: found for name, found in other.items() if name not in skipped} == {}
+    assert len(skipped) == mistaken
     assert len(verdicts) >= cases
 
 

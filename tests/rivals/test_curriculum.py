@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from latent_reasoning.base.__main__ import main as make_base
 from latent_reasoning.config import (
-    PROJECT_ROOT,
     ConfigError,
     Model,
     Runtime,
@@ -38,12 +37,10 @@ from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.sft.__main__ import main as fine_tune
 from latent_reasoning.sft.examples import step_ids
 from latent_reasoning.training.metrics import read_metrics
-from tests.conformance.__main__ import replay
 from tests.data.generated import generated_rows
 from tests.model.models import build_base
 from tests.sft.test_captured import assert_the_same
 
-VECTORS = PROJECT_ROOT.parent / "shared" / "rivals" / "vectors"
 START, END, CONTINUE, STOP = 90, 91, 92, 93
 SPECIAL = SpecialTokens(START, END, CONTINUE, STOP)
 CURRICULUM = StepCurriculum(Stages(2, 2), 0, 5, 0.0, False, SPECIAL)
@@ -326,16 +323,3 @@ def test_a_coconut_is_evaluated_with_the_latents_of_its_last_stage():
 def test_a_curriculum_that_cannot_end_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         entry_of(**changes)
-
-
-# ------------------------------------------------------------------------------------ the vectors
-
-
-@pytest.mark.parametrize(("name", "cases"), [("coconut", 140), ("icot", 60)])
-def test_every_recorded_case_passes(tmp_path, name, cases):
-    if not (VECTORS / name).is_dir():
-        pytest.skip("these vectors are not here")
-    shutil.copytree(VECTORS / name, tmp_path / name)
-    verdicts = replay(tmp_path)
-    assert {case: why for case, (verdict, why) in verdicts.items() if verdict != "PASS"} == {}
-    assert len(verdicts) >= cases
