@@ -40,6 +40,10 @@ test-slurm: $(STAMP) ## run the workflow through a SLURM that this starts and st
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
+.PHONY: test-rivals
+test-rivals: $(STAMP) ## run the workflow with a rival of each stage, to its tables and page
+	$(BIN)/python -m pytest -n 0 -m rivals tests/workflow/test_rivals.py
+
 .PHONY: test-page
 test-page: $(STAMP) ## open the page in headless Chromium and click through it; PAGE=file.html opens another
 	tests/inside/install.sh

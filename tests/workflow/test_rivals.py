@@ -106,6 +106,7 @@ def test_every_method_is_trained_timed_compared_and_shown(tmp_path, monkeypatch)
     check(tmp_path / "test", rivals.models)
 
 
+@pytest.mark.rivals
 def test_the_target_rivals_runs_one_method_of_each_stage(tmp_path):
     config = tiny(["coconut", "colar-head", "colar-at-5", "colar-rl"])
     file = written(tmp_path, config)
