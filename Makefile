@@ -41,7 +41,7 @@ test-slurm: $(STAMP) ## run the workflow through a SLURM that this starts and st
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
 .PHONY: test-rivals
-test-rivals: $(STAMP) ## run the workflow with a rival of each stage, to its tables and page
+test-rivals: $(STAMP) ## train every rival, and run the workflow with one of each stage
 	$(BIN)/python -m pytest -n 0 -m rivals tests/workflow/test_rivals.py
 
 .PHONY: test-page

@@ -82,6 +82,7 @@ def check(results: Path, models: list[str]) -> None:
     assert all((results / "figures" / f"rivals{part}.png").exists() for part in ("", "_curves"))
 
 
+@pytest.mark.rivals
 def test_every_method_is_trained_timed_compared_and_shown(tmp_path, monkeypatch):
     """As the rules run them, in one process."""
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
