@@ -11,35 +11,31 @@ hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RivalPolicyModel, Runtime
+from latent_reasoning.config import ConfigError, RivalPolicyModel
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.gaussian import GaussianHead, LatentNoise, log_density
 from latent_reasoning.model.given import given_inputs, read_given
 from latent_reasoning.model.heads import Targets, target_log_probabilities
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.passes import kinds_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
-from latent_reasoning.rl.build import check_positions
+from latent_reasoning.rivals.sampled_task import SampledTask
+from latent_reasoning.rl.build import begin_policy
 from latent_reasoning.rl.grpo import LossType, PolicyLoss, advantages, policy_loss
-from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
 from latent_reasoning.rl.reward import Outcomes, judge_completions, rewards
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import loss_mask
-from latent_reasoning.rl.task import check_iterations
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.memory import memory_shortage
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.task import LossOutput
 
@@ -166,54 +162,18 @@ class ChainBatch:
     old: Pair | None = None
 
 
-@dataclass
-class ColarPolicyTask:
+class ColarPolicyTask(SampledTask[ChainBatch]):
     """Learn from rewarded samples of chains and answers."""
 
-    name: str
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
-    entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         entry = self.entry
-        check_iterations(self.name, entry, self.runtime)
-        self.iterations = entry.iterations
         self.model.change_settings(max_latent_steps=entry.max_latent_steps)
         self.sampling = SamplingSettings(
             temperature=entry.temperature,
             max_new_tokens=entry.max_new_tokens,
             eos_id=self.tokenizer.eos_token_id,
         )
-        lengths = [len(prompt.ids) for prompt in self.prompts]
-        self.plan = BatchPlan(
-            lengths, entry.training, self.runtime, self.seed, self.name, processes=self.processes
-        )
-        self._sampled = (-1, 0, 0)
-        self._batches: list[ChainBatch] = []
-
-    def micro_batches(self, step: int) -> list[ChainBatch]:
-        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
-        round_ = step // self.iterations
-        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
-        if wanted != self._sampled:
-            self._sampled, self._batches = wanted, self._sample(round_)
-        return self._batches
-
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
-
-    def planned(self, micro_batch: ChainBatch) -> None:
-        """None: hardly two batches have the same shape."""
-
-    def program(self, inputs: ChainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Not captured."""
-        raise NotImplementedError
 
     def loss(self, micro_batch: ChainBatch) -> LossOutput:
         """Both surrogates, means over the micro-batch's samples.
@@ -330,19 +290,8 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Co
             f"models.{run.name}.kl_weight: {entry.kl_weight}, but method: colar has no reference "
             "model; set it to 0"
         )
-    model.base_dropout = False
     model.change_settings(allow_rethinking=False, latent_noise=0.0)
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    prompts = rl_prompts(
-        run.training_rows(tokenizer),
-        tokenizer,
-        prefix=run.experiment.data.prompt.evaluation,
-        max_prompt_tokens=entry.max_prompt_tokens,
-        number_rule=run.experiment.data.number_rule,
-        suffix=model.settings.suffix,
-    )
-    check_positions(run.name, model, prompts, entry)
+    prompts = begin_policy(run, model, tokenizer)
     task = ColarPolicyTask(
         run.name,
         model,

@@ -25,12 +25,12 @@ from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.gated import GatedReasoner, GateSettings, ThinkingGate
-from latent_reasoning.model.lora import adapter_disabled, attach_lora
+from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.marker import answer_marker_table
 from latent_reasoning.rivals.hrpo import Read, Sampled, completion_mask, is_rewarded, sample, score
-from latent_reasoning.rl.build import check_positions
+from latent_reasoning.rl.build import begin_policy
 from latent_reasoning.rl.grpo import mean_over, policy_loss
-from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
+from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.reward import Outcome, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, draw_uniforms
 from latent_reasoning.runtime import seeds
@@ -237,19 +237,7 @@ def build(run: TrainingRun) -> tuple[GatedReasoner, PreTrainedTokenizerBase, Gat
             "one, such as token SFT of form cot"
         )
     model = with_new_gate(plain.base, tokenizer, entry).to(run.device)
-    # With the base's own dropout the policy would not even begin as its reference.
-    model.base_dropout = False
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    prompts = rl_prompts(
-        run.training_rows(tokenizer),
-        tokenizer,
-        prefix=run.experiment.data.prompt.evaluation,
-        max_prompt_tokens=entry.max_prompt_tokens,
-        number_rule=run.experiment.data.number_rule,
-        latent=False,
-    )
-    check_positions(run.name, model, prompts, entry)
+    prompts = begin_policy(run, model, tokenizer)
     task = GatedPolicyTask(
         run.name,
         model,

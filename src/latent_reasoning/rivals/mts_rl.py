@@ -9,18 +9,16 @@ P prompts, G samples each, R = P * G rows, n latent steps, K words, W tokens at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RivalPolicyModel, Runtime
+from latent_reasoning.config import ConfigError, RivalPolicyModel
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.filters import SRE
 from latent_reasoning.model.folder import load, load_tokenizer
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rivals.mts import (
     Samples,
@@ -30,17 +28,14 @@ from latent_reasoning.rivals.mts import (
     sample,
     score,
 )
-from latent_reasoning.rl.build import check_positions
+from latent_reasoning.rivals.sampled_task import SampledTask
+from latent_reasoning.rl.build import begin_policy
 from latent_reasoning.rl.grpo import policy_loss
-from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
 from latent_reasoning.rl.reward import Outcomes, judge_completions, rewards
 from latent_reasoning.rl.rollouts import Completion, Rollout, draw_uniforms
-from latent_reasoning.rl.task import check_iterations
 from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.memory import memory_shortage
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.task import LossOutput
 
@@ -58,50 +53,14 @@ class SampleBatch:
     old: Tensor | None = None
 
 
-@dataclass
-class MtsTask:
+class MtsTask(SampledTask[SampleBatch]):
     """Learn from rewarded samples of latent steps and answers; n steps for every sample."""
 
-    name: str
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
-    entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         entry = self.entry
-        check_iterations(self.name, entry, self.runtime)
-        self.iterations = entry.iterations
         self.steps = self.model.settings.max_latent_steps
         self.policy = StepPolicy(entry.mts.words, entry.mts.ratio, entry.temperature)
-        lengths = [len(prompt.ids) for prompt in self.prompts]
-        self.plan = BatchPlan(
-            lengths, entry.training, self.runtime, self.seed, self.name, processes=self.processes
-        )
-        self._sampled = (-1, 0, 0)
-        self._batches: list[SampleBatch] = []
-
-    def micro_batches(self, step: int) -> list[SampleBatch]:
-        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
-        round_ = step // self.iterations
-        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
-        if wanted != self._sampled:
-            self._sampled, self._batches = wanted, self._sample(round_)
-        return self._batches
-
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
-
-    def planned(self, micro_batch: SampleBatch) -> None:
-        """None: hardly two batches have the same shape."""
-
-    def program(self, inputs: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Not captured."""
-        raise NotImplementedError
 
     def loss(self, micro_batch: SampleBatch) -> LossOutput:
         """The clipped surrogate of a micro-batch, weighted by its own denominator.
@@ -206,17 +165,7 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mt
             f"models.{run.name}.max_new_tokens: {entry.max_new_tokens} leaves no token for the "
             f"answer after {settings.max_latent_steps} latent steps and STOP"
         )
-    model.base_dropout = False
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    prompts = rl_prompts(
-        run.training_rows(tokenizer),
-        tokenizer,
-        prefix=run.experiment.data.prompt.evaluation,
-        max_prompt_tokens=entry.max_prompt_tokens,
-        number_rule=run.experiment.data.number_rule,
-    )
-    check_positions(run.name, model, prompts, entry)
+    prompts = begin_policy(run, model, tokenizer)
     task = MtsTask(
         run.name,
         model,

@@ -23,10 +23,9 @@ from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.data.sequences import ANSWER_WORDS, COLON
 from latent_reasoning.model.folder import load, load_tokenizer
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rl.build import check_positions
-from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
+from latent_reasoning.rl.build import begin_policy
+from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime.device import to_device
@@ -163,18 +162,7 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Po
             f"models.{run.name}.max_latent_steps: PonderNet scores every number of latent steps up "
             "to it; set it"
         )
-    model.base_dropout = False
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    prompts = rl_prompts(
-        run.training_rows(tokenizer),
-        tokenizer,
-        prefix=run.experiment.data.prompt.evaluation,
-        max_prompt_tokens=entry.max_prompt_tokens,
-        number_rule=run.experiment.data.number_rule,
-        suffix=model.settings.suffix,
-    )
-    check_positions(run.name, model, prompts, entry)
+    prompts = begin_policy(run, model, tokenizer)
     words, colon = read_pieces(tokenizer, [ANSWER_WORDS, COLON])
     labels = read_pieces(tokenizer, [f" {prompt.label}" for prompt in prompts])
     task = PonderTask(

@@ -36,19 +36,7 @@ def build(
             f"models.{run.name}.max_latent_steps: {entry.start} takes a fixed number of latent "
             f"steps; say which ({model.settings.max_latent_steps} in its own training)"
         )
-    # With the base's own dropout the policy would not even begin as its reference.
-    model.base_dropout = False
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    prompts = rl_prompts(
-        run.training_rows(tokenizer),
-        tokenizer,
-        prefix=run.experiment.data.prompt.evaluation,
-        max_prompt_tokens=entry.max_prompt_tokens,
-        number_rule=run.experiment.data.number_rule,
-        suffix=model.settings.suffix,
-    )
-    check_positions(run.name, model, prompts, entry)
+    prompts = begin_policy(run, model, tokenizer)
     task = AdaptiveLengthTask(
         run.name,
         model,
@@ -63,7 +51,32 @@ def build(
     return model, tokenizer, task
 
 
-def check_positions(
+def begin_policy(
+    run: TrainingRun, model: LatentReasoner, tokenizer: PreTrainedTokenizerBase
+) -> list[RlPrompt]:
+    """Attach the adapter of a policy that is to be trained, and read its prompts.
+
+    Raises `ConfigError` where a completion could go past the base's last position.
+    """
+    entry: PolicyModel = run.entry
+    # With the base's own dropout the policy would not even begin as its reference.
+    model.base_dropout = False
+    if entry.lora is not None:
+        attach_lora(model, entry.lora)
+    prompts = rl_prompts(
+        run.training_rows(tokenizer),
+        tokenizer,
+        prefix=run.experiment.data.prompt.evaluation,
+        max_prompt_tokens=entry.max_prompt_tokens,
+        number_rule=run.experiment.data.number_rule,
+        suffix="" if model.settings is None else model.settings.suffix,
+        latent=model.settings is not None,
+    )
+    _check_positions(run.name, model, prompts, entry)
+    return prompts
+
+
+def _check_positions(
     name: str, model: LatentReasoner, prompts: Sequence[RlPrompt], entry: PolicyModel
 ) -> None:
     """Raise `ConfigError` where a completion could go past the base's last position."""
