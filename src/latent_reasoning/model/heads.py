@@ -58,7 +58,7 @@ def greedy_stops(model: LatentReasoner, hidden: Tensor, decisions: Tensor) -> Te
 
 def word_log_probabilities(model: LatentReasoner, hidden: Tensor, words: Tensor) -> Tensor:
     """Log-probabilities `(K,)` of `words` (K,) at states `(K, d)` among all words that are neither
-    special tokens nor a marker: given that a model goes on."""
+    special tokens nor a marker: given that a model continues."""
     logits = vocabulary_logits(model.base, model.settings, model.special_rows, hidden)
     logits = word_logits(logits, model.settings)
     return -_cross_entropy(logits.to(_at_least_float32(logits.dtype)), words)

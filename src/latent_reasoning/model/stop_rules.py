@@ -4,7 +4,7 @@
 words together, the special tokens left out (CoLaR's `###`, Latent-SFT's `</think>`); greedily, the
 model stops where the marker is the likeliest word.
 
-`fixed`: the model goes on until the bound on latent steps (`LatentSettings.max_latent_steps`).
+`fixed`: the model continues until the bound on latent steps (`LatentSettings.max_latent_steps`).
 
 d hidden size, V vocabulary.
 """

@@ -7,7 +7,7 @@ language-model head one word of it. With all inputs given, a batch is one parall
     loss = ce_weight CE + latent_weight LAT + entropy_weight ENT + second_weight CE2
 
 Departures from the public code (docs/rivals.md): groups are cut row by row, so that none is empty;
-the decision to go on or to stop is the model's stop rule, and a word counts given that it goes on,
+the decision to continue or to stop is the stop rule, and a word counts given that it continues,
 which is the public cross-entropy where the rule is `marker`; CE2 reads samples in the columns and
 the units that they are made for.
 

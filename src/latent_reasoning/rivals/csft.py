@@ -2,7 +2,7 @@
 
 Every row takes the same number of latent steps. The target of step t is the distribution of the
 t-th tokens of several chains of thought for the row: samples of a teacher, or the data's one. A
-chain that has ended goes on with the first word of the answer.
+chain that has ended continues with the first word of the answer.
 """
 
 from __future__ import annotations
