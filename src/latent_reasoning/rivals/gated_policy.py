@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import ConfigError, Reward, RivalPolicyModel, Runtime
 from latent_reasoning.data.answers import answers_match, split_completion
 from latent_reasoning.data.context import decode
-from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.evaluation.metrics import reasoning_length
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.frozen import hold_frozen
@@ -230,7 +229,6 @@ def build(run: TrainingRun) -> tuple[GatedReasoner, PreTrainedTokenizerBase, Gat
     _check_settings(run.name, entry)
     parent = run.parents[entry.start]
     plain, tokenizer = load(parent, "cpu"), load_tokenizer(parent)
-    check_round_trip(tokenizer)
     if plain.settings is not None or isinstance(plain, GatedReasoner):
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is no plain language model; HRPO starts from "

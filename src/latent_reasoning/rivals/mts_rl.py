@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RivalPolicyModel
-from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.model.filters import SRE
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -144,7 +143,6 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mt
     entry: RivalPolicyModel = run.entry
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
-    check_round_trip(tokenizer)
     settings = model.settings
     if (
         settings is None

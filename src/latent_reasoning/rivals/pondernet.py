@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import ConfigError, RivalPolicyModel, Runtime
 from latent_reasoning.data.context import read_pieces
-from latent_reasoning.data.round_trip import check_round_trip
 from latent_reasoning.data.sequences import ANSWER_WORDS, COLON
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -154,7 +153,6 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Po
     entry: RivalPolicyModel = run.entry
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
-    check_round_trip(tokenizer)
     if model.settings is None or model.settings.stop_rule != "head":
         raise ConfigError(f"models.{run.name}.from: {entry.start} has no stop head to be trained")
     if entry.max_latent_steps is None:

@@ -26,7 +26,6 @@ def build(
     entry: RlModel = run.entry
     parent = run.parents[entry.start]
     model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
-    check_round_trip(tokenizer)
     if model.settings is None:
         raise ConfigError(
             f"models.{run.name}.from: {entry.start} is a plain language model, which does not think"
@@ -56,8 +55,10 @@ def begin_policy(
 ) -> list[RlPrompt]:
     """Attach the adapter of a policy that is to be trained, and read its prompts.
 
-    Raises `ConfigError` where a completion could go past the base's last position.
+    Raises `ConfigError` where a completion could go past the base's last position, `DataError`
+    where its answers would not be judged right.
     """
+    check_round_trip(tokenizer)
     entry: PolicyModel = run.entry
     # With the base's own dropout the policy would not even begin as its reference.
     model.base_dropout = False

@@ -88,7 +88,7 @@ def entry_of(experiment: Experiment, model: str, *stages: str):
     entry = experiment.models[model]
     if stages and entry.stage not in stages:
         raise ConfigError(
-            f"models.{model}.stage: is {entry.stage}, but this command trains {' or '.join(stages)}"
+            f"models.{model}.stage: is {entry.stage}, but this command makes {' or '.join(stages)}"
         )
     return entry
 
