@@ -169,6 +169,20 @@ def test_a_step_has_one_speed_and_its_words_do_not_depend_on_the_micro_batch(row
     assert foretold[0] == foretold[1]
 
 
+def test_the_loss_of_a_step_does_not_depend_on_its_micro_batches(rows):
+    model, tokenizer = build()
+    settings = SETTINGS.model_copy(update={"latent_loss": "nll", "entropy_weight": 0.5})
+    losses = []
+    for size in (None, 3):
+        task = sft_task(model, tokenizer, rows, size, accumulation="tokens")
+        task.settings = settings
+        parts = [task.loss(batch) for batch in task.micro_batches(4)]
+        weight = sum(part.weight for part in parts)
+        losses.append(sum(part.loss * part.weight for part in parts) / weight)
+    assert len({len(example.words) for example in task.examples}) > 1
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
+
+
 # --------------------------------------------------------------------------------------- training
 
 

@@ -43,7 +43,8 @@ class Groups:
     `single` says that groups are single words, which are read as they are. `kinds` (B, T) are the
     positions'; `labels` say what is decided or written next. `thinking` (N, 2) are row and column
     of the states that foretell a latent input; each of `foretold` (K, 3) is row and column of such
-    a state, and a word of the group that comes next.
+    a state, and a word of the group that comes next. `latent_scale` () makes LAT and ENT, means over
+    thinking positions, exact in a step whose micro-batches are weighted otherwise.
     """
 
     input_ids: Tensor
@@ -55,6 +56,7 @@ class Groups:
     labels: Labels
     thinking: Tensor
     foretold: Tensor
+    latent_scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,15 @@ def weighted_losses(
     model: LatentReasoner, batch: Groups, settings: Colar, foretold: Foretold
 ) -> dict[str, Tensor]:
     """The parts of the loss by their names; ENT and CE2 are left out where they have no weight."""
-    latent = latent_loss(settings.latent_loss, foretold)
+    latent = latent_loss(settings.latent_loss, foretold) * batch.latent_scale
     cross_entropy_ = words_cross_entropy(model, foretold.hidden, batch, settings)
     losses = {
         "ce_loss": settings.ce_weight * cross_entropy_,
         "latent_loss": settings.latent_weight * latent,
     }
     if settings.entropy_weight:
-        losses["entropy_loss"] = settings.entropy_weight * entropy(foretold.log_std)
+        of_heads = entropy(foretold.log_std) * batch.latent_scale
+        losses["entropy_loss"] = settings.entropy_weight * of_heads
     if settings.second_weight:
         rows, columns = batch.thinking.T
         is_step = batch.input_ids[rows, columns + 1] == model.settings.continue_id

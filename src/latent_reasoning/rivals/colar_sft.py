@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -122,6 +122,7 @@ def collate_groups(
         Labels.of(labels, kinds, special),
         (kinds == Kind.THINKING).nonzero(),
         torch.tensor(foretold, dtype=torch.long).view(-1, 3),
+        torch.ones(()),
     )
 
 
@@ -157,9 +158,13 @@ class ColarTask(TextTask):
     def _make(self, step: int) -> list[Planned]:
         size, speed = self.speed_of(step)
         key = self._seed(seeds.GROUP_LABELS, step)
+        # All of the step: LAT and ENT are means over its thinking positions.
+        made = [self._grouped(part, size, speed, key) for part in self.plan.micro_batches(step)]
+        positions = sum(len(batch.inputs.thinking) for batch in made)
+        weight = sum(batch.weight for batch in made)
         return [
-            self._grouped(indices, size, speed, key)
-            for indices in self.processes.share(self.plan.micro_batches(step))
+            Planned(_scaled(batch.inputs, weight / positions / batch.weight), batch.weight)
+            for batch in self.processes.share(made)
         ]
 
     def _seed(self, purpose: str, step: int) -> int:
@@ -176,6 +181,11 @@ class ColarTask(TextTask):
         batch = collate_groups(examples, speed, size, draws, self.model.settings, self.pad_id)
         weight = len(batch.labels.rows) if self.by_tokens else len(indices)
         return Planned(batch, weight)
+
+
+def _scaled(groups: Groups, factor: float) -> Groups:
+    """With LAT and ENT counted by `factor` times their number of positions."""
+    return replace(groups, latent_scale=torch.tensor(factor * len(groups.thinking)))
 
 
 def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, ColarTask]:

@@ -131,9 +131,10 @@ class TextTask:
     iterations = 1
 
     def __post_init__(self) -> None:
-        # A whole batch may be cut for speed: weighted by labels, the loss is still its mean.
+        # A whole batch may be cut for speed: weighted by labels, the loss is still its mean (that of
+        # a step decoder is none over labels).
         runtime, whole = self.runtime, self.runtime.micro_batch_size is None
-        if whole and self.model.device.type == "cpu":
+        if whole and self.model.device.type == "cpu" and self.step_decoder is None:
             size = min(SPEED_MICRO_BATCH, self.processes.share_size(self.training.batch_size))
             runtime = runtime.model_copy(update={"micro_batch_size": size})
         self.by_tokens = whole or self.training.accumulation == "tokens"

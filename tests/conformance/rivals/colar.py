@@ -202,6 +202,7 @@ class Layout:
             Labels.of(labels, kinds, special),
             inside.nonzero(),
             torch.cat([foretold, words[:, None]], 1),
+            torch.ones(()),
         )
 
 
