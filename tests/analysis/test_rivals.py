@@ -18,11 +18,12 @@ from latent_reasoning.analysis.rivals import (
     rivals_of,
     rivals_paired,
     rivals_table,
+    settings_beside,
     tuning_table,
 )
 from latent_reasoning.analysis.style import save
 from latent_reasoning.analysis.tables import markdown_of
-from latent_reasoning.config import ConfigError
+from latent_reasoning.config import ConfigError, RivalPolicyModel
 from latent_reasoning.dag.cost import Lengths, size_of
 from latent_reasoning.dag.planning import rival_models, trial_models
 from latent_reasoning.evaluation.records import write_evaluation
@@ -77,6 +78,17 @@ def test_a_row_a_model_with_its_accuracy_lengths_and_costs(results):
     assert (latent["trained_parameters"], text["trained_parameters"]) == (17, 12)
 
 
+def test_a_latent_model_that_has_learned_to_take_no_step_needs_one_forward(results):
+    for seed in (0, 1):
+        evaluation = evaluation_of("latent-6-rl", seed, n=400)
+        none = [replace(p, latent_steps=0, reasoning_tokens=2) for p in evaluation.predictions]
+        folder = results.layout.evaluation("latent-6-rl", seed, "test")
+        write_evaluation(folder, replace(evaluation, predictions=none))
+    row = rivals_table(results).set_index("model").loc["latent-6-rl"]
+    assert (row["latents"], row["reasoning_tokens"], row["forwards"]) == (0, 2, 1)
+    assert row["reasoning_flop"] == 2 * 2 * size_of(results.experiment).block_weights
+
+
 def test_training_counts_what_a_model_started_from(results):
     table = rivals_table(results).set_index("model")
     start, after = table.loc["latent-6"], table.loc["latent-6-rl"]
@@ -129,6 +141,13 @@ def test_every_trial_stands_in_the_tuning_table_with_what_was_changed(results):
     assert table["best"].sum() == 2
     assert table["in_table"].tolist() == [True, False, True, False]
     assert "failed: diverged" in readable_tuning(table.reset_index())["Accuracy %"][1]
+
+
+def test_a_setting_that_a_trial_takes_away_stands_in_the_tuning_table():
+    training, how = {"steps": 1}, {"from": "base", "method": "hrpo"}
+    first = RivalPolicyModel(**how, training=training, lora={"r": 2})
+    trial = RivalPolicyModel(**how, training=training, lora=None, max_prompt_tokens=None)
+    assert settings_beside(first, trial) == "max_prompt_tokens: null, lora: null"
 
 
 def test_of_equally_accurate_trials_the_shorter_is_best(results):

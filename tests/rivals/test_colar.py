@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 
 from latent_reasoning.config import (
@@ -34,14 +35,17 @@ from latent_reasoning.model.self_check import check_model
 from latent_reasoning.model.special_tokens import check_tokenizer, make_latent
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.rivals.colar import colar_losses, group_embeddings
-from latent_reasoning.rivals.colar_rl import ColarPolicyTask, chain_rewards, score_chains
+from latent_reasoning.rivals.colar_rl import ColarPolicyTask, score_chains
 from latent_reasoning.rivals.colar_sft import ColarTask, collate_groups, grouped_examples
+from latent_reasoning.rl import reward
 from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.reward import Outcomes
 from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.runtime.signals import TrainingInterruptedError
+from latent_reasoning.training.gradients import accumulate_gradients
 from tests.data.generated import generated_rows
 from tests.model.models import build_base
+from tests.runtime.trainings import half_are_right
 from tests.training.tiny_training import assert_bitwise_equal, out_of_time, run, weights
 
 SETTINGS = Colar(speeds=[1, 3], speed=3, speed_text=" at {speed}")
@@ -203,18 +207,13 @@ def sft_task(model, tokenizer, rows, micro_batch=None, **changes):
     )
 
 
-def policy_task(model, tokenizer, rows, **changes):
+def policy_task(model, tokenizer, rows, micro_batch=1, batch=2, **changes):
+    values = {"from": "colar", "method": "colar", "group_size": 4, "max_new_tokens": 8}
+    values |= {"max_latent_steps": 4, "loss": "grpo", "kl_weight": 0.0}
     entry = RivalPolicyModel(
-        **{"from": "colar"},
-        method="colar",
-        training=Training(steps=4, batch_size=2, learning_rate=1e-3, validate_every=2),
-        group_size=4,
-        max_new_tokens=8,
-        max_latent_steps=4,
-        loss="grpo",
-        kl_weight=0.0,
+        **values | changes,
+        training=Training(steps=4, batch_size=batch, learning_rate=1e-3, validate_every=2),
         reward=Reward(penalty=0.0, bonus=None),
-        **changes,
     )
     prompts = rl_prompts(
         rows, tokenizer, prefix="Question: ", max_prompt_tokens=None, suffix=model.settings.suffix
@@ -226,7 +225,7 @@ def policy_task(model, tokenizer, rows, **changes):
         tokenizer,
         prompts,
         entry,
-        Runtime(device="cpu", micro_batch_size=1),
+        Runtime(device="cpu", micro_batch_size=micro_batch),
         seed=3,
         validate=lambda: validate(model, tokenizer, rows[:2], settings, ALONE),
     )
@@ -341,19 +340,57 @@ def test_two_samples_of_a_question_have_latents_of_their_own(rows):
     assert not torch.allclose(batch.latents[0, 0], batch.latents[1, 0])
 
 
-def test_rewards_of_a_group_may_be_shared_by_its_steps():
-    entry = RivalPolicyModel(
-        **{"from": "colar"},
-        method="colar",
-        training=Training(steps=1),
-        group_size=2,
-        reward=Reward(penalty=0.0, bonus=None),
-        reward_per_step=True,
-    )
+def test_rewards_of_a_group_may_be_shared_by_its_steps(rows):
+    model, tokenizer = build()
+    task = policy_task(model, tokenizer, rows, group_size=2, reward_per_step=True)
     yes = torch.tensor([True, True, False, True])
     outcomes = Outcomes(torch.ones(4, dtype=torch.bool), yes, torch.tensor([6, 4, 5, 2]))
     counts = torch.tensor([4, 2, 3, 0])
-    assert chain_rewards(outcomes, counts, entry).tolist() == [0.25, 0.5, 0.0, 1.0]
+    assert task.earned(outcomes, counts).tolist() == [0.25, 0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("loss", ["bnpo", "grpo", "dr_grpo"])
+def test_micro_batches_change_neither_the_policy_s_loss_nor_its_gradient(rows, loss, monkeypatch):
+    monkeypatch.setattr(reward, "judge_sample", half_are_right)
+    results = []
+    for size in (None, 1):
+        model, tokenizer = build()
+        task = policy_task(model.double(), tokenizer, rows, size, batch=4, loss=loss)
+        values = accumulate_gradients(model, task, 0)
+        results.append((values, [p.grad for p in model.parameters() if p.grad is not None]))
+    (whole, gradients), (values, parts) = results
+    for name in ("loss", "token_loss", "latent_loss", "reward", "reasoning_tokens"):
+        assert values[name] == pytest.approx(whole[name], rel=1e-9), name
+    assert max(gradient.norm() for gradient in gradients) > 1e-3
+    for gradient, part in zip(gradients, parts, strict=True):
+        torch.testing.assert_close(part, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sample_that_is_cut_off_while_it_thinks_has_no_score_for_what_nothing_read(rows):
+    model, tokenizer = build()
+    on = torch.tensor([0.0, -50.0])
+    model.stop_logits = lambda hidden: on.expand(*hidden.shape[:-1], 2)
+    task = policy_task(model, tokenizer, rows, max_latent_steps=None)
+    (batch, _) = task.micro_batches(0)
+    assert (batch.chains.input_ids[:, -8:] == model.settings.continue_id).all()
+    assert batch.latents.shape[1] == 7
+    tokens, densities = score_chains(model, batch.chains, batch.latents)
+    assert (tokens.shape[1], densities.shape[1]) == (8, 7)
+    assert (densities != 0).all()
+    assert task.loss(batch).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speed": "fast"}, "'fast' is neither a number of words nor auto"),
+        ({"speed": "auto"}, "speed: auto is in no prompt of the training"),
+    ],
+)
+def test_a_speed_that_is_none_or_not_trained_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        Colar(**changes)
+    assert Colar(speed="auto", auto_share=0.5).speed == "auto"
 
 
 def test_noise_is_a_stream_of_its_own_for_each_row():

@@ -48,6 +48,7 @@ EXPERIMENT = {
         "colar": COLAR,
         "colar-lora": COLAR | {"lora": {"r": 2}},
         "wrong": COLAR | {"model": {"recurrent_filter": "SRE"}},
+        "endless": COLAR | {"model": {"recurrent_filter": "gaussian", "stop_rule": "fixed"}},
         "colar-at-1": {"stage": "decode", "method": "colar", "from": "colar", "speed": 1},
         "sampled": {
             "stage": "decode",
@@ -103,6 +104,7 @@ def test_an_adapter_is_merged(world):
     ("name", "message"),
     [
         ("wrong", r"models.wrong.model.recurrent_filter: SRE"),
+        ("endless", r"models.endless.model.stop_rule: fixed"),
         ("no-speed", r"models.no-speed.from: base has no speed"),
         ("with-kl", r"models.with-kl.kl_weight: 0.1"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import ClassVar
 
 import pandas
 import pytest
@@ -29,6 +30,7 @@ from latent_reasoning.rivals.gated_policy import GatedPolicyTask
 from latent_reasoning.rivals.hrpo import completion_mask, is_rewarded, sample, score
 from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.rollouts import draw_uniforms
+from latent_reasoning.runtime.parallel import OneProcess
 from latent_reasoning.training.gradients import accumulate_gradients
 from tests.model.models import build_base
 from tests.rl.conftest import generated_rows
@@ -185,6 +187,26 @@ def test_micro_batches_change_neither_loss_nor_gradient():
             assert (parts[name] - gradient).norm() <= 1e-9 * max(1.0, gradient.norm()), name
     assert gradients["gate.decay"].norm() > 0
     assert gradients["gate.recurrence.weight"].norm() > 0
+
+
+def test_processes_tell_each_other_one_thing_for_each_micro_batch():
+    """Lists of other lengths would be put together in the wrong order, or not at all."""
+
+    class Counting(OneProcess):
+        gathered: ClassVar[list[int]] = []
+
+        def gather(self, own):
+            self.gathered.append(len(own))
+            return own
+
+    one = task(size=1)
+    one.processes = Counting()
+    batches = one.micro_batches(0)
+    assert len(batches) == 4
+    assert set(Counting.gathered) == {4}
+    samples = sum(batch.rollout.sample_completion.numel() for batch in batches)
+    assert samples == 16
+    assert 0 < batches[0].metrics["kept_share"] < 1
 
 
 # ------------------------------------------------------------------------------------------ stage

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from latent_reasoning.config import Runtime, TeacherForcedModel, Training
+from latent_reasoning.config import RivalPolicyModel, Runtime, TeacherForcedModel, Training
 from latent_reasoning.dag.cost import first_stage_steps
 from latent_reasoning.model.filters import SRE, MixtureFilter
 from latent_reasoning.model.mixtures import Mixture, drawn, entropy, likeliest, truncated
+from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.soft_thinking import SoftRows, SoftThinking
 from latent_reasoning.model.special_rows import vocabulary_logits
+from latent_reasoning.rivals.chains import Chains
 from latent_reasoning.rivals.csft import aligned
 from latent_reasoning.rivals.latent_encoder import CompressedBatch, Place, compressed_row
 from latent_reasoning.rivals.mixture_sft import MixtureExample, MixtureTask, counted
-from latent_reasoning.rivals.mts import Samples, Scored, StepPolicy, mean_embeddings, sample, score
+from latent_reasoning.rivals.mts import MtsTask, StepPolicy, mean_embeddings, sample, score
+from latent_reasoning.rl import reward
+from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.training.gradients import accumulate_gradients
-from tests.model.models import CONTINUE, EOS, START, STOP, build_reasoner, latent_example
+from tests.model.models import (
+    CONTINUE,
+    EOS,
+    START,
+    STOP,
+    build_base,
+    build_reasoner,
+    latent_example,
+)
+from tests.rl.conftest import generated_rows, latent_tokenizer, special_ids
+from tests.runtime.trainings import half_are_right
 
 P = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
 
@@ -138,28 +151,63 @@ def test_an_mts_sample_is_scored_as_it_was_drawn():
     generator = torch.Generator().manual_seed(1)
     policy = StepPolicy(3)
     draws = torch.rand(3, 2, 3, generator=generator), torch.rand(3, 5, generator=generator)
-    samples = sample(model, prompts, policy, *draws, EOS)
-    scored = Scored.plan(prompts, samples, model.settings)
-    log_probs = score(model, scored, samples.words, 5, policy)
+    completions, drawn_words = sample(model, prompts, policy, *draws, EOS)
+    chains = Chains.plan(prompts, completions, model.settings)
+    of_tokens, of_steps = score(model, chains, drawn_words, policy)
     for row, prompt in enumerate(prompts):
+        assert completions[row][:3] == (CONTINUE, CONTINUE, STOP)
         state = model.read_prompts(torch.tensor([prompt]), torch.ones(1, len(prompt)))
         for step in range(2):
-            words = samples.words[row, step]
+            words = drawn_words[row, step]
             logits = vocabulary_logits(model.base, model.settings, None, state.last_hidden[0])
             expected = (logits / 3).log_softmax(-1)[words].sum()
-            assert torch.allclose(log_probs[row, step], expected, rtol=1e-5)
+            assert torch.allclose(of_steps[row, step], expected, rtol=1e-5)
             again = policy.draw(model, state.last_hidden, draws[0][row, step][None])
             assert torch.equal(again[0], words)
             model.advance(state, mean_embeddings(model, words)[None, None])
         token = STOP
-        for place in range(int(samples.lengths[row])):
+        for place, drawn_token in enumerate(completions[row][3:], 3):
             hidden = model.read_tokens(state, torch.tensor([token]))
             logits = model.logits(hidden, torch.tensor([3]))
-            token = int(samples.answers[row, place])
+            token = drawn_token
             expected = logits.log_softmax(-1)[0, token]
-            assert torch.allclose(log_probs[row, 2 + place], expected, rtol=1e-5)
-        assert (log_probs[row, 2 + int(samples.lengths[row]) :] == 0).all()
-    assert samples.completions(model.settings)[0][:3] == (CONTINUE, CONTINUE, STOP)
+            assert torch.allclose(of_tokens[row, place], expected, rtol=1e-5)
+        assert (of_tokens[row, len(completions[row]) :] == 0).all()
+
+
+def mts_task(size: int | None, loss: str) -> MtsTask:
+    tokenizer = latent_tokenizer(3)
+    special = LatentSettings(
+        *special_ids(tokenizer), recurrent_filter="SRE", stop_rule="fixed", max_latent_steps=2
+    )
+    model = LatentReasoner(build_base(vocabulary=len(tokenizer)), special).double()
+    rows, _ = generated_rows(8, 0, max_steps=2, modulus=3)
+    entry = RivalPolicyModel(
+        **{"from": "csft", "method": "mts", "loss": loss},
+        training=Training(steps=1, batch_size=4, learning_rate=1e-3),
+        group_size=4,
+        max_new_tokens=12,
+        kl_weight=0.0,
+    )
+    prompts = rl_prompts(rows, tokenizer, prefix="", max_prompt_tokens=None)
+    runtime = Runtime(device="cpu", micro_batch_size=size)
+    return MtsTask("mts", model, tokenizer, prompts, entry, runtime, seed=0, validate=dict)
+
+
+@pytest.mark.parametrize("loss", ["bnpo", "grpo", "dr_grpo"])
+def test_micro_batches_change_nothing_of_an_mts_step(loss, monkeypatch):
+    monkeypatch.setattr(reward, "judge_sample", half_are_right)
+    results = []
+    for size in (None, 1):
+        task = mts_task(size, loss)
+        values = accumulate_gradients(task.model, task, 0)
+        results.append((values, [p.grad for p in task.model.parameters() if p.grad is not None]))
+    (whole, gradients), (values, parts) = results
+    for name in ("loss", "reward", "rollout_accuracy"):
+        assert values[name] == pytest.approx(whole[name], rel=1e-9), name
+    assert max(gradient.norm() for gradient in gradients) > 1e-3
+    for gradient, part in zip(gradients, parts, strict=True):
+        assert torch.allclose(part, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_ratios_of_words_multiply_or_have_their_root_taken():
@@ -171,7 +219,6 @@ def test_ratios_of_words_multiply_or_have_their_root_taken():
     assert torch.allclose(root, expected)
     divided = StepPolicy(2, temperature=0.5).score(model, hidden, words)
     assert torch.allclose(divided, expected * 2)
-    assert isinstance(dataclasses.asdict(Samples(words, words, words)), dict)
 
 
 def test_the_end_of_thinking_is_written_from_where_it_has_begun():

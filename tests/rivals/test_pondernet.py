@@ -54,6 +54,7 @@ EXPERIMENT = {
         "latent": {"stage": "latent_sft", "training": {"steps": 1}},
         "pondered": POLICY | {"max_latent_steps": 3, "max_new_tokens": 8},
         "unbounded": POLICY,
+        "twice": POLICY | {"max_latent_steps": 3, "iterations": 3},
     },
 }
 
@@ -115,3 +116,5 @@ def test_the_stage_scores_every_number_of_steps_and_trains(architecture, tmp_pat
     assert curves["reasoning_tokens"].dropna().between(2, 5).all()
     with pytest.raises(ConfigError, match=r"models.unbounded.max_latent_steps"):
         main([*arguments, "unbounded"])
+    with pytest.raises(ConfigError, match=r"models.twice.iterations: 3, but method: pondernet"):
+        main([*arguments, "twice"])

@@ -17,11 +17,23 @@ from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import compute_table, model_settings, tokens_written
+from latent_reasoning.analysis.compute import (
+    model_settings,
+    reasoning_operations,
+    reasoning_weights,
+    tokens_written,
+)
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
-from latent_reasoning.analysis.training_cost import TrainingCost, training_costs
-from latent_reasoning.config import ModelEntry
+from latent_reasoning.analysis.training_cost import training_costs
+from latent_reasoning.config import (
+    LatentSftModel,
+    ModelEntry,
+    RivalPolicyModel,
+    RlModel,
+    TeacherForcedModel,
+)
+from latent_reasoning.dag.cost import ModelSize, size_of
 from latent_reasoning.dag.planning import rival_models, shown
 from latent_reasoning.evaluation.metrics import wilson_interval
 
@@ -41,21 +53,22 @@ def rivals_table(results: Results) -> pandas.DataFrame:
     and examples of training are of the first seed. `trials` counts the trials of the method.
     """
     results = rivals_of(results)
-    section = results.experiment.report.rivals
-    table = main_table(results).merge(compute_table(results)[["model", "dataset", *COMPUTED]])
-    costs = training_costs(results)
-    rows = []
-    for row in table.to_dict("records"):
+    section, size = results.experiment.report.rivals, size_of(results.experiment)
+    costs, rows = training_costs(results), []
+    for row in main_table(results).to_dict("records"):
         model = row["model"]
         known = section.published.get(model, {}) if row["dataset"] == "test" else {}
         rows.append(
             {key: row[key] for key in MEASURED}
-            | _lengths(results, model, row["dataset"])
-            | {"reasoning_flop": 1e6 * row["reasoning_megaflop"]}
+            | _lengths(results, size, model, row["dataset"])
             | _milliseconds(results, model)
-            | _training(costs[model])
-            | {"trials": len(section.trials.get(method_of(results, model), []))}
-            | {"published": "; ".join(f"{percent(value)} ({by})" for by, value in known.items())}
+            | {
+                "examples": costs[model].examples,
+                "training_flop": costs[model].operations,
+                "trained_parameters": costs[model].trained_parameters,
+                "trials": len(section.trials.get(method_of(results, model), [])),
+                "published": "; ".join(f"{percent(value)} ({by})" for by, value in known.items()),
+            }
         )
     return pandas.DataFrame(rows)
 
@@ -64,7 +77,6 @@ MEASURED = (
     *("model", "dataset", "seeds", "n", "accuracy", "accuracy_ci95_low", "accuracy_ci95_high"),
     "accuracy_seed_std",
 )
-COMPUTED = ("reasoning_megaflop",)
 
 
 def method_of(results: Results, model: str) -> str:
@@ -75,17 +87,26 @@ def method_of(results: Results, model: str) -> str:
     return model
 
 
-def _lengths(results: Results, model: str, dataset: str) -> dict[str, float]:
+def _lengths(results: Results, size: ModelSize, model: str, dataset: str) -> dict[str, float]:
     predictions = results.pooled_predictions(model, dataset)
-    latent = bool(predictions["latent_steps"].any())
-    tokens = predictions["reasoning_tokens"].mean()
+    latent, steps = _is_latent(results, model, predictions), predictions["latent_steps"].mean()
+    written = tokens_written(predictions)
     at_once = latent and model_settings(results, model).recurrent_filter == "pause"
-    tokens_read = 1.0 if at_once else tokens_written(predictions) - latent
+    weights = reasoning_weights(results, size, model, latent=latent)
     return {
-        "latents": predictions["latent_steps"].mean(),
-        "reasoning_tokens": tokens,
-        "forwards": tokens_read,
+        "latents": steps,
+        "reasoning_tokens": predictions["reasoning_tokens"].mean(),
+        "forwards": 1.0 if at_once else written - latent,
+        "reasoning_flop": reasoning_operations(written, steps, weights),
     }
+
+
+def _is_latent(results: Results, model: str, predictions: pandas.DataFrame) -> bool:
+    """Whether a model reasons in latent steps, even where no answer took one."""
+    entry = results.experiment.models[model]
+    by_entry = isinstance(entry, LatentSftModel | RlModel | TeacherForcedModel)
+    by_entry |= isinstance(entry, RivalPolicyModel) and entry.method != "hrpo"
+    return by_entry or bool(predictions["latent_steps"].any())
 
 
 def _milliseconds(results: Results, model: str) -> dict[str, float]:
@@ -94,14 +115,6 @@ def _milliseconds(results: Results, model: str) -> dict[str, float]:
         raise MissingResultError(f"no {path}; make it with: snakemake {shown(path)}")
     measured = json.loads(path.read_text("utf-8"))
     return {key: measured[key] for key in ("milliseconds_alone", "milliseconds_in_batches")}
-
-
-def _training(cost: TrainingCost) -> dict[str, Any]:
-    return {
-        "examples": cost.examples,
-        "training_flop": cost.operations,
-        "trained_parameters": cost.trained_parameters,
-    }
 
 
 def rivals_paired(results: Results) -> pandas.DataFrame:
@@ -167,7 +180,9 @@ def settings_beside(first: ModelEntry, trial: ModelEntry) -> str:
     """The keys of a trial that differ from the first one's, as `key: value, ..`."""
     before, now = (_flat(entry.model_dump(mode="json", by_alias=True)) for entry in (first, trial))
     return ", ".join(
-        f"{key}: {json.dumps(value)}" for key, value in now.items() if before.get(key) != value
+        f"{key}: {json.dumps(value)}"
+        for key, value in now.items()
+        if key not in before or before[key] != value
     )
 
 

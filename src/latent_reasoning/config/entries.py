@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -64,17 +64,7 @@ ModelEntry = Annotated[
 ]
 
 ENTRIES: dict[str, type[Section]] = {
-    entry.model_fields["stage"].default: entry
-    for entry in (
-        SftModel,
-        LatentSftModel,
-        RlModel,
-        ImportModel,
-        CurriculumModel,
-        TeacherForcedModel,
-        RivalPolicyModel,
-        DecodeModel,
-    )
+    entry.model_fields["stage"].default: entry for entry in get_args(get_args(ModelEntry)[0])
 }
 """The section of an entry of `models`, by its stage."""
 

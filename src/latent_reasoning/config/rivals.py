@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from latent_reasoning.config.distillation import StepDecoder
 from latent_reasoning.config.fields import (
@@ -23,11 +23,16 @@ from latent_reasoning.config.mixtures import Csft, MixtureTargets, Mts, SoftThin
 from latent_reasoning.config.models import Model, SupervisedModel
 from latent_reasoning.config.policies import PolicyModel
 
-FOR_LATENT_SFT = only_when("method", "latent_sft")
-FOR_CSFT = only_when("method", "csft")
-FOR_MTS = only_when("method", "mts")
-FOR_SOFT_THINKING = only_when("method", "soft_thinking")
 FOR_COLAR = only_when("method", "colar")
+
+
+def _number_or_auto(speed: int | str) -> int | str:
+    if isinstance(speed, str) and speed != "auto":
+        raise ValueError(f"{speed!r} is neither a number of words nor auto")
+    return speed
+
+
+Speed = Annotated[PositiveInt | str, AfterValidator(_number_or_auto)]
 
 
 class Removal(Section):
@@ -77,15 +82,6 @@ class CurriculumModel(SupervisedModel):
     """A second model that learns to write each removed step from its latent inputs (SIM-CoT, on
     `coconut`); null: none."""
 
-    @model_validator(mode="after")
-    def _decoder_of_states(self) -> CurriculumModel:
-        if self.step_decoder is not None and self.method != "coconut":
-            raise ValueError(
-                f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
-                "of the model's making"
-            )
-        return self
-
     @property
     def has_latents(self) -> bool:
         """Whether it makes a latent reasoner."""
@@ -98,6 +94,11 @@ class CurriculumModel(SupervisedModel):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> CurriculumModel:
+        if self.step_decoder is not None and self.method != "coconut":
+            raise ValueError(
+                f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
+                "of the model's making"
+            )
         if self.method == "pause" and self.model.recurrent_filter != "pause":
             raise ValueError(
                 f"model.recurrent_filter: {self.model.recurrent_filter} is not what method: pause "
@@ -125,7 +126,7 @@ class Colar(Section):
 
     speeds: Annotated[list[PositiveInt], IMPORTANT] = Field([1, 2, 3, 4, 5], min_length=1)
     """Words that a latent step stands for; each training step draws one of these for its batch."""
-    speed: Annotated[PositiveInt | str, IMPORTANT] = 5
+    speed: Annotated[Speed, IMPORTANT] = 5
     """The speed in the prompts of validation and evaluation: a number, or `auto`."""
     speed_text: str = " (Thinking speed: {speed})"
     """The text after each question, with the speed in the place of {speed}."""
@@ -150,6 +151,8 @@ class Colar(Section):
     def _place_for_the_speed(self) -> Colar:
         if "{speed}" not in self.speed_text:
             raise ValueError(f"speed_text: {self.speed_text!r} has no {{speed}} in it")
+        if self.speed == "auto" and not self.auto_share:
+            raise ValueError("speed: auto is in no prompt of the training; raise auto_share")
         return self
 
 
@@ -162,9 +165,11 @@ class TeacherForcedModel(SupervisedModel):
     """What the given inputs are, and what is learned of them."""
     colar: Annotated[Colar, FOR_COLAR] = Field(default_factory=Colar)
     """Method `colar`."""
-    latent_sft: Annotated[MixtureTargets, FOR_LATENT_SFT] = Field(default_factory=MixtureTargets)
+    latent_sft: Annotated[MixtureTargets, only_when("method", "latent_sft")] = Field(
+        default_factory=MixtureTargets
+    )
     """Method `latent_sft`."""
-    csft: Annotated[Csft, FOR_CSFT] = Field(default_factory=Csft)
+    csft: Annotated[Csft, only_when("method", "csft")] = Field(default_factory=Csft)
     """Method `csft`."""
     model: Model = Field(default_factory=Model)
     """Overrides the section `model`."""
@@ -215,7 +220,7 @@ class RivalPolicyModel(PolicyModel):
     """Method `pondernet`."""
     gate: Annotated[Gate, only_when("method", "hrpo")] = Field(default_factory=Gate)
     """HRPO's gate."""
-    mts: Annotated[Mts, FOR_MTS] = Field(default_factory=Mts)
+    mts: Annotated[Mts, only_when("method", "mts")] = Field(default_factory=Mts)
     """Method `mts`."""
     reward_per_step: Annotated[bool, FOR_COLAR] = False
     """CoLaR: the reward is divided by the sample's number of latent steps."""
@@ -257,9 +262,11 @@ class DecodeModel(Section):
     """How."""
     seek: Annotated[Seek, only_when("method", "latentseek")] = Field(default_factory=Seek)
     """LatentSeek's search."""
-    soft_thinking: Annotated[SoftThinking, FOR_SOFT_THINKING] = Field(default_factory=SoftThinking)
+    soft_thinking: Annotated[SoftThinking, only_when("method", "soft_thinking")] = Field(
+        default_factory=SoftThinking
+    )
     """Method `soft_thinking`."""
-    speed: Annotated[PositiveInt | str | None, FOR_COLAR] = None
+    speed: Annotated[Speed | None, FOR_COLAR] = None
     """CoLaR: the speed in the prompt, about the number of words that a latent step stands for, or
     `auto`; null: that of the model."""
     latent_noise: Annotated[NonNegative, FOR_COLAR] = 0.0

@@ -173,8 +173,7 @@ def _verifiers(seeking: Seeking, first: int, count: int) -> list[list[str | None
     ]
 
     def choices(hidden: Tensor) -> Tensor:
-        kinds = torch.full(hidden.shape[:1], int(Kind.TEXT), device=hidden.device)
-        return (model.logits(hidden, kinds).double() / settings.temperature).softmax(-1)
+        return (model.logits(hidden).double() / settings.temperature).softmax(-1)
 
     sampled = sample_texts(
         model,

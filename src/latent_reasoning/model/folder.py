@@ -40,20 +40,17 @@ from latent_reasoning.model.base_files import (
 )
 from latent_reasoning.model.card import card_text
 from latent_reasoning.model.gated import GATE_SETTINGS, GatedReasoner, read_gate, write_gate
-from latent_reasoning.model.latentseek import SEEK_SETTINGS, read_seeking
+from latent_reasoning.model.latentseek import SEEK_SETTINGS, SeekingReasoner, SeekSettings
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.settings_file import (
     LATENT_SETTINGS,
+    read_as,
     read_json,
     read_latent_settings,
     settings_content,
 )
-from latent_reasoning.model.soft_thinking import (
-    SOFT_THINKING,
-    SoftThinker,
-    read_soft_thinking,
-)
+from latent_reasoning.model.soft_thinking import SOFT_THINKING, SoftThinker, SoftThinking
 from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
@@ -145,9 +142,10 @@ def load(
     elif (folder / GATE_SETTINGS).exists():
         model = read_gate(load_base(folder, dtype), folder)
     elif (folder / SEEK_SETTINGS).exists():
-        model = read_seeking(load_base(folder, dtype), folder)
+        seek = read_as(SeekSettings, folder / SEEK_SETTINGS)
+        model = SeekingReasoner(load_base(folder, dtype), seek)
     elif (folder / SOFT_THINKING).exists():
-        model = SoftThinker(load_base(folder, dtype), read_soft_thinking(folder / SOFT_THINKING))
+        model = SoftThinker(load_base(folder, dtype), read_as(SoftThinking, folder / SOFT_THINKING))
     else:
         model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
     _check_unchanged(folder)

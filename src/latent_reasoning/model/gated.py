@@ -11,7 +11,6 @@ R rows, d hidden size, V vocabulary, M characters of the marker.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 
 from latent_reasoning.model.marker import progress_after
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.settings_file import read_as
 from latent_reasoning.model.special_rows import embedding_matrix
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.tensors import REMEDY, CheckpointError, load_tensors, read_tensors
@@ -180,11 +180,7 @@ def write_gate(model: GatedReasoner, folder: Path) -> None:
 
 def read_gate(base: PreTrainedModel, folder: Path) -> GatedReasoner:
     """The gated model around the `base` of a folder. Raises `CheckpointError`."""
-    file = folder / GATE_SETTINGS
-    try:
-        settings = GateSettings(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: no settings of a gate ({error}); {REMEDY}") from None
+    settings = read_as(GateSettings, folder / GATE_SETTINGS)
     if not (folder / GATE_WEIGHTS).is_file():
         raise CheckpointError(f"{folder / GATE_WEIGHTS}: missing; {REMEDY}")
     tensors = read_tensors(folder / GATE_WEIGHTS)

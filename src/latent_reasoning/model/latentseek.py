@@ -10,11 +10,9 @@ B rows, which do not depend on each other, of at most U optimised states; d hidd
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,9 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latent_reasoning.data.collation import pad_prompts
-from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.tensors import REMEDY, CheckpointError
 
 SEEK_SETTINGS = "seek.json"
 LONGEST = 300
@@ -66,16 +62,6 @@ class SeekingReasoner(LatentReasoner):
     def __init__(self, base: PreTrainedModel, settings: SeekSettings) -> None:
         super().__init__(base, None)
         self.seek_settings = settings
-
-
-def read_seeking(base: PreTrainedModel, folder: Path) -> SeekingReasoner:
-    """The seeking model around the `base` of a folder. Raises `CheckpointError`."""
-    file = folder / SEEK_SETTINGS
-    try:
-        settings = SeekSettings(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: no settings of a search ({error}); {REMEDY}") from None
-    return SeekingReasoner(base, settings)
 
 
 class Search:
@@ -146,8 +132,7 @@ class Search:
         return self.answers
 
     def _logits(self) -> Tensor:
-        kinds = torch.full(self.hidden.shape[:2], int(Kind.TEXT), device=self.hidden.device)
-        return self.model.logits(self.hidden, kinds).float()
+        return self.model.logits(self.hidden).float()
 
     def _clipped(self, gradients: Tensor) -> Tensor:
         """Gradients (B, U, d) of which no row's norm is above the bound."""

@@ -360,8 +360,9 @@ class LatentReasoner(nn.Module):
         logits = adjusted_logits(self.base, functional.linear(hidden, rows, bias))
         return logits / (self.settings.stop_head_temperature or 1.0)
 
-    def logits(self, hidden: Tensor, kinds: Tensor) -> Tensor:
-        """Next-token logits `(.., V)` of states `(.., d)` at positions of the given kinds `(..)`.
+    def logits(self, hidden: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """Next-token logits `(.., V)` of states `(.., d)` at positions of the given kinds `(..)`,
+        which count for nothing in a plain language model.
 
         At THINKING positions all tokens but CONTINUE and STOP are -inf. Elsewhere those two and END
         are -inf, and after STOP so is START unless rethinking is allowed (conformance note 10).

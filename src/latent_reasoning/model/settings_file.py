@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.tensors import REMEDY, CheckpointError
+
+Settings = TypeVar("Settings")
 
 LATENT_SETTINGS = "latent.json"
 RIVAL_SETTINGS = {
@@ -40,6 +42,14 @@ def read_latent_settings(file: Path) -> LatentSettings:
         wrong = ", ".join(sorted(wrong_keys))
         raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
     return LatentSettings(**content)
+
+
+def read_as(kind: type[Settings], file: Path) -> Settings:
+    """The settings of a `kind`, a dataclass, in a JSON file. Raises `CheckpointError`."""
+    try:
+        return kind(**read_json(file))
+    except TypeError as error:
+        raise CheckpointError(f"{file}: unknown or missing settings ({error}); {REMEDY}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:

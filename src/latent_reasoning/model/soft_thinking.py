@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,10 +22,7 @@ from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.mixtures import Mixture, drawn, entropy, truncated
-from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.settings_file import read_json
-from latent_reasoning.model.tensors import REMEDY, CheckpointError
 
 SOFT_THINKING = "soft_thinking.json"
 """The settings' file in a model folder."""
@@ -51,6 +47,9 @@ class SoftThinking:
     sure_below: float = 0.01
     patience: int = 256
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", tuple(self.end))  # a list, as read from a folder
+
 
 class SoftThinker(LatentReasoner):
     """A plain language model that thinks softly."""
@@ -58,15 +57,6 @@ class SoftThinker(LatentReasoner):
     def __init__(self, base: PreTrainedModel, how: SoftThinking) -> None:
         super().__init__(base, None)
         self.how = how
-
-
-def read_soft_thinking(file: Path) -> SoftThinking:
-    """The settings in a `soft_thinking.json`. Raises `CheckpointError`."""
-    content = read_json(file)
-    try:
-        return SoftThinking(**content | {"end": tuple(content["end"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: unknown or missing settings ({error}); {REMEDY}") from None
 
 
 @dataclass(frozen=True)
@@ -123,8 +113,7 @@ class SoftRows:
         self, model: LatentReasoner, hidden: Tensor, answering: Answering | None = None
     ) -> tuple[SoftStep, SoftRows]:
         """Choose the next tokens after states `(R, d)`; also returns the rows after them."""
-        kinds = torch.full(hidden.shape[:1], int(Kind.TEXT), device=hidden.device)
-        logits = model.logits(hidden, kinds).float() / self.how.temperature
+        logits = model.logits(hidden).float() / self.how.temperature
         probabilities = logits.softmax(-1)
         uncertainty = entropy(probabilities)
         cut = truncated(probabilities, self.how.top_k, self.how.top_p, self.how.min_p)

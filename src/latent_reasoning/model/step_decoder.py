@@ -31,14 +31,15 @@ STEP_LOSS = "step_loss"
 class StepDecoder(nn.Module):
     """A language model on top of another one's inputs.
 
-    A `decoder` of another width gets a linear layer in front. Positions are counted from
-    `first_position` (the public code for Coconut: 1).
+    A `decoder` of another width gets a linear layer in front.
     """
 
-    def __init__(self, decoder: PreTrainedModel, hidden_size: int, first_position: int = 0) -> None:
+    first_position = 0
+    """Positions are counted from it (the public code for Coconut: 1)."""
+
+    def __init__(self, decoder: PreTrainedModel, hidden_size: int) -> None:
         super().__init__()
         self.decoder = decoder
-        self.first_position = first_position
         width = decoder.get_input_embeddings().weight.shape[1]
         self.input_layer = nn.Identity() if width == hidden_size else nn.Linear(hidden_size, width)
 

@@ -17,7 +17,7 @@ STAGES = ("curriculum", "teacher_forced", "policy")
 BUILDERS: dict[tuple[str, str], str] = {
     ("teacher_forced", "latent_sft"): "latent_sft",
     ("teacher_forced", "csft"): "csft",
-    ("policy", "mts"): "mts_rl",
+    ("policy", "mts"): "mts",
     ("curriculum", "coconut"): "curriculum",
     ("curriculum", "pause"): "curriculum",
     ("curriculum", "no_thought"): "curriculum",

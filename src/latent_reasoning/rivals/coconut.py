@@ -10,18 +10,8 @@ Pure functions; `curriculum.py` trains with them.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
-from typing import Protocol
-
-
-class Draws(Protocol):
-    """What is asked of a generator; `random.Random` has it."""
-
-    def random(self) -> float:
-        """Uniform in [0, 1)."""
-
-    def randrange(self, stop: int, /) -> int:
-        """Uniform on 0 .. stop - 1."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +37,7 @@ class Stages:
         """Latent steps, and how many of a row's `steps` are left out, at a stage."""
         if stage <= self.last_latent_stage:
             return stage * self.latents_per_step, min(stage, steps)
-        places = self.last_latent_stage if self.pad_latents else min(steps, self.last_latent_stage)
-        return places * self.latents_per_step, steps
+        return self.of_evaluation(steps, stage), steps
 
     def of_evaluation(self, steps: int, stage: int) -> int:
         """Latent steps of a prompt; without `pad_latents` a row's true `steps` limit them."""
@@ -56,7 +45,7 @@ class Stages:
         return min(most, stage) * self.latents_per_step
 
 
-def mixed_stage(steps: int, stage: int, share: float, draws: Draws) -> int:
+def mixed_stage(steps: int, stage: int, share: float, draws: random.Random) -> int:
     """A row's stage: `stage`, or with probability `share` any from 0 to its number of `steps`.
 
     A drawn stage may be above the last latent one; then all text goes.

@@ -98,9 +98,9 @@ def weighted_losses(
 ) -> dict[str, Tensor]:
     """The parts of the loss by their names; ENT and CE2 are left out where they have no weight."""
     latent = latent_loss(settings.latent_loss, foretold) * batch.latent_scale
-    cross_entropy_ = words_cross_entropy(model, foretold.hidden, batch, settings)
+    words = words_cross_entropy(model, foretold.hidden, batch, settings)
     losses = {
-        "ce_loss": settings.ce_weight * cross_entropy_,
+        "ce_loss": settings.ce_weight * words,
         "latent_loss": settings.latent_weight * latent,
     }
     if settings.entropy_weight:

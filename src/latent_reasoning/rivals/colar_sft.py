@@ -14,20 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import Colar, ConfigError, Data, TeacherForcedModel
 from latent_reasoning.data.collation import pad_prompts
 from latent_reasoning.data.examples import IGNORED_LABEL, SEPARATORS
-from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_plain_rows, encode_prompts, reasoning_text
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.passes import Kind, kinds_of
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings, at_speed
 from latent_reasoning.rivals.colar import Groups, colar_losses
 from latent_reasoning.runtime import seeds
-from latent_reasoning.runtime.device import to_device
-from latent_reasoning.sft.examples import without_negative_answers
-from latent_reasoning.sft.start import check_positions, latent_model
+from latent_reasoning.sft.start import check_positions, checked_rows, latent_model
 from latent_reasoning.training.run import TrainingRun
-from latent_reasoning.training.task import LossOutput, Planned
+from latent_reasoning.training.task import Planned
 from latent_reasoning.training.text import Labels, TextTask
 
 AUTO = "auto"
@@ -58,19 +54,18 @@ def grouped_examples(
     prefix = data.prompt.training
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
     plain = encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=texts)
-    names = [str(speed) for speed in settings.speeds] + [AUTO] * (settings.auto_share > 0)
     prompts = {
-        name: encode_prompts(
-            rows, tokenizer, prefix=prefix, latent=True, suffix=at_speed(settings.speed_text, name)
+        str(speed): encode_prompts(
+            rows, tokenizer, prefix=prefix, latent=True, suffix=at_speed(settings.speed_text, speed)
         )
-        for name in names
+        for speed in [*settings.speeds, *[AUTO] * (settings.auto_share > 0)]
     }
     examples = []
     for place, example in enumerate(plain):
-        first, last = example.question_length, example.question_length + example.reasoning_length
-        own = {name: np.array(ids[place], dtype=np.int32) for name, ids in prompts.items()}
-        ids = example.input_ids
-        examples.append(GroupedExample(own, ids[first:last], ids[last:]))
+        own = {speed: np.array(ids[place], dtype=np.int32) for speed, ids in prompts.items()}
+        borders = [example.question_length, example.question_length + example.reasoning_length]
+        _, words, answer = np.split(example.input_ids, borders)
+        examples.append(GroupedExample(own, words, answer))
     kept = [example for example in examples if len(example) + SEPARATORS <= data.max_tokens]
     if not kept:
         raise DataError(
@@ -143,11 +138,6 @@ class ColarTask(TextTask):
     def planned(self, micro_batch: Planned) -> None:
         """None: lengths change with the speed, so that too few batches have the same shape."""
 
-    def loss(self, micro_batch: Planned) -> LossOutput:
-        """The sum of the parts of the loss; each part is a metric too."""
-        loss, parts = self.program(to_device(micro_batch.inputs, self.model.device))
-        return LossOutput(loss, micro_batch.weight, parts)
-
     def program(  # type: ignore[override]  # another task's own batches
         self, inputs: Groups
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -200,13 +190,14 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Co
             f"models.{run.name}.model.recurrent_filter: {entry.model.recurrent_filter}, but "
             "method: colar foretells latent inputs by the filter gaussian; set it"
         )
+    if entry.model.stop_rule == "fixed":
+        raise ConfigError(
+            f"models.{run.name}.model.stop_rule: fixed, but method: colar takes as many latent "
+            "steps as a row has groups of words; set it to marker or head"
+        )
     model, tokenizer = latent_model(run, entry)
     model.change_settings(prompt_suffix=settings.speed_text, speed=settings.speed)
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    rows = without_negative_answers(run.training_rows(tokenizer), data)
-    check_answers(tokenizer, rows)
-    examples = grouped_examples(rows, tokenizer, settings, data)
+    examples = grouped_examples(checked_rows(run, tokenizer), tokenizer, settings, data)
     check_positions(model, max(map(len, examples)), data)
     longest = max(len(example.words) + 1 + len(example.answer) for example in examples)
     task = ColarTask(

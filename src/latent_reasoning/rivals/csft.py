@@ -10,31 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.collation import bucket_by_length
 from latent_reasoning.data.context import read_pieces
-from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import (
-    ANSWER_WORDS,
-    encode_prompts,
-    reasoning_text,
-)
+from latent_reasoning.data.sequences import ANSWER_WORDS, encode_prompts, reasoning_text
 from latent_reasoning.model.folder import load, load_tokenizer
-from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.sampling import sample_texts
-from latent_reasoning.rivals.latent_sft import (
-    mixture_examples,
-    mixture_model,
-    plain_examples,
-    task_of,
-)
+from latent_reasoning.rivals.latent_sft import mixture_model, mixture_task, plain_examples
 from latent_reasoning.rivals.mixture_sft import MixtureTask, counted
 from latent_reasoning.runtime import seeds
-from latent_reasoning.sft.examples import without_negative_answers
+from latent_reasoning.sft.start import checked_rows
 from latent_reasoning.training.run import TrainingRun
 
 
@@ -45,25 +33,24 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
     """
     model, tokenizer = mixture_model(run)
     settings, data = run.entry.csft, run.experiment.data
-    rows = without_negative_answers(run.training_rows(tokenizer), data)
-    check_answers(tokenizer, rows)
+    rows = checked_rows(run, tokenizer)
     ((after, *_),) = read_pieces(tokenizer, [ANSWER_WORDS])
-    if settings.teacher is None:
-        texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
-        traces = [[ids] for ids in read_pieces(tokenizer, texts)]
-    else:
-        traces = teacher_samples(run, rows, after)
+    texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
+    traces = [[ids] for ids in read_pieces(tokenizer, texts)]
+    if settings.teacher is not None:
+        limit = settings.steps or max(len(ids) for (ids,) in traces)
+        traces = teacher_samples(run, rows, after, limit)
     steps = settings.steps or max(len(trace) for samples in traces for trace in samples)
     targets = [counted(aligned(samples, steps, after)) for samples in traces]
     model.change_settings(stop_rule="fixed", max_latent_steps=steps)
     plain = plain_examples(run, tokenizer, rows)
-    examples = mixture_examples(run, model, plain, targets)
-    task = task_of(
+    task = mixture_task(
         run,
         model,
         tokenizer,
-        examples,
-        settings.kl_weight,
+        plain,
+        targets,
+        kl_weight=settings.kl_weight,
         adds_steps=True,
         own_inputs=settings.inputs == "own",
     )
@@ -77,15 +64,17 @@ def aligned(traces: Sequence[Sequence[int]], steps: int, after: int) -> list[lis
     ]
 
 
-def teacher_samples(run: TrainingRun, rows: Sequence[Row], after: int) -> list[list[list[int]]]:
-    """Chains of thought that the teacher samples for each row: tokens before `after`."""
+def teacher_samples(
+    run: TrainingRun, rows: Sequence[Row], after: int, limit: int
+) -> list[list[list[int]]]:
+    """Chains of thought that the teacher samples for each row: at most `limit` tokens before
+    `after`."""
     settings, runtime = run.entry.csft, run.experiment.runtime
+    temperature = settings.trace_temperature
     folder = run.parents[settings.teacher]
     teacher, tokenizer = load(folder, run.device.type), load_tokenizer(folder)
     prefix = run.experiment.data.prompt.training
     prompts = encode_prompts(rows, tokenizer, prefix=prefix, latent=False)
-    texts = read_pieces(tokenizer, (reasoning_text(row) for row in rows))
-    limit = settings.steps or max(map(len, texts))
     seed = seeds.seed_for(run.seed, seeds.TRACES.format(model=run.name))
     generator = torch.Generator().manual_seed(seed)
     samples: dict[int, list[list[int]]] = {}
@@ -97,16 +86,10 @@ def teacher_samples(run: TrainingRun, rows: Sequence[Row], after: int) -> list[l
             [prompts[row] for row in batch],
             uniforms,
             after,
-            lambda hidden: _next_word(teacher, hidden, settings.trace_temperature),
+            lambda hidden: (teacher.logits(hidden).float() / temperature).softmax(-1),
             teacher.read_tokens,
         )
         for row, own, ends in zip(batch, ids.tolist(), lengths.tolist(), strict=True):
             traces = [trace[:end] for trace, end in zip(own, ends, strict=True)]
             samples[row] = [t[:-1] if t[-1] == after else t for t in traces]
     return [samples[row] for row in range(len(rows))]
-
-
-def _next_word(model: LatentReasoner, hidden: Tensor, temperature: float) -> Tensor:
-    """The probabilities (R, V) of the next word after states (R, d)."""
-    kinds = torch.full(hidden.shape[:1], int(Kind.TEXT), device=hidden.device)
-    return (model.logits(hidden, kinds).float() / temperature).softmax(-1)

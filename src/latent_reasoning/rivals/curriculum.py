@@ -26,9 +26,8 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, CurriculumModel
+from latent_reasoning.config import CurriculumModel
 from latent_reasoning.data.examples import PlainExample, StagedRow, within_limit
-from latent_reasoning.data.round_trip import check_answers, check_round_trip
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import (
     SpecialTokens,
@@ -38,15 +37,13 @@ from latent_reasoning.data.sequences import (
 )
 from latent_reasoning.data.step_texts import texts_of_groups
 from latent_reasoning.model.base_files import load_base
-from latent_reasoning.model.folder import load, load_tokenizer
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.step_decoder import attach_step_decoder
-from latent_reasoning.rivals.coconut import Draws, Stages, mixed_stage
+from latent_reasoning.rivals.coconut import Stages, mixed_stage
 from latent_reasoning.rivals.icot import Removal
 from latent_reasoning.runtime import seeds
-from latent_reasoning.sft.examples import step_ids, without_negative_answers
-from latent_reasoning.sft.start import check_positions, latent_model
+from latent_reasoning.sft.examples import step_ids
+from latent_reasoning.sft.start import check_positions, checked_rows, latent_model, plain_model
 from latent_reasoning.training.curriculum import Curriculum
 from latent_reasoning.training.run import TrainingRun
 from latent_reasoning.training.text import TextTask
@@ -55,7 +52,7 @@ from latent_reasoning.training.text import TextTask
 class RowCurriculum(Curriculum, Protocol):
     """A curriculum that says what is read of each row."""
 
-    def example(self, row: StagedRow, step: int, draws: Draws) -> PlainExample:
+    def example(self, row: StagedRow, step: int, draws: random.Random) -> PlainExample:
         """What is read of a row at a step."""
 
     def beginning(self, stage: int) -> list[int]:
@@ -81,7 +78,7 @@ class StepCurriculum:
         """The stage of optimiser step `step` (from 0)."""
         return min(self.first_stage + step // self.steps_per_stage, self.stages.last)
 
-    def example(self, row: StagedRow, step: int, draws: Draws) -> PlainExample:
+    def example(self, row: StagedRow, step: int, draws: random.Random) -> PlainExample:
         """The row without its first steps, with latent steps in their place."""
         stage = mixed_stage(row.steps, self.stage(step), self.mix, draws)
         latents, left_out = self.stages.of_training(row.steps, stage)
@@ -119,7 +116,7 @@ class TokenCurriculum:
         """The stage of optimiser step `step` (from 0)."""
         return int(min(self.removal.scheduled(step), self.longest))
 
-    def example(self, row: StagedRow, step: int, draws: Draws) -> PlainExample:
+    def example(self, row: StagedRow, step: int, draws: random.Random) -> PlainExample:
         """The row without the first or last tokens of its reasoning."""
         removal, offset = self.removal, self.removal.offset(draws)
         number = removal.removed(step, removal.scheduled(step), offset)
@@ -150,7 +147,7 @@ class CurriculumTask(TextTask):
             measured = whole()
             if self.stage == self.last_stage:
                 return measured
-            measured.pop("validation_rows")
+            measured.pop("validation_rows", None)
             renamed = {name.replace("validation_", "stage_"): v for name, v in measured.items()}
             return {"curriculum_stage": float(self.stage), **renamed}
 
@@ -176,9 +173,10 @@ class CurriculumTask(TextTask):
 def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, CurriculumTask]:
     """The model of `run` before training, its tokenizer and its task."""
     entry: CurriculumModel = run.entry
-    model, tokenizer = latent_model(run, entry) if entry.has_latents else _plain_model(run, entry)
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
+    if entry.has_latents:
+        model, tokenizer = latent_model(run, entry)
+    else:
+        model, tokenizer = plain_model(run, entry, entry.method)
     if entry.step_decoder is not None:
         attach_step_decoder(model, load_base(run.parents["base"]))
     rows = _rows(run, tokenizer)
@@ -211,25 +209,9 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Cu
     return model, tokenizer, task
 
 
-def _plain_model(
-    run: TrainingRun, entry: CurriculumModel
-) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    parent = run.parents[entry.start]
-    model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
-    check_round_trip(tokenizer)
-    if model.settings is not None:
-        raise ConfigError(
-            f"models.{run.name}.from: {entry.start} reasons in latent steps; {entry.method} starts "
-            "from a plain language model"
-        )
-    return model, tokenizer
-
-
 def _rows(run: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> list[StagedRow]:
     """The training rows within the token limit, all text still there."""
-    data = run.experiment.data
-    rows = without_negative_answers(run.training_rows(tokenizer), data)
-    check_answers(tokenizer, rows)
+    data, rows = run.experiment.data, checked_rows(run, tokenizer)
     staged = encode_staged_rows(
         rows,
         tokenizer,

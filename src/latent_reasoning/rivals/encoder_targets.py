@@ -52,11 +52,30 @@ class FirstStage:
     size: int
     pad_id: int
 
-    @property
-    def special(self) -> tuple[int, int, int]:
-        """Ids that are no words: END, START and CONTINUE, the compress token."""
-        settings = self.encoder.settings
-        return settings.end_id, settings.start_id, settings.continue_id
+    @classmethod
+    def of(
+        cls,
+        run: TrainingRun,
+        model: LatentReasoner,
+        tokenizer: PreTrainedTokenizerBase,
+        plain: Sequence[PlainExample],
+        texts: Sequence[str],
+    ) -> FirstStage:
+        """Copies of the model, and the rows with these reasoning `texts`."""
+        settings = model.settings
+        rows = [
+            compressed_row(
+                [*example.input_ids[: example.question_length].tolist(), settings.start_id],
+                ids,
+                [settings.stop_id],
+                example.input_ids[example.question_length :].tolist(),
+                rate=run.entry.latent_sft.rate,
+                compress_id=settings.continue_id,
+            )
+            for example, ids in zip(plain, read_pieces(tokenizer, texts), strict=True)
+        ]
+        size = settings.mixture_size or model.base.config.vocab_size
+        return cls(copy.deepcopy(model), copy.deepcopy(model), rows, size, tokenizer.pad_token_id)
 
     def batch(self, indices: Sequence[int]) -> CompressedBatch:
         """Some rows, on the device."""
@@ -66,7 +85,9 @@ class FirstStage:
 
     def mixtures(self, batch: CompressedBatch) -> Mixture:
         """Those of a batch's latent steps, row by row."""
-        return encoded_mixtures(self.encoder, self.decoder, batch, self.size, self.special)
+        special = self.encoder.settings
+        no_words = special.end_id, special.start_id, special.continue_id
+        return encoded_mixtures(self.encoder, self.decoder, batch, self.size, no_words)
 
     def train(self, training: Training, parts: Sequence[str], seed: int) -> float:
         """One run, in which only `parts` are trained; returns its last loss."""
@@ -116,44 +137,26 @@ def encoder_targets(
     file = run.claim_checkpoint_folder() / TARGETS_FILE
     with run.processes.main_first():
         if not file.exists():
-            _write(run, model, tokenizer, plain, texts, file)
+            _write(file, _learnt(run, FirstStage.of(run, model, tokenizer, plain, texts)))
     with np.load(file) as content:
         borders = np.cumsum(content["counts"])[:-1]
         parts = (np.split(content[key], borders) for key in ("probabilities", "ids"))
         return list(zip(*parts, strict=True))
 
 
-def _write(
-    run: TrainingRun,
-    model: LatentReasoner,
-    tokenizer: PreTrainedTokenizerBase,
-    plain: Sequence[PlainExample],
-    texts: Sequence[str],
-    file: Path,
-) -> None:
-    settings, entry = model.settings, run.entry
-    rows = [
-        compressed_row(
-            [*example.input_ids[: example.question_length].tolist(), settings.start_id],
-            ids,
-            [settings.stop_id],
-            example.input_ids[example.question_length :].tolist(),
-            rate=entry.latent_sft.rate,
-            compress_id=settings.continue_id,
-        )
-        for example, ids in zip(plain, read_pieces(tokenizer, texts), strict=True)
-    ]
-    size = settings.mixture_size or model.base.config.vocab_size
-    copies = copy.deepcopy(model), copy.deepcopy(model)
-    stage = FirstStage(*copies, rows, size, tokenizer.pad_token_id)
-    training = entry.training.model_copy(update={"steps": entry.latent_sft.encoder_steps})
-    precision = resolve_precision(run.experiment.runtime.precision, run.device)
-    with autocast(run.device, precision):
+def _learnt(run: TrainingRun, stage: FirstStage) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The targets after the three runs."""
+    steps = run.entry.latent_sft.encoder_steps
+    training = run.entry.training.model_copy(update={"steps": steps})
+    with autocast(run.device, resolve_precision(run.experiment.runtime.precision, run.device)):
         for number, parts in enumerate(RUNS):
             purpose = seeds.ENCODER.format(model=run.name, run=number)
             loss = stage.train(training, parts, seeds.seed_for(run.seed, purpose))
             run.processes.print(f"{run.name}: trained {' and '.join(parts)}, last loss {loss:.3f}")
-        targets = stage.targets(run.experiment.runtime.evaluation_batch_size)
+        return stage.targets(run.experiment.runtime.evaluation_batch_size)
+
+
+def _write(file: Path, targets: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     with atomic_file(file) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,

@@ -3,12 +3,14 @@
 A step samples a group of gated chains of thought for each of its prompts, rewards a right answer
 with 1 and all else with 0, and takes the gradient of the GRPO loss at these samples, once. The
 reference is the model at its start, which reads tokens as they are.
+
+U distinct completions of at most T tokens.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, Reward, RivalPolicyModel, Runtime
+from latent_reasoning.config import ConfigError, Reward, RivalPolicyModel
 from latent_reasoning.data.answers import answers_match, split_completion
 from latent_reasoning.data.context import decode
 from latent_reasoning.evaluation.metrics import reasoning_length
@@ -26,19 +28,17 @@ from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.gated import GatedReasoner, GateSettings, ThinkingGate
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.marker import answer_marker_table
-from latent_reasoning.rivals.hrpo import Read, Sampled, completion_mask, is_rewarded, sample, score
-from latent_reasoning.rl.build import begin_policy
+from latent_reasoning.rivals.hrpo import Read, completion_mask, is_rewarded, sample, score
+from latent_reasoning.rivals.policy_task import PolicyTask, check_fixed
+from latent_reasoning.rl.build import policy_task
 from latent_reasoning.rl.grpo import mean_over, policy_loss
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.reward import Outcome, reward_groups
-from latent_reasoning.rl.rollouts import Rollout, draw_uniforms
-from latent_reasoning.runtime import seeds
+from latent_reasoning.rl.rollouts import Rollout
 from latent_reasoning.runtime.device import held_precision, to_device
 from latent_reasoning.runtime.memory import memory_shortage
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.run import TrainingRun
-from latent_reasoning.training.task import LossOutput, Planned
+from latent_reasoning.training.task import LossOutput
 
 RIGHT_OR_NOT = Reward(penalty=0.0, bonus=None)
 """1 for a right answer, 0 for another, whatever the length."""
@@ -57,26 +57,17 @@ class GatedBatch:
     metrics: dict[str, float]
 
 
-@dataclass
-class GatedPolicyTask:
+class GatedPolicyTask(PolicyTask[GatedBatch]):
     """Learn from right answers to chains of thought that read themselves through a gate.
 
     `model` must be in its initial state, with the adapter attached: that, without its gate, is the
     reference policy.
     """
 
-    name: str
     model: GatedReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
-    entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
 
     def __post_init__(self) -> None:
-        self.iterations = 1
+        super().__post_init__()
         gate = self.entry.gate
         rates = {
             "gate.recurrence.": gate.learning_rate,
@@ -84,14 +75,6 @@ class GatedPolicyTask:
             "gate.decay": gate.decay_learning_rate,
         }
         self.learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
-        self.plan = BatchPlan(
-            [len(prompt.ids) for prompt in self.prompts],
-            self.entry.training,
-            self.runtime,
-            self.seed,
-            self.name,
-            processes=self.processes,
-        )
         self.start_model: GatedReasoner | None = None
         if self.entry.kl_weight and self.model.adapter is None:
             self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -99,36 +82,32 @@ class GatedPolicyTask:
 
     def micro_batches(self, step: int) -> list[GatedBatch]:
         """Sample and judge this process's share of a step's groups; reward those of all."""
-        plan = self.plan.micro_batches(step)
-        draws = self._draws(step).split([len(part) for part in plan])
-        parts = [[self.prompts[index] for index in part] for part in self.processes.share(plan)]
+        asked, eos_id = self._asked(step, self.entry.max_new_tokens), self.tokenizer.eos_token_id
         with memory_shortage(self.processes), torch.no_grad():
             sampled = [
-                sample(self.model, [p.ids for p in part], own, self.tokenizer.eos_token_id)
-                for part, own in zip(parts, self.processes.share(draws), strict=True)
+                sample(self.model, [prompt.ids for prompt in prompts], uniforms, eos_id)
+                for prompts, uniforms, _ in asked
             ]
             references = [self._reference(each.rollout) for each in sampled]
-        texts = [self._texts(each.rollout) for each in sampled]
-        outcomes = [
-            self._judge(each.rollout, own, part)
-            for each, own, part in zip(sampled, texts, parts, strict=True)
+        judged = [
+            (each.rollout, *self._judge(each.rollout, prompts), each.kept)
+            for each, (prompts, *_) in zip(sampled, asked, strict=True)
         ]
-        advantages, metrics = reward_groups(
-            self.processes.gather([each.rollout for each in sampled]),
-            self.processes.gather(outcomes),
-            [self.prompts[index].text for part in plan for index in part],
-            RIGHT_OR_NOT,
-        )
-        metrics |= self._further_metrics(sampled, texts)
+        rollouts, outcomes, bad, kept = zip(*self.processes.gather(judged), strict=True)
+        plan = self.plan.micro_batches(step)
+        questions = [self.prompts[index].text for part in plan for index in part]
+        advantages, metrics = reward_groups(rollouts, outcomes, questions, RIGHT_OR_NOT)
+        counts = [rollout.sample_completion.numel() for rollout in rollouts]
+        metrics["badly_formatted_share"] = sum(bad) / sum(counts)
+        # Of a token's embedding.
+        shares = sum(count * share for count, share in zip(counts, kept, strict=True))
+        metrics["kept_share"] = shares / sum(counts)
         return [
             GatedBatch(each.rollout, each.read, own, reference, metrics)
             for each, own, reference in zip(
                 sampled, self.processes.share(advantages), references, strict=True
             )
         ]
-
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
 
     def loss(self, micro_batch: GatedBatch) -> LossOutput:
         """The GRPO loss of one micro-batch, weighted by its own denominator."""
@@ -152,23 +131,6 @@ class GatedPolicyTask:
         )
         return LossOutput(result.loss, denominator, {"kl": result.kl} | micro_batch.metrics)
 
-    def planned(self, micro_batch: GatedBatch) -> Planned | None:
-        """None: a gated chain is not captured."""
-        return None
-
-    def program(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nothing is planned for it."""
-        raise NotImplementedError
-
-    def _draws(self, step: int) -> Tensor:
-        """The uniform random numbers of all prompts of a step, in the plan's order."""
-        purpose = seeds.ROLLOUTS.format(model=self.name, round=step)
-        seed = seeds.seed_for(self.seed, purpose, self.plan.rollbacks)
-        entry = self.entry
-        return draw_uniforms(
-            entry.training.batch_size, entry.group_size, entry.max_new_tokens, seed
-        )
-
     def _reference(self, rollout: Rollout) -> Tensor | None:
         """Log-probabilities (U, T) under the initial model without its gate."""
         if not self.entry.kl_weight:
@@ -181,43 +143,18 @@ class GatedPolicyTask:
         with adapter_disabled(self.model):
             return compute(self.model)
 
-    def _texts(self, rollout: Rollout) -> list[str]:
-        """The text of each distinct completion, without EOS."""
-        eos_id = self.tokenizer.eos_token_id
-        return [
-            decode(self.tokenizer, [token for token in completion.ids if token != eos_id])
-            for completion in rollout.completions
-        ]
-
-    def _judge(
-        self, rollout: Rollout, texts: Sequence[str], prompts: Sequence[RlPrompt]
-    ) -> list[Outcome]:
-        """The outcome of each distinct completion; a bad format earns as much as a wrong answer."""
-        outcomes = []
-        for completion, text in zip(rollout.completions, texts, strict=True):
+    def _judge(self, rollout: Rollout, prompts: Sequence[RlPrompt]) -> tuple[list[Outcome], int]:
+        """The outcome of each distinct completion, and how many samples have no answer: these earn
+        as much as wrong ones."""
+        outcomes, bad, eos_id = [], 0, self.tokenizer.eos_token_id
+        for completion in rollout.completions:
+            text = decode(self.tokenizer, [token for token in completion.ids if token != eos_id])
             prompt = prompts[completion.prompt]
             matches = partial(answers_match, rule=prompt.number_rule)
             length, _ = reasoning_length(text, self.tokenizer, latent=False, forced_steps=None)
             outcomes.append(Outcome(True, is_rewarded(text, prompt.label, matches), length))
-        return outcomes
-
-    def _further_metrics(
-        self, sampled: Sequence[Sampled], texts: Sequence[Sequence[str]]
-    ) -> dict[str, float]:
-        """The share of samples without an answer, and the mean share of a token's embedding kept:
-        means over all processes."""
-        without = [
-            (count, count * (split_completion(text) is None), each.kept)
-            for each, own in zip(sampled, texts, strict=True)
-            for count, text in zip(each.rollout.weights.tolist(), own, strict=True)
-        ]
-        counts, bad, kept = zip(*self.processes.gather(without), strict=True)
-        total = sum(counts)
-        mean = sum(count * share for count, share in zip(counts, kept, strict=True)) / total
-        return {"badly_formatted_share": sum(bad) / total, "kept_share": mean}
-
-
-# ------------------------------------------------------------------------------------------ build
+            bad += completion.count * (split_completion(text) is None)
+        return outcomes, bad
 
 
 def build(run: TrainingRun) -> tuple[GatedReasoner, PreTrainedTokenizerBase, GatedPolicyTask]:
@@ -226,7 +163,9 @@ def build(run: TrainingRun) -> tuple[GatedReasoner, PreTrainedTokenizerBase, Gat
     Raises `ConfigError` where it cannot start from its parent, or a setting has no meaning here.
     """
     entry: RivalPolicyModel = run.entry
-    _check_settings(run.name, entry)
+    check_fixed(run.name, entry, "rewards a right answer by 1 and others by 0", reward=Reward())
+    check_fixed(run.name, entry, "updates once on its samples", iterations=1)
+    check_fixed(run.name, entry, "takes no latent steps", max_latent_steps=None)
     parent = run.parents[entry.start]
     plain, tokenizer = load(parent, "cpu"), load_tokenizer(parent)
     if plain.settings is not None or isinstance(plain, GatedReasoner):
@@ -235,19 +174,7 @@ def build(run: TrainingRun) -> tuple[GatedReasoner, PreTrainedTokenizerBase, Gat
             "one, such as token SFT of form cot"
         )
     model = with_new_gate(plain.base, tokenizer, entry).to(run.device)
-    prompts = begin_policy(run, model, tokenizer)
-    task = GatedPolicyTask(
-        run.name,
-        model,
-        tokenizer,
-        prompts,
-        entry,
-        run.experiment.runtime,
-        seed=run.seed,
-        validate=run.validation(model, tokenizer, longest_completion=entry.max_new_tokens),
-        processes=run.processes,
-    )
-    return model, tokenizer, task
+    return model, tokenizer, policy_task(run, GatedPolicyTask, model, tokenizer)
 
 
 def with_new_gate(
@@ -259,13 +186,3 @@ def with_new_gate(
     gate.begin(*entry.gate.keep, std=getattr(base.config, "initializer_range", 0.02))
     settings = GateSettings(entry.temperature, entry.gate.top_k)
     return GatedReasoner(base, settings, gate, answer_marker_table(tokenizer, rows))
-
-
-def _check_settings(name: str, entry: RivalPolicyModel) -> None:
-    fixed = {"reward": Reward(), "iterations": 1, "max_latent_steps": None}
-    for key, value in fixed.items():
-        if getattr(entry, key) != value:
-            raise ConfigError(
-                f"models.{name}.{key}: has no meaning for HRPO, whose reward is 1 or 0 and which "
-                "updates once on its samples; leave it out"
-            )

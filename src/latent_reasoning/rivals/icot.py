@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import dataclass
 from typing import Literal
 
 from latent_reasoning.data.examples import Ids
-from latent_reasoning.rivals.coconut import Draws
 
 LARGEST_OFFSET = 99
 """The rest of the distribution's mass lies here."""
@@ -59,7 +59,7 @@ class Removal:
         count = int(min(number, len(tokens)))
         return tokens[count:] if self.side == "left" else tokens[: len(tokens) - count]
 
-    def offset(self, draws: Draws) -> int:
+    def offset(self, draws: random.Random) -> int:
         """A random offset; nothing is drawn where there is none."""
         if self.smoothing is None:
             return 0

@@ -8,6 +8,7 @@ the chain of thought: how often each word occurs among them (ours, cheap), or wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import ConfigError, MixtureTargets
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.examples import PlainExample, StudentExample, within_limit
-from latent_reasoning.data.round_trip import check_answers
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import encode_plain_rows, reasoning_text
-from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
@@ -32,8 +31,7 @@ from latent_reasoning.rivals.mixture_sft import (
     noisy,
 )
 from latent_reasoning.runtime import seeds
-from latent_reasoning.sft.examples import without_negative_answers
-from latent_reasoning.sft.start import check_positions, latent_model
+from latent_reasoning.sft.start import check_positions, checked_rows, latent_model
 from latent_reasoning.training.run import TrainingRun
 
 
@@ -49,19 +47,18 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Mi
             "as a row's chain of thought needs; set it to marker or head"
         )
     model, tokenizer = mixture_model(run)
-    rows = without_negative_answers(run.training_rows(tokenizer), data)
-    check_answers(tokenizer, rows)
+    rows = checked_rows(run, tokenizer)
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
     plain = plain_examples(run, tokenizer, rows)
     if entry.latent_sft.targets == "encoder":
         targets = encoder_targets(run, model, tokenizer, plain, texts)
     else:
-        words = (chunks(ids, entry.latent_sft.rate) for ids in read_pieces(tokenizer, texts))
-        targets = [counted(row_words, model.settings.mixture_size) for row_words in words]
-    examples = mixture_examples(run, model, plain, targets)
+        rate, size = entry.latent_sft.rate, model.settings.mixture_size
+        targets = [counted(chunks(ids, rate), size) for ids in read_pieces(tokenizer, texts)]
     noise = gumbel_noise(run, entry.latent_sft) if entry.latent_sft.gumbel_scale else None
     weight = entry.latent_sft.kl_weight
-    return model, tokenizer, task_of(run, model, tokenizer, examples, weight, noise=noise)
+    task = mixture_task(run, model, tokenizer, plain, targets, kl_weight=weight, noise=noise)
+    return model, tokenizer, task
 
 
 def with_latent_run(example: PlainExample, n: int, settings: LatentSettings) -> StudentExample:
@@ -99,10 +96,7 @@ def mixture_model(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizer
             f"models.{run.name}.model.recurrent_filter: {entry.model.recurrent_filter}, but "
             f"{entry.method} reasons in mixtures of words; set it to mixture or SRE"
         )
-    model, tokenizer = latent_model(run, entry)
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
-    return model, tokenizer
+    return latent_model(run, entry)
 
 
 def plain_examples(
@@ -113,13 +107,16 @@ def plain_examples(
     return encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=none)
 
 
-def mixture_examples(
+def mixture_task(
     run: TrainingRun,
     model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
     plain: Sequence[PlainExample],
     targets: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> list[MixtureExample]:
-    """`plain` rows with their target mixtures; rows above the token limit are dropped.
+    **how: Any,
+) -> MixtureTask:
+    """The task of a training on `plain` rows with their target mixtures; rows above the token limit
+    are dropped. `how` are further arguments of the task.
 
     Raises `DataError` where no row is left.
     """
@@ -136,21 +133,6 @@ def mixture_examples(
             f"{data.max_tokens} allows"
         )
     check_positions(model, max(map(len, examples)), data)
-    return examples
-
-
-def task_of(
-    run: TrainingRun,
-    model: LatentReasoner,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[MixtureExample],
-    kl_weight: float,
-    *,
-    adds_steps: bool = False,
-    own_inputs: bool = False,
-    noise: Noise | None = None,
-) -> MixtureTask:
-    """The task of a training on these examples."""
     longest = max(len(e) - e.student.question_length for e in examples)
     return MixtureTask(
         run.name,
@@ -162,10 +144,7 @@ def task_of(
         pad_id=tokenizer.pad_token_id,
         validate=run.validation(model, tokenizer, longest_completion=longest),
         processes=run.processes,
-        kl_weight=kl_weight,
-        adds_steps=adds_steps,
-        own_inputs=own_inputs,
-        noise=noise,
+        **how,
     )
 
 

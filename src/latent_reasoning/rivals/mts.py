@@ -3,7 +3,7 @@
 A latent step draws K words with replacement and reads the mean of their embeddings. Its probability
 is exactly known, that of the K words, so that GRPO applies to latent steps as it does to tokens.
 
-P prompts, G samples each, R = P * G rows, n latent steps, K words, T columns, d hidden size.
+R rows, n latent steps of every sample, K words, W tokens of an answer at most, d hidden size.
 """
 
 from __future__ import annotations
@@ -14,15 +14,24 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from latent_reasoning.config import ConfigError, RivalPolicyModel
 from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.filters import SRE
+from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.given import read_given
-from latent_reasoning.model.heads import Targets, target_log_probabilities
 from latent_reasoning.model.mixtures import Mixture, drawn
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
+from latent_reasoning.rivals.chains import Chains, Pair
+from latent_reasoning.rivals.policy_task import check_fixed
+from latent_reasoning.rivals.sampled_task import Drawn, SampledTask
+from latent_reasoning.rl.build import policy_task
+from latent_reasoning.rl.grpo import policy_loss
+from latent_reasoning.training.run import TrainingRun
+from latent_reasoning.training.task import LossOutput
 
 SMALLEST_STD = 1e-12
 """Where all samples of a group earn the same, their advantages are 0."""
@@ -51,8 +60,7 @@ class StepPolicy:
     def draw(self, model: LatentReasoner, hidden: Tensor, uniforms: Tensor) -> Tensor:
         """K words `(R, K)` after states `(R, d)`, from uniform numbers `(R, K)`."""
         probabilities = self.log_probabilities(model, hidden).exp()
-        cumulative = probabilities.unsqueeze(1).expand(-1, self.words, -1)
-        return drawn(cumulative, uniforms)
+        return drawn(probabilities.unsqueeze(1).expand(-1, self.words, -1), uniforms)
 
     def score(self, model: LatentReasoner, hidden: Tensor, words: Tensor) -> Tensor:
         """Log-probabilities `(..)` of steps that drew `words` `(.., K)` after states `(.., d)`;
@@ -74,25 +82,6 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return centred / rewards.std(1, correction=0, keepdim=True).clamp(min=SMALLEST_STD)
 
 
-# ---------------------------------------------------------------------------------------- samples
-
-
-@dataclass(frozen=True)
-class Samples:
-    """R samples: the `words` (R, n, K) of their latent steps, and the tokens after STOP, `answers`
-    (R, W), of which the first `lengths` (R,) count: EOS is the last, unless it was cut off."""
-
-    words: Tensor
-    answers: Tensor
-    lengths: Tensor
-
-    def completions(self, special: LatentSettings) -> list[tuple[int, ...]]:
-        """The ids of each after its prompt, which ends in START."""
-        latent = (*[special.continue_id] * self.words.shape[1], special.stop_id)
-        rows = zip(self.answers.tolist(), self.lengths.tolist(), strict=True)
-        return [(*latent, *answer[:length]) for answer, length in rows]
-
-
 @torch.no_grad()
 def sample(
     model: LatentReasoner,
@@ -101,9 +90,9 @@ def sample(
     word_draws: Tensor,
     answer_draws: Tensor,
     eos_id: int,
-) -> Samples:
-    """A sample after each of R prompts, from uniform numbers `(R, n, K)` for the words of its n
-    latent steps and `(R, W)` for its answer."""
+) -> Drawn:
+    """A completion after each of R prompts, and the words (R, n, K) that its latent steps drew,
+    from uniform numbers `(R, n, K)` for these and `(R, W)` for its answer."""
     ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id=0))
     word_draws, answer_draws = word_draws.to(ids.device), answer_draws.to(ids.device)
     state, words = model.read_prompts(ids, mask), []
@@ -114,68 +103,100 @@ def sample(
     kinds = torch.full_like(token, int(Kind.ANSWER))
     answers = torch.full(answer_draws.shape, eos_id, device=ids.device)
     done = torch.zeros_like(token, dtype=torch.bool)
-    lengths = torch.full_like(token, answers.shape[1])
     for place, draws in enumerate(answer_draws.unbind(1)):
         hidden = model.read_tokens(state, token, thinking=False)
         logits = model.logits(hidden, kinds).float() / policy.temperature
         token = torch.where(done, eos_id, drawn(logits.softmax(-1), draws))
         answers[:, place] = token
-        lengths = torch.where(~done & (token == eos_id), place + 1, lengths)
         done |= token == eos_id
         if done.all():
             break
-    return Samples(torch.stack(words, 1), answers, lengths)
+    latent = [*[model.settings.continue_id] * len(words), model.settings.stop_id]
+    return [(*latent, *_until(eos_id, own)) for own in answers.tolist()], torch.stack(words, 1)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """R samples as they are scored, in one parallel pass (R, T); planned on the host.
-
-    `latent_at` are rows and columns of the latent steps, row by row, `answer_at` those of the
-    answers' tokens, which are the `targets` (M,) at `places` (M,) of their answers.
-    """
-
-    input_ids: Tensor
-    mask: Tensor
-    latent_at: tuple[Tensor, Tensor]
-    answer_at: tuple[Tensor, Tensor]
-    places: Tensor
-    targets: Targets
-
-    @classmethod
-    def plan(
-        cls, prompts: Sequence[list[int]], samples: Samples, special: LatentSettings
-    ) -> Scored:
-        """Sample i continues prompt i, which ends in START."""
-        completions = samples.completions(special)
-        ids, mask = pad_prompts(
-            [[*p, *c] for p, c in zip(prompts, completions, strict=True)], pad_id=0
-        )
-        latent = (ids == special.continue_id) & mask.bool()
-        columns = torch.arange(ids.shape[1])
-        is_answer = columns >= ids.shape[1] - samples.lengths.cpu()[:, None]
-        rows, places = is_answer.nonzero(as_tuple=True)
-        kinds = torch.full_like(rows, int(Kind.ANSWER))
-        first = ids.shape[1] - samples.lengths.cpu()[rows]
-        targets = Targets.of(ids[rows, places], kinds, special)
-        latent_at = latent.nonzero(as_tuple=True)
-        return cls(ids, mask, latent_at, (rows, places), places - first, targets)
+def _until(eos_id: int, ids: list[int]) -> list[int]:
+    """Ids up to EOS, which is the last, unless the text was cut off."""
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
-def score(
-    model: LatentReasoner, scored: Scored, words: Tensor, width: int, policy: StepPolicy
-) -> Tensor:
-    """Log-probabilities `(R, n + W)` of samples that drew `words` `(R, n, K)`: of their latent
-    steps, and of their answers' tokens, 0 after the end. `width` is W."""
-    count, steps = words.shape[:2]
-    inputs = model.embed(scored.input_ids)
+def score(model: LatentReasoner, chains: Chains, words: Tensor, policy: StepPolicy) -> Pair:
+    """Log-probabilities `(R, n + 1 + W)` of the tokens of samples, 0 after their ends, and `(R, n)`
+    of their latent steps, which drew `words` `(R, n, K)`."""
+    rows, columns = chains.latent_at.T
+    inputs = model.embed(chains.input_ids)
     latents = mean_embeddings(model, words).flatten(0, 1).to(inputs.dtype)
-    hidden = read_given(model, inputs.index_put(scored.latent_at, latents), scored.mask)
-    rows, columns = scored.latent_at
+    hidden = read_given(model, inputs.index_put((rows, columns), latents), chains.mask)
     of_steps = policy.score(model, hidden[rows, columns - 1], words.flatten(0, 1))
-    rows, columns = scored.answer_at
-    of_tokens = target_log_probabilities(
-        model, hidden[rows, columns - 1], scored.targets, policy.temperature
-    )
-    of_answers = of_tokens.new_zeros(count, width).index_put((rows, scored.places), of_tokens)
-    return torch.cat([of_steps.view(count, steps).to(of_answers), of_answers], 1)
+    of_tokens = chains.token_scores(model, hidden, policy.temperature)
+    return of_tokens, chains.step_scores(of_steps.to(of_tokens), words.shape[1])
+
+
+class MtsTask(SampledTask):
+    """Learn from rewarded samples of latent steps and answers; n steps for every sample."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        entry, self.steps = self.entry, self.model.settings.max_latent_steps
+        self.policy = StepPolicy(entry.mts.words, entry.mts.ratio, entry.temperature)
+        self.of_words = self.steps * self.policy.words
+        self.numbers = self.of_words + entry.max_new_tokens - self.steps - 1
+
+    def draw(self, prompts: Sequence[list[int]], uniforms: Tensor, keys: Sequence[str]) -> Drawn:
+        """The first numbers of each sample draw its words, the others its answer."""
+        of_words, of_answer = uniforms.tensor_split([self.of_words], 1)
+        of_words = of_words.unflatten(1, (self.steps, -1))
+        eos_id = self.tokenizer.eos_token_id
+        return sample(self.model, prompts, self.policy, of_words, of_answer, eos_id)
+
+    def scores(self, chains: Chains, latents: Tensor) -> Pair:
+        """`score`, with the words that were drawn."""
+        return score(self.model, chains, latents, self.policy)
+
+    def relative(self, earned: Tensor) -> Tensor:
+        """By the population's standard deviation."""
+        return group_advantages(earned.view(-1, self.entry.group_size)).flatten()
+
+    def surrogate(
+        self, scores: Pair, masks: Pair, advantages: Tensor, old: Pair | None
+    ) -> LossOutput:
+        """One surrogate of latent steps and answers' tokens, weighted by its own denominator."""
+        result = policy_loss(
+            torch.cat(scores, 1),
+            advantages,
+            torch.cat(masks, 1),
+            kind=self.entry.loss,
+            epsilon=self.entry.epsilon,
+            kl_weight=0.0,
+            max_completion_length=self.entry.max_new_tokens,
+            old_log_probs=None if old is None else torch.cat(old, 1),
+        )
+        metrics = {"clip_share": result.clip_low + result.clip_high}
+        return LossOutput(result.loss, float(result.denominator), metrics)
+
+
+def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, MtsTask]:
+    """The model that RL starts from, its tokenizer and the task.
+
+    Raises `ConfigError` for a model whose number of latent steps is not fixed, and for settings
+    that this policy does not have.
+    """
+    entry: RivalPolicyModel = run.entry
+    parent = run.parents[entry.start]
+    model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    settings = model.settings
+    mixes = isinstance(model.recurrent_filter, SRE)
+    if settings is None or settings.stop_rule != "fixed" or not mixes:
+        raise ConfigError(
+            f"models.{run.name}.from: {entry.start} does not take a fixed number of latent steps "
+            "that mix words; start from a model that method: csft has trained"
+        )
+    check_fixed(run.name, entry, "has no reference model", kl_weight=0.0)
+    check_fixed(run.name, entry, f"takes as many steps as {entry.start}", max_latent_steps=None)
+    if entry.max_new_tokens < settings.max_latent_steps + 2:
+        raise ConfigError(
+            f"models.{run.name}.max_new_tokens: {entry.max_new_tokens} leaves no token for the "
+            f"answer after {settings.max_latent_steps} latent steps and STOP"
+        )
+    model.change_settings(allow_rethinking=False)
+    return model, tokenizer, policy_task(run, MtsTask, model, tokenizer)

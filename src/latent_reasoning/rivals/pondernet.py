@@ -10,28 +10,25 @@ P prompts, N the bound on latent steps, T tokens of a completion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RivalPolicyModel, Runtime
+from latent_reasoning.config import ConfigError, Reward, RivalPolicyModel
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.sequences import ANSWER_WORDS, COLON
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rl.build import begin_policy
-from latent_reasoning.rl.prompts import RlPrompt
+from latent_reasoning.rivals.policy_task import PolicyTask, check_fixed
+from latent_reasoning.rl.build import policy_task
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings
 from latent_reasoning.rl.scoring import loss_mask, score_completions
 from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.run import TrainingRun
-from latent_reasoning.training.task import LossOutput, Planned
+from latent_reasoning.training.task import LossOutput
 
 
 class Ponder(NamedTuple):
@@ -64,43 +61,26 @@ def ponder(log_stops: Tensor, losses: Tensor, prior: Tensor, weight: float) -> P
     return Ponder(expected + weight * divergence, expected.detach(), divergence.detach(), steps)
 
 
-@dataclass
-class PonderTask:
-    """Learn when to stop from the expected loss of the answer, as a task of the training loop.
+class PonderTask(PolicyTask[list[int]]):
+    """Learn when to stop from the expected loss of the answer.
 
-    `answers` are the prompts' right answers as tokens, what announces them and EOS included.
+    A micro-batch are the places of its prompts; `answers` are their right answers as tokens, what
+    announces them and EOS included.
     """
 
-    name: str
-    model: LatentReasoner
-    prompts: Sequence[RlPrompt]
-    answers: Sequence[tuple[int, ...]]
-    entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
-
     def __post_init__(self) -> None:
-        self.iterations = 1
+        super().__post_init__()
         self.steps: int = self.entry.max_latent_steps
         self.model.change_settings(max_latent_steps=self.steps)
         self.prior = geometric_prior(self.entry.ponder.rate, self.steps).to(self.model.device)
-        self.plan = BatchPlan(
-            [len(prompt.ids) for prompt in self.prompts],
-            self.entry.training,
-            self.runtime,
-            self.seed,
-            self.name,
-            processes=self.processes,
-        )
+        words, colon = read_pieces(self.tokenizer, [ANSWER_WORDS, COLON])
+        labels = read_pieces(self.tokenizer, [f" {prompt.label}" for prompt in self.prompts])
+        eos_id = self.tokenizer.eos_token_id
+        self.answers = [(*words, *colon, *label, eos_id) for label in labels]
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Positions of the prompts of each of this process's micro-batches."""
+        """The prompts of each of this process's micro-batches."""
         return self.processes.share(self.plan.micro_batches(step))
-
-    def prepare(self, step: int) -> None:
-        """Nothing: there is little to prepare."""
 
     def loss(self, micro_batch: list[int]) -> LossOutput:
         """The loss of some prompts, weighted by their number."""
@@ -136,14 +116,6 @@ class PonderTask:
         losses = -torch.where(answered, log_probs, 0).sum(1) / answered.sum(1)
         return log_stops.view(len(chosen), -1), losses.view(len(chosen), -1)
 
-    def planned(self, micro_batch: list[int]) -> Planned | None:
-        """None: it is not captured."""
-        return None
-
-    def program(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Nothing is planned for it."""
-        raise NotImplementedError
-
 
 def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, PonderTask]:
     """The latent model that it starts from, its tokenizer and the task.
@@ -160,18 +132,6 @@ def build(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase, Po
             f"models.{run.name}.max_latent_steps: PonderNet scores every number of latent steps up "
             "to it; set it"
         )
-    prompts = begin_policy(run, model, tokenizer)
-    words, colon = read_pieces(tokenizer, [ANSWER_WORDS, COLON])
-    labels = read_pieces(tokenizer, [f" {prompt.label}" for prompt in prompts])
-    task = PonderTask(
-        run.name,
-        model,
-        prompts,
-        [(*words, *colon, *label, tokenizer.eos_token_id) for label in labels],
-        entry,
-        run.experiment.runtime,
-        seed=run.seed,
-        validate=run.validation(model, tokenizer, longest_completion=entry.max_new_tokens),
-        processes=run.processes,
-    )
-    return model, tokenizer, task
+    reason = "scores right answers, all numbers of steps at once"
+    check_fixed(run.name, entry, reason, reward=Reward(), iterations=1)
+    return model, tokenizer, policy_task(run, PonderTask, model, tokenizer)

@@ -1,61 +1,86 @@
-"""A policy whose samples all differ from their first latent step on, as a task of the loop."""
+"""GRPO over sampled latent steps: a policy whose samples are chains of their own from the first
+latent step on, as a task of the training loop.
+
+A step samples a group of chains and answers for each of its prompts, rewards them, and takes the
+gradient of a clipped surrogate of their latent inputs and tokens, once or several times.
+
+P prompts, G samples of each, R = P * G rows, N latent steps, W tokens at most.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import RivalPolicyModel, Runtime
-from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.rl.prompts import RlPrompt
-from latent_reasoning.rl.task import check_iterations
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
+from latent_reasoning.rivals.chains import Chains, Pair
+from latent_reasoning.rivals.policy_task import Asked, PolicyTask
+from latent_reasoning.rl.reward import Outcomes, judge_completions, rewards
+from latent_reasoning.rl.rollouts import Completion, Rollout
+from latent_reasoning.rl.scoring import loss_mask
+from latent_reasoning.runtime.device import to_device
+from latent_reasoning.runtime.memory import memory_shortage
+from latent_reasoning.training.gradients import weighted_means
+from latent_reasoning.training.task import LossOutput
 
-Batch = TypeVar("Batch")
+Drawn = tuple[list[tuple[int, ...]], Tensor]
+"""The completions of R samples, and what their latent steps have read, (R, N, ..)."""
 
 
 @dataclass
-class SampledTask(ABC, Generic[Batch]):
-    """What such a policy is trained with; a method samples its batches and scores them.
+class SampledBatch:
+    """The judged samples of a micro-batch; `latents` (R, N, ..) are what their latent steps have
+    read, `masks` (R, W) and (R, N) say which tokens and latent inputs count in the loss. `metrics`
+    are the means of the whole step; `old` scores are kept where more updates follow."""
 
-    Raises `ConfigError` where samples cannot be used for `entry.iterations` updates.
-    """
+    chains: Chains
+    latents: Tensor
+    masks: Pair
+    advantages: Tensor
+    metrics: dict[str, float]
+    old: Pair | None = None
 
-    name: str
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
-    entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
+
+class SampledTask(PolicyTask[SampledBatch]):
+    """Learn from rewarded samples; a method draws them and scores them."""
+
+    numbers: int
+    """Uniform numbers that a sample is drawn from."""
 
     def __post_init__(self) -> None:
-        check_iterations(self.name, self.entry, self.runtime)
-        self.iterations = self.entry.iterations
-        self.plan = BatchPlan(
-            [len(prompt.ids) for prompt in self.prompts],
-            self.entry.training,
-            self.runtime,
-            self.seed,
-            self.name,
-            processes=self.processes,
-        )
+        super().__post_init__()
         self._sampled = (-1, 0, 0)
-        self._batches: list[Batch] = []
+        self._batches: list[SampledBatch] = []
 
     @abstractmethod
-    def _sample(self, round_: int) -> list[Batch]:
-        """Sample and judge this process's share of the groups of a step."""
+    def draw(self, prompts: Sequence[list[int]], uniforms: Tensor, keys: Sequence[str]) -> Drawn:
+        """A sample after each of R prompts, from uniform numbers (R, `numbers`) and further random
+        numbers that belong to `keys`."""
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    @abstractmethod
+    def scores(self, chains: Chains, latents: Tensor) -> Pair:
+        """Log-probabilities (R, W) and (R, N) under the present weights."""
+
+    @abstractmethod
+    def surrogate(
+        self, scores: Pair, masks: Pair, advantages: Tensor, old: Pair | None
+    ) -> LossOutput:
+        """The loss of samples and its metrics; `old` are their scores where they were drawn, None:
+        the same."""
+
+    @abstractmethod
+    def relative(self, earned: Tensor) -> Tensor:
+        """Advantages (R,) from rewards (R,) of groups of consecutive samples."""
+
+    def earned(self, outcomes: Outcomes, steps: Tensor) -> Tensor:
+        """Rewards (R,) of groups of consecutive samples that took `steps` (R,) latent steps."""
+        groups = [row // self.entry.group_size for row in range(len(steps))]
+        return rewards(groups, outcomes, self.entry.reward)
+
+    def micro_batches(self, step: int) -> list[SampledBatch]:
         """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
         round_ = step // self.iterations
         wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
@@ -63,12 +88,48 @@ class SampledTask(ABC, Generic[Batch]):
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
 
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
+    def loss(self, micro_batch: SampledBatch) -> LossOutput:
+        """The surrogate of a micro-batch; at the first of several updates, stores the scores."""
+        batch, old = micro_batch, micro_batch.old
+        planned = to_device((batch.chains, batch.masks, batch.advantages), self.model.device)
+        chains, masks, advantages = planned
+        scores = self.scores(chains, batch.latents)
+        if self.iterations > 1 and old is None:
+            batch.old = scores[0].detach(), scores[1].detach()
+        output = self.surrogate(scores, masks, advantages, old)
+        return replace(output, metrics=output.metrics | batch.metrics)
 
-    def planned(self, micro_batch: Batch) -> None:
-        """None: hardly two batches have the same shape."""
+    def _sample(self, round_: int) -> list[SampledBatch]:
+        """Sample and judge this process's share of a step's groups."""
+        with memory_shortage(self.processes), torch.no_grad():
+            batches = [self._judged(asked) for asked in self._asked(round_, self.numbers)]
+        own = [(float(len(batch.advantages)), batch.metrics) for batch in batches]
+        metrics = weighted_means(self.processes.gather(own))
+        return [replace(batch, metrics=metrics) for batch in batches]
 
-    def program(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Not captured."""
-        raise NotImplementedError
+    def _judged(self, asked: Asked) -> SampledBatch:
+        size, special = self.entry.group_size, self.model.settings
+        rows = [prompt for prompt in asked.prompts for _ in range(size)]
+        keys = [f"{key} {member}" for key in asked.keys for member in range(size)]
+        prompts = [prompt.ids for prompt in rows]
+        ids, latents = self.draw(prompts, asked.uniforms.flatten(0, 1), keys)
+        completions = [Completion(row, own) for row, own in enumerate(ids)]
+        rollout = Rollout(prompts, completions, torch.arange(len(rows))[:, None])
+        judged = judge_completions(rollout, rows, self.tokenizer, special.answer_text)
+        outcomes = Outcomes.of(judged)
+        steps = torch.tensor([own.count(special.continue_id) for own in ids])
+        earned = self.earned(outcomes, steps)
+        tokens = loss_mask(completions, special)
+        if special.stop_rule == "fixed":  # no decision is drawn
+            tokens &= torch.arange(tokens.shape[1]) > steps[:, None]
+        return SampledBatch(
+            Chains.plan(prompts, ids, special),
+            latents,
+            (tokens, torch.arange(latents.shape[1]) < steps[:, None]),
+            self.relative(earned),
+            {
+                "reward": earned.mean().item(),
+                "rollout_accuracy": outcomes.correct.double().mean().item(),
+                "reasoning_tokens": outcomes.length.double().mean().item(),
+            },
+        )

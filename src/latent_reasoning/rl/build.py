@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,8 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.rl.prompts import RlPrompt, rl_prompts
 from latent_reasoning.rl.task import AdaptiveLengthTask
 from latent_reasoning.training.run import TrainingRun
+
+PolicyTask = TypeVar("PolicyTask")
 
 
 def build(
@@ -35,25 +38,16 @@ def build(
             f"models.{run.name}.max_latent_steps: {entry.start} takes a fixed number of latent "
             f"steps; say which ({model.settings.max_latent_steps} in its own training)"
         )
-    prompts = begin_policy(run, model, tokenizer)
-    task = AdaptiveLengthTask(
-        run.name,
-        model,
-        tokenizer,
-        prompts,
-        entry,
-        run.experiment.runtime,
-        seed=run.seed,
-        validate=run.validation(model, tokenizer, longest_completion=entry.max_new_tokens),
-        processes=run.processes,
-    )
-    return model, tokenizer, task
+    return model, tokenizer, policy_task(run, AdaptiveLengthTask, model, tokenizer)
 
 
-def begin_policy(
-    run: TrainingRun, model: LatentReasoner, tokenizer: PreTrainedTokenizerBase
-) -> list[RlPrompt]:
-    """Attach the adapter of a policy that is to be trained, and read its prompts.
+def policy_task(
+    run: TrainingRun,
+    kind: Callable[..., PolicyTask],
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PolicyTask:
+    """The task of some `kind` for a policy that is to be trained, with its adapter attached.
 
     Raises `ConfigError` where a completion could go past the base's last position, `DataError`
     where its answers would not be judged right.
@@ -74,7 +68,17 @@ def begin_policy(
         latent=model.settings is not None,
     )
     _check_positions(run.name, model, prompts, entry)
-    return prompts
+    return kind(
+        run.name,
+        model,
+        tokenizer,
+        prompts,
+        entry,
+        run.experiment.runtime,
+        seed=run.seed,
+        validate=run.validation(model, tokenizer, longest_completion=entry.max_new_tokens),
+        processes=run.processes,
+    )
 
 
 def _check_positions(

@@ -56,16 +56,7 @@ def build(
 def _token_sft(
     run: TrainingRun, entry: SftModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, TextTask]:
-    parent = run.parents[entry.start]
-    model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
-    check_round_trip(tokenizer)
-    if model.settings is not None:
-        raise ConfigError(
-            f"models.{run.name}.from: {entry.start} reasons in latent steps; token SFT starts from "
-            "a plain language model"
-        )
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
+    model, tokenizer = plain_model(run, entry, "token SFT")
     rows = run.training_rows(tokenizer)
     check_answers(tokenizer, rows)
     examples = token_sft_examples(rows, tokenizer, entry, run.experiment.data)
@@ -89,11 +80,8 @@ def _latent_sft(
     run: TrainingRun, entry: LatentSftModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase, LatentSftTask]:
     model, tokenizer = latent_model(run, entry)
-    if entry.lora is not None:
-        attach_lora(model, entry.lora)
     data, distillation = run.experiment.data, entry.distillation
-    rows = without_negative_answers(run.training_rows(tokenizer), data)
-    check_answers(tokenizer, rows)
+    rows = checked_rows(run, tokenizer)
     teacher = None
     if distillation.teacher != "self":
         teacher = load(run.parents[distillation.teacher], run.device.type)
@@ -155,10 +143,41 @@ def check_positions(model: LatentReasoner, longest: int, data: Data) -> None:
         )
 
 
+def checked_rows(run: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """The rows of a latent model's training, whose answers will be judged right.
+
+    Raises `DataError` where one would not be.
+    """
+    rows = without_negative_answers(run.training_rows(tokenizer), run.experiment.data)
+    check_answers(tokenizer, rows)
+    return rows
+
+
+def plain_model(
+    run: TrainingRun, entry: SftModel | CurriculumModel, method: str
+) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
+    """The plain language model that a `method` starts from, its adapter attached, its tokenizer.
+
+    Raises `ConfigError` where it is none, `DataError` as `latent_model`.
+    """
+    parent = run.parents[entry.start]
+    model, tokenizer = load(parent, run.device.type), load_tokenizer(parent)
+    check_round_trip(tokenizer)
+    if model.settings is not None:
+        raise ConfigError(
+            f"models.{run.name}.from: {entry.start} reasons in latent steps; {method} starts from "
+            "a plain language model"
+        )
+    if entry.lora is not None:
+        attach_lora(model, entry.lora)
+    return model, tokenizer
+
+
 def latent_model(
     run: TrainingRun, entry: LatentSftModel | CurriculumModel | TeacherForcedModel
 ) -> tuple[LatentReasoner, PreTrainedTokenizerBase]:
-    """The model that latent SFT starts from, made a latent reasoner if it is not one.
+    """The model that latent SFT starts from, made a latent reasoner if it is not one, with its
+    adapter attached, and its tokenizer.
 
     A latent reasoner keeps its filter and special tokens, and takes the entry's settings of the
     stop head. Raises `ConfigError` where the entry names others, `DataError` where what the
@@ -178,7 +197,10 @@ def latent_model(
     if isinstance(entry, LatentSftModel) and entry.model.stop_rule == "fixed":
         model.change_settings(max_latent_steps=entry.latent_steps.max)
     check_round_trip(tokenizer)
-    return model.to(run.device), tokenizer
+    model = model.to(run.device)
+    if entry.lora is not None:
+        attach_lora(model, entry.lora)
+    return model, tokenizer
 
 
 def _take_over_settings(model: LatentReasoner, name: str, start: str, wanted: Model) -> None:

@@ -178,10 +178,10 @@ def accumulate_gradients(
         task.prepare(step + 1)
     *values, norms = _numbers([*(values for _, values in outputs), norm])
     pairs = [(weight, own) for (weight, _), own in zip(outputs, values, strict=True)]
-    return _weighted_means(pairs) | norms
+    return weighted_means(pairs) | norms
 
 
-def _weighted_means(outputs: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+def weighted_means(outputs: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
     """Means of the metrics of weighted micro-batches, each over those that have it."""
     names = dict.fromkeys(name for _, values in outputs for name in values)
     share = {name: [(w, v[name]) for w, v in outputs if name in v] for name in names}

@@ -29,6 +29,7 @@ from latent_reasoning.model.published_colar import our_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
+from latent_reasoning.rivals.chains import Chains, Pair
 from latent_reasoning.rivals.colar import (
     Groups,
     batch_inputs,
@@ -38,7 +39,7 @@ from latent_reasoning.rivals.colar import (
     weighted_losses,
     words_cross_entropy,
 )
-from latent_reasoning.rivals.colar_rl import Chains, Pair, chain_loss, score_chains
+from latent_reasoning.rivals.colar_rl import chain_loss, score_chains
 from latent_reasoning.rl.grpo import advantages
 from latent_reasoning.training.text import Labels
 from tests.conformance.checks import Check, Checks, Tolerance
@@ -466,9 +467,9 @@ def _policy_step(
             masks,
             arrays["advantages"][:, 0],
             old,
+            [divisor * len(counts)] * 2,
             kind=kind,
             epsilon=CLIP,
-            denominator=divisor * len(counts),
         )
         answer, latent = (part.loss for part in parts)
         zero = torch.zeros(())
