@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from latent_reasoning.base.__main__ import main as make_base
 from latent_reasoning.config import ConfigError
+from latent_reasoning.config.mixtures import Csft
 from latent_reasoning.data.__main__ import main as prepare_data
+from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.data.rows import read_rows
+from latent_reasoning.data.rows import Row, read_rows
 from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.model.folder import load, load_tokenizer, save
 from latent_reasoning.model.generation import generate
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.soft_thinking import SoftThinker
+from latent_reasoning.rivals import csft
 from latent_reasoning.rivals.__main__ import main as train_rival
 from latent_reasoning.sft.__main__ import main as fine_tune
 
@@ -201,3 +205,26 @@ def test_a_start_that_does_not_fit_is_refused(world, name, message):
     world(MODELS[name].get("from", "cot-sft"))
     with pytest.raises(ConfigError, match=re.escape(message)):
         world(name)
+
+
+def test_a_teacher_may_write_as_much_as_the_longest_chain_with_its_spaces(monkeypatch):
+    """Sentences have a space before each, which are tokens here."""
+    tokenizer = build_tokenizer(generated_texts(7))
+    row, limits = Row("a", "question", ("<<1+2=3>>", "<<3+4=0>>"), "0"), []
+    ((words), (spaced)) = read_pieces(tokenizer, ["".join(row.steps), " " + " ".join(row.steps)])
+    assert len(spaced) > len(words)
+
+    def samples(run, rows, after, limit):
+        limits.append(limit)
+        raise InterruptedError
+
+    monkeypatch.setattr(csft, "teacher_samples", samples)
+    monkeypatch.setattr(csft, "mixture_model", lambda run: (None, tokenizer))
+    monkeypatch.setattr(csft, "checked_rows", lambda run, tokenizer: [row])
+    run = SimpleNamespace(
+        entry=SimpleNamespace(csft=Csft(teacher="cot-sft")),
+        experiment=SimpleNamespace(data=SimpleNamespace(natural_language=True)),
+    )
+    with pytest.raises(InterruptedError):
+        csft.build(run)
+    assert limits == [len(spaced)]
