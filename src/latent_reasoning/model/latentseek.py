@@ -89,7 +89,7 @@ class Search:
         states = answer_states(model, prompts, answers)
         width = max(self.counts, default=0)
         size = model.base.config.hidden_size
-        self.hidden = states[0].new_zeros(len(prompts), width, size) if prompts else torch.empty(0)
+        self.hidden = states[0].new_zeros(len(prompts), width, size)
         for row, (own, count) in enumerate(zip(states, self.counts, strict=True)):
             self.hidden[row, :count] = own[:count]
         self.hidden.requires_grad_()
@@ -97,7 +97,7 @@ class Search:
         self.used = torch.arange(width, device=model.device) < counts
         self.optimizer = torch.optim.Adam([self.hidden], lr=settings.learning_rate)
         everything = list(range(len(prompts)))
-        self.history = [[r] for r in reward(everything, self.answers).tolist()] if prompts else []
+        self.history = [[value] for value in reward(everything, self.answers).tolist()]
         self.open = self._not_done(everything)
 
     def step(self) -> None:
@@ -157,8 +157,6 @@ def answer_states(
     model: LatentReasoner, prompts: Sequence[list[int]], answers: Sequence[list[int]]
 ) -> list[Tensor]:
     """The states (N, d) that choose the N tokens of each answer, by one pass over all rows."""
-    if not prompts:
-        return []
     texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
     hidden = model(*(part.to(model.device) for part in pad_prompts(texts, 0))).last_hidden
     return [own[-len(answer) :] for own, answer in zip(hidden, answers, strict=True)]

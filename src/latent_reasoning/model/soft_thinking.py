@@ -4,8 +4,7 @@ Zhang et al., arXiv 2505.15778 (docs/rivals.md). As long as a row thinks, its ne
 likeliest one, but what it reads is the mixture of the likeliest words. Thinking ends where its
 tokens are the end of thinking (` The answer is:`), which is read as it is, or where it has been
 sure of its next token for long: the end of thinking is then written for it. Departures from the
-public code: rows that answer are greedy unless numbers to sample from are given, and being sure
-while answering does not end a row.
+public code: rows that answer are greedy, and being sure while answering does not end a row.
 
 R rows, T columns, d hidden size, V vocabulary, k words in a mixture.
 """
@@ -21,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from latent_reasoning.model.bases import scaled_rows
-from latent_reasoning.model.mixtures import Mixture, drawn, entropy, truncated
+from latent_reasoning.model.mixtures import Mixture, entropy, truncated
 from latent_reasoning.model.reasoner import LatentReasoner
 
 SOFT_THINKING = "soft_thinking.json"
@@ -57,17 +56,6 @@ class SoftThinker(LatentReasoner):
     def __init__(self, base: PreTrainedModel, how: SoftThinking) -> None:
         super().__init__(base, None)
         self.how = how
-
-
-@dataclass(frozen=True)
-class Answering:
-    """How a row that answers draws its tokens from uniform numbers `(R,)`, at the temperature of
-    thinking."""
-
-    uniforms: Tensor
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,9 +97,11 @@ class SoftRows:
         parts = (self.thinking, self.sure, self.last, self.written)
         return SoftRows(self.how, *(part[rows] for part in parts))
 
-    def choose(
-        self, model: LatentReasoner, hidden: Tensor, answering: Answering | None = None
-    ) -> tuple[SoftStep, SoftRows]:
+    def answer(self, probabilities: Tensor) -> Tensor:
+        """The next tokens (R,) of rows that answer, from distributions (R, V)."""
+        return probabilities.argmax(-1)
+
+    def choose(self, model: LatentReasoner, hidden: Tensor) -> tuple[SoftStep, SoftRows]:
         """Choose the next tokens after states `(R, d)`; also returns the rows after them."""
         logits = model.logits(hidden).float() / self.how.temperature
         probabilities = logits.softmax(-1)
@@ -119,7 +109,7 @@ class SoftRows:
         cut = truncated(probabilities, self.how.top_k, self.how.top_p, self.how.min_p)
         highest, ids = cut.topk(min(self.how.size, cut.shape[-1]), dim=-1)
         soft = Mixture(highest / highest.sum(-1, keepdim=True), ids)
-        token = torch.where(self.thinking, ids[:, 0], _answer(probabilities, answering))
+        token = torch.where(self.thinking, ids[:, 0], self.answer(probabilities))
         sure = torch.where(self.thinking & (uncertainty < self.how.sure_below), self.sure + 1, 0)
         gives_up = sure >= self.how.patience
         begun = torch.where(gives_up, _matched(self.last, self.how.end), self.written)
@@ -149,14 +139,6 @@ class SoftRows:
 def read_mixture(model: LatentReasoner, mixture: Mixture) -> Tensor:
     """The input embeddings `(R, d)` of mixtures of words (R, k)."""
     return mixture.embed(scaled_rows(model.base, model.base.get_input_embeddings().weight))
-
-
-def _answer(probabilities: Tensor, answering: Answering | None) -> Tensor:
-    """The next tokens (R,) of rows that answer."""
-    if answering is None:
-        return probabilities.argmax(-1)
-    cut = truncated(probabilities, answering.top_k, answering.top_p, answering.min_p)
-    return drawn(cut, answering.uniforms)
 
 
 def _ends(last: Tensor, end: Sequence[int]) -> Tensor:

@@ -54,11 +54,12 @@ def grouped_examples(
     prefix = data.prompt.training
     texts = [reasoning_text(row, natural_language=data.natural_language) for row in rows]
     plain = encode_plain_rows(rows, tokenizer, prefix=prefix, reasonings=texts)
+    speeds = [str(speed) for speed in settings.speeds] + [AUTO] * (settings.auto_share > 0)
     prompts = {
-        str(speed): encode_prompts(
+        speed: encode_prompts(
             rows, tokenizer, prefix=prefix, latent=True, suffix=at_speed(settings.speed_text, speed)
         )
-        for speed in [*settings.speeds, *[AUTO] * (settings.auto_share > 0)]
+        for speed in speeds
     }
     examples = []
     for place, example in enumerate(plain):

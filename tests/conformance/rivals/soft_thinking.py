@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
-from latent_reasoning.model.mixtures import Mixture
+from latent_reasoning.model.mixtures import Mixture, drawn, truncated
 from latent_reasoning.model.soft_thinking import (
-    Answering,
     SoftRows,
     SoftStep,
     SoftThinking,
@@ -39,9 +40,16 @@ def _settings(entry: Record, end: int, scale: float = 1.0) -> SoftThinking:
     )
 
 
-def _answering(entry: Record, uniforms: Tensor) -> Answering:
-    cut = {key: entry[f"after_{key}"] for key in ("top_k", "top_p", "min_p")}
-    return Answering(uniforms, **cut)
+@dataclass(frozen=True)
+class _SampledRows(SoftRows):
+    """Rows whose answers are drawn by uniform numbers (R,), at the temperature of thinking."""
+
+    entry: Record | None = None
+    uniforms: Tensor | None = None
+
+    def answer(self, probabilities: Tensor) -> Tensor:
+        cut = {key: self.entry[f"after_{key}"] for key in ("top_k", "top_p", "min_p")}
+        return drawn(truncated(probabilities, **cut), self.uniforms)
 
 
 def _mixtures(steps: list[Mixture], size: int) -> dict[str, Tensor]:
@@ -64,7 +72,7 @@ class _GivenLogits:
     def __init__(self, logits: Tensor) -> None:
         self.given = logits
 
-    def logits(self, hidden: Tensor, kinds: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         return self.given.clone()
 
 
@@ -76,8 +84,9 @@ def _sampler(vectors: Vectors, entry: Record, name: str) -> Checks:
     yield Check(thinking, entry["soft"], part="soft")
     settings = _settings(entry, NEVER)
     rows = SoftRows.begin(settings, torch.zeros(len(logits), 1), torch.ones(len(logits), 1))
-    rows = SoftRows(settings, thinking, rows.sure, rows.last, rows.written)
-    step, _ = rows.choose(_GivenLogits(logits), logits, _answering(entry, arrays["u"]))
+    parts = thinking, rows.sure, rows.last, rows.written
+    rows = _SampledRows(settings, *parts, entry, arrays["u"])
+    step, _ = rows.choose(_GivenLogits(logits), logits)
     mixture = step.mixture
     if "gumbel" in entry:
         noisy = mixture.perturbed(-arrays["exponential"].log(), entry["gumbel"])
@@ -123,12 +132,13 @@ def _write(
     """Write one row, as the product's own writer does, but with sampled answers."""
     prompt = arrays["prompt_ids"][None]
     mask = torch.ones_like(prompt)
-    state, rows = model.read_prompts(prompt, mask), SoftRows.begin(how, prompt, mask)
+    state, rows = model.read_prompts(prompt, mask), _SampledRows.begin(how, prompt, mask)
     draws, steps, fed = arrays["u"], [], []
     for number in range(entry["maxn"]):
         # Numbers end where the public code does.
-        answering = _answering(entry, draws[min(number, len(draws) - 1)][None])
-        step, rows = rows.choose(model, state.last_hidden, answering)
+        uniforms = draws[min(number, len(draws) - 1)][None]
+        rows = replace(rows, entry=entry, uniforms=uniforms)
+        step, rows = rows.choose(model, state.last_hidden)
         steps.append(step)
         fed.append(read_mixture(model, step.mixture))
         if int(step.token) == eos:
