@@ -147,7 +147,7 @@ def test_a_setting_that_a_trial_takes_away_stands_in_the_tuning_table():
     training, how = {"steps": 1}, {"from": "base", "method": "hrpo"}
     first = RivalPolicyModel(**how, training=training, lora={"r": 2})
     trial = RivalPolicyModel(**how, training=training, lora=None, max_prompt_tokens=None)
-    assert settings_beside(first, trial) == "max_prompt_tokens: null, lora: null"
+    assert settings_beside(first, trial) == "lora: null, max_prompt_tokens: null"
 
 
 def test_of_equally_accurate_trials_the_shorter_is_best(results):
