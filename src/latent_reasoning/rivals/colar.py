@@ -43,8 +43,8 @@ class Groups:
     `single` says that groups are single words, which are read as they are. `kinds` (B, T) are the
     positions'; `labels` say what is decided or written next. `thinking` (N, 2) are row and column
     of the states that foretell a latent input; each of `foretold` (K, 3) is row and column of such
-    a state, and a word of the group that comes next. `latent_scale` () makes LAT and ENT, means over
-    thinking positions, exact in a step whose micro-batches are weighted otherwise.
+    a state, and a word of the group that comes next. `latent_scale` () makes LAT and ENT, means
+    over thinking positions, exact in a step whose micro-batches are weighted otherwise.
     """
 
     input_ids: Tensor

@@ -131,8 +131,8 @@ class TextTask:
     iterations = 1
 
     def __post_init__(self) -> None:
-        # A whole batch may be cut for speed: weighted by labels, the loss is still its mean (that of
-        # a step decoder is none over labels).
+        # A whole batch may be cut for speed: weighted by labels, the loss is still its mean. With a
+        # step decoder it is not cut: that loss is no mean over labels.
         runtime, whole = self.runtime, self.runtime.micro_batch_size is None
         if whole and self.model.device.type == "cpu" and self.step_decoder is None:
             size = min(SPEED_MICRO_BATCH, self.processes.share_size(self.training.batch_size))
