@@ -355,7 +355,7 @@ def test_micro_batches_change_neither_the_policy_s_loss_nor_its_gradient(rows, l
     results = []
     for size in (None, 1):
         model, tokenizer = build()
-        task = policy_task(model.double(), tokenizer, rows, size, batch=4, loss=loss)
+        task = policy_task(model.double(), tokenizer, rows, size, 8, loss=loss, group_size=2)
         values = accumulate_gradients(model, task, 0)
         results.append((values, [p.grad for p in model.parameters() if p.grad is not None]))
     (whole, gradients), (values, parts) = results

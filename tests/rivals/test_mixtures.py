@@ -185,8 +185,8 @@ def mts_task(size: int | None, loss: str) -> MtsTask:
     entry = RivalPolicyModel(
         **{"from": "csft", "method": "mts", "loss": loss},
         training=Training(steps=1, batch_size=4, learning_rate=1e-3),
-        group_size=4,
-        max_new_tokens=12,
+        group_size=8,
+        max_new_tokens=24,
         kl_weight=0.0,
     )
     prompts = rl_prompts(rows, tokenizer, prefix="", max_prompt_tokens=None)
