@@ -51,8 +51,8 @@ def test_captured_states_are_the_models_own(architecture):
     torch.testing.assert_close(states.final[:1], own[-1].detach())
     # Latents read again at once are those of the walk.
     torch.testing.assert_close(states.final[:, -4:], torch.stack(walk.hidden, 1))
-    summed = states.before[0] + sum(states.attention) + sum(states.mlp)
-    torch.testing.assert_close(summed[mask], states.last[mask])
+    summed = states.stream[0] + sum(states.attention) + sum(states.mlp)
+    torch.testing.assert_close(summed[mask], states.stream[-1][mask])
     assert [name[:2] for name in states.named()] == names(2)
 
 
@@ -123,6 +123,9 @@ def test_a_running_sum_that_is_not_the_stream_is_refused():
     states = capture(model, Anatomy.of(model.base), inputs, mask)
     states.mlp[1] = states.mlp[1] * 1.1
     with pytest.raises(UserError, match="block 1 does not add"):
+        check_sum(states, mask, "Tiny")
+    states.mlp[1] = states.mlp[1] * torch.nan
+    with pytest.raises(UserError, match="misses by nan"):
         check_sum(states, mask, "Tiny")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy
 import pytest
 import torch
@@ -11,6 +13,7 @@ from latent_reasoning.inside.interventions import (
     choose_donors,
     counterfactual_shares,
     effects,
+    hits_and_chance,
     intervene,
 )
 from latent_reasoning.inside.lens import lens_matrix, read_words
@@ -59,9 +62,7 @@ def test_the_lens_reads_every_value_at_its_own_step_and_no_other_rows_value(one_
 
 def test_an_error_enters_where_a_value_is_first_read_wrong(one_hot):
     subject, reasoning = one_hot
-    table = error_shares(
-        first_errors(subject, reasoning, read_words(subject, reasoning)[0]), subject
-    )
+    table = error_shares(first_errors(subject, reasoning, read_words(subject, reasoning)[0]))
     assert set(table["answers"]) == {"right"}
     assert table.loc[0, ["operations", "entered", "n", "correct"]].tolist() == [0, 0, 30, 0]
     subject = handmade.subject(slips=True)
@@ -71,7 +72,7 @@ def test_an_error_enters_where_a_value_is_first_read_wrong(one_hot):
     assert 2 <= begins.sum() < 15
     numpy.testing.assert_array_equal(~rows["correct"], begins)
     assert (rows["entered"] == numpy.where(begins, 1, rows["operations"])).all()
-    wrong = error_shares(rows, subject).query("answers == 'wrong'").iloc[0]
+    wrong = error_shares(rows).query("answers == 'wrong'").iloc[0]
     assert wrong["accuracy"] == wrong["follows_accuracy"] == 1
     assert wrong["follows_n"] == rows["implied"].notna().sum() >= 2  # those that are chains
     assert wrong["chance"] < 1
@@ -81,7 +82,7 @@ def test_a_donors_latent_gives_exactly_the_answer_that_its_value_implies(one_hot
     subject, reasoning = one_hot
     donors = choose_donors(reasoning)
     table = intervene(subject, reasoning, donors)
-    shares = counterfactual_shares(table, donors, subject)
+    shares = counterfactual_shares(table, donors)
     own = shares[(shares["step"] == shares["value"]) & (shares["role"] == "all")]
     assert len(own) == 3
     assert (own["accuracy"] == 1).all()
@@ -113,7 +114,7 @@ def test_a_chance_row_is_the_share_of_other_rows_answers(one_hot):
     subject, reasoning = one_hot
     donors = choose_donors(reasoning)
     table = intervene(subject, reasoning, donors)
-    shares = counterfactual_shares(table, donors, subject)
+    shares = counterfactual_shares(table, donors)
     line = shares[(shares["step"] == 1) & (shares["value"] == 1)].iloc[0]
     cell = table[(table["kind"] == "donor") & (table["step"] == 1)]
     wanted = {i: a[0] for i, a in enumerate(donors.answers) if a and a[0] is not None}
@@ -123,6 +124,14 @@ def test_a_chance_row_is_the_share_of_other_rows_answers(one_hot):
     expected = numpy.mean([numpy.mean(answers) for answers in others])
     assert line["n"] == len(cell)
     assert line["chance"] == pytest.approx(expected)
+
+
+def test_answers_are_compared_exactly_whatever_their_size():
+    given = ["1e999", "3", "0.333333", None, float("nan"), "3.00001", "1" * 400]
+    wanted = [Fraction(10**999), Fraction(3), Fraction(1, 3), *[Fraction(3)] * 4]
+    hits, chance = hits_and_chance(given, wanted)
+    assert hits.tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert chance[3] == pytest.approx(1 / 6)
 
 
 def test_the_one_hot_model_needs_no_step_and_leaves_all_on_the_table(one_hot):

@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from latent_reasoning.inside import depth, geometry
 from latent_reasoning.inside.capture import Anatomy, attention_weights, capture
 from latent_reasoning.inside.chain import Chain, trajectory_signals
+from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.reasoning import read_reasoning
-from latent_reasoning.inside.sequences import Place, batched, latent_sequences
+from latent_reasoning.inside.sequences import Place, Text, batched, latent_sequences
 from tests.inside.conftest import rows, tiny_subject
 
 
@@ -71,7 +72,7 @@ def test_norms_and_means_are_those_of_texts_read_alone(seen):
     streams = [torch.stack([x[0, 1] for x in s.stream + s.attention_stream]) for _, s in alone]
     raw = torch.stack(streams).mean((0, 1)).float()
     torch.testing.assert_close(space.means(space.raw)[1], raw, rtol=1e-4, atol=1e-5)
-    first = normalize(alone[0][1].before[0][0], dim=-1).mean(0).float()
+    first = normalize(alone[0][1].stream[0][0], dim=-1).mean(0).float()
     torch.testing.assert_close(space.kept_means[0][0, 0], first)
     points = geometry.points(space, umap=False)
     assert set(points["figure"]) == {"stream", "parts", "positions_unit", "positions_raw"}
@@ -81,7 +82,7 @@ def test_contributions_are_averaged_over_a_rows_positions_first(seen):
     subject, anatomy, reasoning, _ = seen
     used = depth.Depth(subject, anatomy, lens_rows=4)
     observed(seen, used)
-    table = used.table().query("operations == 0 and group == 'latent' and block == 1")
+    table = used.means.table().query("operations == 0 and group == 'latent' and block == 1")
     by_measure = table.set_index("measure")
     means = []
     for batch, states in every(seen):
@@ -92,7 +93,7 @@ def test_contributions_are_averaged_over_a_rows_positions_first(seen):
     assert by_measure.loc["relative_mlp", "mean"] == pytest.approx(numpy.mean(means), rel=1e-5)
     assert by_measure.loc["relative_mlp", "n"] == int((reasoning.steps > 0).sum())
     # The last layer's lens is the output.
-    last = used.table().query("operations == 0 and block == 1 and group == 'answer'")
+    last = used.means.table().query("operations == 0 and block == 1 and group == 'answer'")
     assert last.set_index("measure").loc["kl", "mean"] == pytest.approx(0, abs=1e-6)
     assert last.set_index("measure").loc["overlap", "mean"] == 1
 
@@ -175,3 +176,21 @@ def test_single_tokens_have_the_norms_of_texts_of_one_token():
         inputs_embeds=inputs, output_hidden_states=True, use_cache=False
     ).hidden_states
     assert table["mlp_stream_0"][5] == pytest.approx(float(states[1].norm()), rel=1e-5)
+
+
+def test_texts_of_one_token_have_a_point_of_their_own_and_no_other_positions():
+    subject = tiny_subject()
+    anatomy = Anatomy.of(subject.model.base)
+    texts = [*[Text([5], None, []) for _ in range(12)], Text([5, 6, 7, 8, 9], None, [])]
+    (batch,) = batched(subject, texts, anatomy.blocks)
+    space = geometry.Geometry(anatomy, 16, 5)
+    space.add(batch, capture(subject.model, anatomy, batch.inputs, batch.mask))
+    parts = space.kept_parts[0]
+    torch.testing.assert_close(parts[:12], parts[:1].expand(12, -1, -1))
+    tables = {
+        "norms": geometry.norm_table(space),
+        "depth": pandas.DataFrame(columns=["operations", "measure", "group", "block"]),
+        "skips": pandas.DataFrame(columns=["operations", "group"]),
+    }
+    summary = {"latent": False, "blocks": 2, "separation": geometry.separation(space)}
+    assert findings(tables, summary)["finding"].str.startswith("silhouette").tolist() == [True]

@@ -29,7 +29,7 @@ from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.self_check import check_reading
 from latent_reasoning.model.special_tokens import check_tokenizer
-from latent_reasoning.runtime.command import count, positive
+from latent_reasoning.runtime.command import count, described, positive
 from latent_reasoning.runtime.device import resolve_device, resolve_precision
 from latent_reasoning.runtime.files import SUMS
 from latent_reasoning.runtime.gpus import take_gpus
@@ -76,14 +76,10 @@ def open_folder(path: Path, options: argparse.Namespace) -> OpenFolder:
 def evaluate_folder(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Evaluate the folder `options.path` on rows; its options are those of `folder_options`."""
     if options.output is not None:
-        _check_writable(options.output)
+        check_output(options.output)
     take_gpus(options.device)
     folder = open_folder(options.path, options)
-    kept, skipped = apply_special_token_policy(rows, folder.tokenizer, options.special_token_text)
-    if skipped:
-        print(f"{options.data}: {skipped} rows with special-token text are skipped")
-    if not kept:
-        raise DataError(f"{options.data}: all {skipped} rows hold special-token text")
+    kept = without_special_text(rows, folder.tokenizer, options.special_token_text, options.data)
     settings = EvaluationSettings(
         prefix=folder.prefix,
         max_new_tokens=options.max_new_tokens,
@@ -102,10 +98,34 @@ def evaluate_folder(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         print(f"  forced to {point.latent_steps} latent steps: {100 * point.accuracy:.2f} %")
 
 
-def _check_writable(output: Path) -> None:
-    """Refuse a folder that cannot be written before the evaluation rather than after it."""
+def without_special_text(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Literal["error", "skip", "escape", "keep"],
+    file: Path,
+) -> list[Row]:
+    """Rows by `apply_special_token_policy`; prints how many of the file's are skipped.
+
+    Raises `DataError` where none is left.
+    """
+    kept, skipped = apply_special_token_policy(rows, tokenizer, policy)
+    if skipped:
+        print(f"{file}: {skipped} rows with special-token text are skipped")
+    if not kept:
+        raise DataError(f"{file}: all {skipped} rows hold special-token text")
+    return kept
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before the work, a folder that cannot be written, or that holds anything but an
+    earlier result: it is replaced whole."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file; name a folder")
+    earlier = all((output / name).is_file() for name in (SUMS, "summary.json"))
+    if output.is_dir() and any(output.iterdir()) and not earlier:
+        raise UserError(
+            f"--output: {output} holds other files, and is replaced whole; name a new one"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(output.parent, os.W_OK):
         raise UserError(f"--output: {output.parent} cannot be written")
@@ -114,9 +134,7 @@ def _check_writable(output: Path) -> None:
 def folder_options(arguments: list[str] | None, description: str) -> argparse.Namespace:
     """Read the command line of `evaluate_folder`."""
     section, runtime = EvaluationSection(), Runtime()
-    command = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = described(description)
     add = command.add_argument
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
     add("--data", type=Path, required=True, metavar="FILE", help="rows: question, answer")

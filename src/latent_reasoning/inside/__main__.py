@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,24 +30,34 @@ from latent_reasoning.config import Inside, UserError, load
 from latent_reasoning.dag.digests import check_digest, science
 from latent_reasoning.dag.layout import Layout, probe_rows
 from latent_reasoning.data.rows import Row, read_rows
-from latent_reasoning.data.sequences import apply_special_token_policy
-from latent_reasoning.evaluation.folder import add_reading_options, open_folder, read_free_rows
+from latent_reasoning.evaluation.folder import (
+    add_reading_options,
+    check_output,
+    open_folder,
+    read_free_rows,
+    without_special_text,
+)
 from latent_reasoning.inside.page import write_page
 from latent_reasoning.inside.reasoning import Subject
 from latent_reasoning.inside.sequences import Text, row_sequences, text_sequences
-from latent_reasoning.inside.study import (
-    PLAIN_ROWS,
-    PLAIN_SAMPLE,
-    Options,
-    Study,
-    study_latent,
-    study_plain,
-)
+from latent_reasoning.inside.study import Options, Study, study_latent, study_plain
 from latent_reasoning.model.folder import load as load_model
 from latent_reasoning.model.folder import load_tokenizer
-from latent_reasoning.runtime.command import count, names_path, parser, positive, run_stage
+from latent_reasoning.runtime.command import (
+    count,
+    described,
+    names_path,
+    parser,
+    positive,
+    run_stage,
+)
 from latent_reasoning.runtime.device import resolve_device
 from latent_reasoning.runtime.gpus import take_gpus
+
+ROWS = {True: Inside().rows, False: 60}
+"""Rows of a latent model and of a plain one, which is large as a rule."""
+SAMPLE = {True: Inside().sample, False: 6}
+"""Of these rows, those for what is costly."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,9 +75,8 @@ def study_model(options: argparse.Namespace) -> None:
     layout, section, runtime = Layout.of(experiment), experiment.inside, experiment.runtime
     torch.set_num_threads(runtime.threads)
     take_gpus(runtime.device)
-    device = resolve_device(runtime.device)
     folder = layout.model(options.model, options.seed)
-    model = load_model(folder, device.type)
+    model = load_model(folder, resolve_device(runtime.device).type)
     if model.settings is None:
         raise UserError(f"models.{options.model}: a plain model; --path looks into those")
     subject = Subject(
@@ -76,15 +84,13 @@ def study_model(options: argparse.Namespace) -> None:
         load_tokenizer(folder),
         experiment.data.prompt.evaluation,
         experiment.data.number_rule,
-        experiment.runtime.evaluation_batch_size,
+        runtime.evaluation_batch_size,
     )
+    policy = experiment.data.special_token_text
+    files = (layout.data(split) for split in (options.dataset, probe_rows(options.dataset)))
     rows, training = (
-        apply_special_token_policy(
-            read_rows(layout.data(split))[: section.rows],
-            subject.tokenizer,
-            experiment.data.special_token_text,
-        )[0]
-        for split in (options.dataset, probe_rows(options.dataset))
+        without_special_text(read_rows(file)[: section.rows], subject.tokenizer, policy, file)
+        for file in files
     )
     forced = getattr(experiment.models[options.model], "forced_steps", None)
     wanted = Options(section.sample, experiment.evaluation.max_forced_steps, forced)
@@ -100,6 +106,7 @@ def study_model(options: argparse.Namespace) -> None:
 
 def study_folder(options: argparse.Namespace) -> None:
     """Look into a folder or a GGUF file."""
+    check_output(options.output)
     take_gpus(options.device)
     if options.path.suffix == ".gguf":
         model, tokenizer = read_gguf(options.path)
@@ -111,11 +118,15 @@ def study_folder(options: argparse.Namespace) -> None:
         model.requires_grad_(False).eval(), tokenizer, prefix, batch=options.batch_size
     )
     latent = model.settings is not None
-    limit = options.limit or (Inside().rows if latent else PLAIN_ROWS)
-    sample = options.sample or (Inside().sample if latent else PLAIN_SAMPLE)
-    wanted = Options(sample, options.max_steps)
+    limit = options.limit or ROWS[latent]
+    wanted = Options(options.sample or SAMPLE[latent], options.max_steps)
     if latent:
         rows = _rows(subject, options.data, 2 * limit)
+        if len(rows) <= limit:
+            raise UserError(
+                f"--data: {options.data} has {len(rows)} rows, and probes are trained on those "
+                f"after --limit {limit}: give a smaller --limit"
+            )
         study = study_latent(subject, rows[:limit], rows[limit:], wanted)
     else:
         study = study_plain(subject, _texts(subject, options.data, limit), wanted)
@@ -128,20 +139,25 @@ def _texts(subject: Subject, file: Path, limit: int) -> list[Text]:
     """What a plain model reads: rows, or the lines of a text file."""
     if file.suffix != ".txt":
         return row_sequences(subject, _rows(subject, file, limit))
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data: {file} is no UTF-8 text ({error}); convert it") from None
     texts = text_sequences(subject, [line for line in lines if line.strip()][:limit])
     if not texts:
         raise UserError(f"--data: {file} holds no text; give a file with a text a line")
     return texts
 
 
-def _rows(subject: Subject, file: Path, limit: int) -> Sequence[Row]:
-    return apply_special_token_policy(read_free_rows(file, limit), subject.tokenizer, "skip")[0]
+def _rows(subject: Subject, file: Path, limit: int) -> list[Row]:
+    return without_special_text(read_free_rows(file, limit), subject.tokenizer, "skip", file)
 
 
 def _write(study: Study, folder: Path, recorded: dict | None = None) -> None:
     """Write the study with its figures, and say what it took."""
-    study.summary["peak_memory_mb"] = _peak_memory_mb()
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the model's memory included
+    study.summary["peak_memory_mb"] = round(peak / unit)
     study.write(folder, recorded)
     print(
         f"{study.summary['model']}: {study.summary['n']} rows in {study.summary['seconds']:.1f} s, "
@@ -149,26 +165,15 @@ def _write(study: Study, folder: Path, recorded: dict | None = None) -> None:
     )
 
 
-def _peak_memory_mb() -> int:
-    """The most memory that this process has held, the model's included."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-
-
 def _folder_options(arguments: list[str] | None) -> argparse.Namespace:
-    command = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = described(__doc__)
     add = command.add_argument
     add("--path", type=Path, required=True, metavar="MODEL", help="model folder or .gguf file")
     add("--data", type=Path, required=True, metavar="FILE", help="rows, or a text a line (.txt)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of tables and figures")
-    rows, sample = (
-        f"{Inside().rows}, plain {PLAIN_ROWS}",
-        f"{Inside().sample}, plain {PLAIN_SAMPLE}",
-    )
-    add("--limit", type=positive, help=f"first rows only (latent {rows})")
-    add("--sample", type=positive, help=f"rows for what is costly (latent {sample})")
+    rows, sample = (f"latent {of[True]}, plain {of[False]}" for of in (ROWS, SAMPLE))
+    add("--limit", type=positive, help=f"first rows only ({rows})")
+    add("--sample", type=positive, help=f"rows for what is costly ({sample})")
     add("--max-steps", type=count, default=10, help="most latent steps that are looked at")
     add("--batch-size", type=positive, default=64)
     add_reading_options(command, ("float32",))

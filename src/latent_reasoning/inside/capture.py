@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from latent_reasoning.model.state import ReasoningState
 PARTS = ("attention_norm", "attention", "attention_stream", "mlp_norm", "mlp", "mlp_stream")
 """A block's six states, in the order in which they are made."""
 EMBEDDING, FINAL = "embedding", "final_norm"
-_NAMES = (  # norm, attention, its last module, norm, MLP
-    ("input_layernorm", "self_attn", "o_proj", "post_attention_layernorm", "mlp"),
-    ("ln_1", "attn", "c_proj", "ln_2", "mlp"),
+_PATHS = (  # norm, attention, its last module, norm, MLP
+    ("input_layernorm", "self_attn", "self_attn.o_proj", "post_attention_layernorm", "mlp"),
+    ("ln_1", "attn", "attn.c_proj", "ln_2", "mlp"),
 )
 TOLERANCE = 1e-3
 """Largest error of the running sum against the stream, relative to the stream's largest entry."""
@@ -38,15 +38,15 @@ TOLERANCE = 1e-3
 class Anatomy:
     """The modules of a base, by what they do; lists have an entry a block.
 
-    `attention` writes the attention's output; `heads` are the whole attention modules.
+    `heads` are the whole attention modules, `attention` what writes their output.
     """
 
+    final_norm: nn.Module
     attention_norms: list[nn.Module]
     heads: list[nn.Module]
     attention: list[nn.Module]
     mlp_norms: list[nn.Module]
     mlp: list[nn.Module]
-    final_norm: nn.Module
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> Anatomy:
@@ -54,12 +54,11 @@ class Anatomy:
         body = base.base_model
         blocks = getattr(body, "layers", getattr(body, "h", None))
         final = getattr(body, "norm", getattr(body, "ln_f", None))
-        for norm, heads, last, other_norm, mlp in _NAMES if blocks and final is not None else ():
-            parts = (norm, f"{heads}.{last}", other_norm, mlp)
-            if all(_has(block, part) for block in blocks for part in parts):
-                paths = (norm, heads, f"{heads}.{last}", other_norm, mlp)
-                modules = [[block.get_submodule(p) for block in blocks] for p in paths]
-                return cls(modules[0], modules[1], modules[2], modules[3], modules[4], final)
+        inside = [dict(block.named_modules()) for block in blocks or ()]
+        for paths in _PATHS if inside and final is not None else ():
+            if all(path in modules for modules in inside for path in paths):
+                parts = ([modules[path] for modules in inside] for path in paths)
+                return cls(final, *parts)
         raise UserError(
             f"{type(base).__name__}: its blocks are not norm, attention, norm, MLP, one after the "
             "other, as Llama's, Qwen's and GPT-2's are; its inside cannot be captured"
@@ -70,48 +69,30 @@ class Anatomy:
         return len(self.mlp)
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 @dataclass
 class States:
     """What was captured of one forward: each list has an entry (B, T, d) a block."""
 
+    stream: list[Tensor] = field(default_factory=list)
+    """Before the first block, where it is the embedding, and after each: L + 1 tensors."""
     attention_norm: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
-    before: list[Tensor] = field(default_factory=list)
-    """The stream that each block reads; the first is the embedding."""
     attention_stream: list[Tensor] = field(default_factory=list)
     mlp_norm: list[Tensor] = field(default_factory=list)
     mlp: list[Tensor] = field(default_factory=list)
-    last: Tensor | None = None
-    """The stream after the last block."""
     final: Tensor | None = None
 
-    @property
-    def stream(self) -> list[Tensor]:
-        """The stream before the first block and after each, L + 1 tensors."""
-        return [*self.before, self.last]
-
     def named(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Each state with its name and its block (the embedding's is -1, the final norm's L)."""
-        yield EMBEDDING, -1, self.before[0]
-        for block in range(len(self.mlp)):
-            after = self.stream[block + 1]
-            parts = (self.attention_norm, self.attention, self.attention_stream)
-            values = [part[block] for part in (*parts, self.mlp_norm, self.mlp)]
-            for name, value in zip(PARTS, (*values, after), strict=True):
-                yield name, block, value
-        yield FINAL, len(self.mlp), self.final
+        """Each state with its name and its block, in the order of `names`."""
+        attention = (self.attention_norm, self.attention, self.attention_stream)
+        blocks = zip(*attention, self.mlp_norm, self.mlp, self.stream[1:], strict=True)
+        values = [self.stream[0], *chain.from_iterable(blocks), self.final]
+        for (name, block), value in zip(names(len(self.mlp)), values, strict=True):
+            yield name, block, value
 
 
 def names(blocks: int) -> list[tuple[str, int]]:
-    """The names and blocks of `States.named`."""
+    """Each state's name and block; the embedding's is -1, the final norm's L."""
     inner = [(part, block) for block in range(blocks) for part in PARTS]
     return [(EMBEDDING, -1), *inner, (FINAL, blocks)]
 
@@ -121,25 +102,28 @@ def captured(base: PreTrainedModel, anatomy: Anatomy) -> Iterator[States]:
     """States of the one forward inside the context."""
     states = States()
 
-    def norm(outputs: list[Tensor], inputs: list[Tensor]):
+    def keep(outputs: list[Tensor], inputs: list[Tensor] | None = None):
         def hook(_, arguments, output):
-            inputs.append(arguments[0])
             outputs.append(output)
+            if inputs is not None:
+                inputs.append(arguments[0])
 
         return hook
 
     def final(_, arguments, output):
-        states.last, states.final = arguments[0], output
+        states.stream.append(arguments[0])
+        states.final = output
 
     with contextlib.ExitStack() as stack:
-        for module in anatomy.attention_norms:
-            _hook(stack, module, norm(states.attention_norm, states.before))
-        for module in anatomy.mlp_norms:
-            _hook(stack, module, norm(states.mlp_norm, states.attention_stream))
-        for modules, outputs in ((anatomy.attention, states.attention), (anatomy.mlp, states.mlp)):
+        for modules, hook in (
+            (anatomy.attention_norms, keep(states.attention_norm, states.stream)),
+            (anatomy.attention, keep(states.attention)),
+            (anatomy.mlp_norms, keep(states.mlp_norm, states.attention_stream)),
+            (anatomy.mlp, keep(states.mlp)),
+            ([anatomy.final_norm], final),
+        ):
             for module in modules:
-                _hook(stack, module, lambda _, __, output, kept=outputs: kept.append(output))
-        _hook(stack, anatomy.final_norm, final)
+                _hook(stack, module, hook)
         yield states
 
 
@@ -163,12 +147,11 @@ def capture(model: LatentReasoner, anatomy: Anatomy, inputs: Tensor, mask: Tenso
 
 def check_sum(states: States, mask: Tensor, name: str) -> None:
     """Compare stream + attention + MLP with the stream that the next block reads."""
-    stream = states.stream
-    for block, (before, after) in enumerate(pairwise(stream)):
+    for block, (before, after) in enumerate(pairwise(states.stream)):
         middle = before + states.attention[block]
         error = (middle - states.attention_stream[block])[mask].abs().max()
         error = torch.maximum(error, (middle + states.mlp[block] - after)[mask].abs().max())
-        if error > TOLERANCE * after[mask].abs().max():
+        if not error <= TOLERANCE * after[mask].abs().max():  # nan, too
             raise UserError(
                 f"{name}: block {block} does not add its attention and its MLP to the stream as "
                 f"they are (the sum misses by {float(error):.2g}); its inside cannot be captured"

@@ -8,15 +8,17 @@ N rows, J the most steps, S = L + 2 states, d hidden size.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 import pandas
 import torch
-from sklearn.linear_model import Ridge
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -24,7 +26,7 @@ from torch import Tensor
 from latent_reasoning.inside.capture import States
 from latent_reasoning.inside.reasoning import Reasoning
 from latent_reasoning.inside.sequences import Batch, Place
-from latent_reasoning.inside.statistics import auc, share
+from latent_reasoning.inside.statistics import auc, by_operations, share
 
 RIDGE = 1.0
 """Weight of the probes' penalty, on standardised states."""
@@ -73,62 +75,48 @@ def probe(train: tuple[Reasoning, Chain], test: tuple[Reasoning, Chain]) -> pand
     lines = []
     most = min(max(map(len, r.equations), default=0) for r, _ in (train, test))
     steps = min(chain.latents.shape[1] for _, chain in (train, test))
-    for m in range(1, most + 1):
-        for step in range(steps):
-            labels = [_labels(reasoning, m, step) for reasoning, _ in (train, test)]
-            rows = [numpy.flatnonzero([x is not None for x in known]) for known in labels]
-            if min(map(len, rows)) < FEWEST:
-                continue
-            known = [
-                numpy.array([str(label[i]) for i in places])
-                for label, places in zip(labels, rows, strict=True)
-            ]
-            for block in range(train[1].latents.shape[2]):
-                states = [
-                    chain.latents[places, step, block].float().numpy()
-                    for (_, chain), places in zip((train, test), rows, strict=True)
-                ]
-                controls = [
-                    chain.question[places, block].float().numpy()
-                    for (_, chain), places in zip((train, test), rows, strict=True)
-                ]
-                where = {"value": m, "step": step, "block": block - 1}
-                lines += _probes(where, states, controls if step == 0 else None, known)
+    for m, step in itertools.product(range(1, most + 1), range(steps)):
+        known = [_known(*pair, m, step) for pair in (train, test)]
+        if min(len(rows.labels) for rows in known) < FEWEST:
+            continue
+        labels, expected = (rows.labels for rows in known)
+        shuffled = numpy.random.default_rng(SEED).permutation(labels)
+        majority = max(numpy.mean(expected == value) for value in set(expected))
+        for block in range(train[1].latents.shape[2]):
+            latents = [rows.latents[:, block].float().numpy() for rows in known]
+            found = {"latent": _read(latents, labels), "shuffled": _read(latents, shuffled)}
+            if step == 0:
+                questions = [rows.questions[:, block].float().numpy() for rows in known]
+                found["question"] = _read(questions, labels)
+            for source, read in found.items():
+                line = {"value": m, "step": step, "block": block - 1, "source": source}
+                lines.append(line | share(read == expected) | {"majority": majority})
     columns = ["value", "step", "block", "source", "n", "accuracy"]
     return pandas.DataFrame(lines, columns=None if lines else columns)
 
 
-def _labels(reasoning: Reasoning, m: int, step: int) -> list:
-    taken = (reasoning.steps >= step).tolist()
-    return [v if made else None for v, made in zip(reasoning.values(m), taken, strict=True)]
+class _Known(NamedTuple):
+    """The n rows that have v_m and take a step: their states there and at the question's last
+    token, (n, S, d), and v_m as a label."""
+
+    latents: Tensor
+    questions: Tensor
+    labels: NDArray
 
 
-def _probes(
-    where: dict, states: list, controls: list | None, known: list[numpy.ndarray]
-) -> list[dict]:
-    """The probe of some states and its controls."""
-    train, test = known
-    shuffled = numpy.random.default_rng(SEED).permutation(train)
-    majority = max(numpy.mean(test == value) for value in set(test))
-    found = dict(zip(("latent", "shuffled"), _fit(states, train, shuffled), strict=True))
-    if controls is not None:
-        found["question"] = _fit(controls, train)[0]
-    return [
-        where | {"source": source} | share(labels == test) | {"majority": majority}
-        for source, labels in found.items()
-    ]
+def _known(reasoning: Reasoning, chain: Chain, m: int, step: int) -> _Known:
+    known = (reasoning.operations >= m) & (reasoning.steps >= step)
+    rows = known.nonzero()[:, 0]
+    labels = numpy.array([str(reasoning.equations[i][m - 1].value) for i in rows.tolist()])
+    return _Known(chain.latents[rows, step], chain.question[rows], labels)
 
 
-def _fit(states: list[numpy.ndarray], *labels: numpy.ndarray) -> list[numpy.ndarray]:
-    """The labels of other states, `states[1]`, by a probe of `states[0]` for each kind of `labels`:
-    sklearn's `RidgeClassifier` on standardised states, all kinds in one fit."""
-    classes = numpy.unique(labels[0])
-    targets = [2.0 * (kind[:, None] == classes) - 1 for kind in labels]
-    fitted = make_pipeline(StandardScaler(), Ridge(alpha=RIDGE))
+def _read(states: list[NDArray], labels: NDArray) -> NDArray:
+    """The labels of `states[1]` by a probe of `states[0]`, whose `labels` are known."""
+    fitted = make_pipeline(StandardScaler(), RidgeClassifier(alpha=RIDGE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # states that are the same everywhere
-        scores = fitted.fit(states[0], numpy.hstack(targets)).predict(states[1])
-    return [classes[part.argmax(1)] for part in numpy.split(scores, len(labels), axis=1)]
+        return fitted.fit(states[0], labels).predict(states[1])
 
 
 # ------------------------------------------------------------------------------ H. signals
@@ -161,18 +149,13 @@ def trajectory_signals(reasoning: Reasoning, chain: Chain) -> pandas.DataFrame:
 def signal_areas(signals: pandas.DataFrame) -> pandas.DataFrame:
     """How well each signal predicts a right answer: `signal, operations` (0: all rows), `n, wrong,
     auc, low, high`."""
-    if signals.empty:
-        return pandas.DataFrame(
-            columns=["signal", "operations", "n", "wrong", "auc", "low", "high"]
-        )
-    names: Sequence[str] = [
-        c for c in signals if c not in ("row", "operations", "steps", "correct")
-    ]
+    names = [c for c in signals if c not in ("row", "operations", "steps", "correct")]
     lines = []
-    for k, group in [(0, signals), *signals.groupby("operations")]:
+    for k, group in by_operations(signals) if names else ():
         for name in names:
             area, low, high = auc(group[name], group["correct"])
             line = {"signal": name, "operations": k, "n": len(group)}
             line |= {"wrong": int((~group["correct"]).sum()), "auc": area}
             lines.append(line | {"low": low, "high": high})
-    return pandas.DataFrame(lines)
+    columns = ["signal", "operations", "n", "wrong", "auc", "low", "high"]
+    return pandas.DataFrame(lines, columns=columns)

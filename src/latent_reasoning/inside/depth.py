@@ -43,13 +43,19 @@ TOP = 5
 FEWEST = 5
 """Rows of one K that are shown apart, at least."""
 
-Label = dict[str, object]
+Label = tuple[tuple[str, object], ...]
+"""Columns of a table's line with their values."""
+
+
+def label(**columns: object) -> Label:
+    """The label of these columns."""
+    return tuple(columns.items())
 
 
 def groups_of(batch: Batch) -> dict[str, Tensor]:
     """The columns (B, T) of each group."""
     return {
-        name: torch.stack([batch.places == place for place in places]).any(0)
+        name: torch.isin(batch.places, torch.tensor(places, device=batch.places.device))
         for name, places in GROUPS.items()
     }
 
@@ -58,31 +64,31 @@ def groups_of(batch: Batch) -> dict[str, Tensor]:
 class RowMeans:
     """Numbers of positions, averaged over those of each row, and then over rows."""
 
-    kept: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    kept: dict[tuple[Label, tuple[Label, ...]], list[tuple[Tensor, Tensor]]] = field(
+        default_factory=dict
+    )
 
-    def add(
-        self, batch: Batch, columns: dict[tuple, Tensor], labels: Sequence[Label], values: Tensor
-    ) -> None:
-        """Add `values` (M, B, T), described by M `labels`, at the `columns` (B, T) of each group:
-        a group's key is the items of its own label."""
-        names = tuple(tuple(label.items()) for label in labels)
-        for group, mask in columns.items():
+    def add(self, batch: Batch, groups: dict[Label, Tensor], values: dict[Label, Tensor]) -> None:
+        """Add M values (B, T) at the columns (B, T) of each group, all by their labels."""
+        stacked = torch.stack([*values.values()])
+        for group, mask in groups.items():
             count = mask.sum(1)
-            means = values.masked_fill(~mask, 0).sum(-1)[:, count > 0] / count[count > 0]
+            means = stacked.masked_fill(~mask, 0).sum(-1)[:, count > 0] / count[count > 0]
             rows = batch.operations[(count > 0).cpu()]
             if len(rows):
-                self.kept.setdefault((group, names), []).append((rows, means.double().cpu()))
+                key = group, tuple(values)
+                self.kept.setdefault(key, []).append((rows, means.double().cpu()))
 
     def table(self) -> pandas.DataFrame:
-        """A line a label and group, with `operations` (0: all rows; K apart where several occur, in
-        `FEWEST` rows at least), `n, mean, low, high`."""
+        """A line a label and group, with `operations` (0: all rows, also those that state no
+        equations; K apart where several occur, in `FEWEST` rows at least), `n, mean, low, high`."""
         parts = {
             key: [torch.cat(x, -1) for x in zip(*p, strict=True)] for key, p in self.kept.items()
         }
         every = {k for rows, _ in parts.values() for k in rows.tolist()}
-        lines: list[Label] = []
+        lines = []
         for (group, names), (rows, means) in parts.items():
-            for k in [0, *sorted(every)] if len(every) > 1 else [0]:
+            for k in [0, *sorted(every - {0})] if len(every) > 1 else [0]:
                 chosen = means if k == 0 else means[:, rows == k]
                 count = chosen.shape[1]
                 if k and count < FEWEST:
@@ -98,16 +104,16 @@ COLUMNS = ("group", "source", "head", "where", "block", "operations", "n", "mean
 """Of a table without lines."""
 
 
-def _grouped(batch: Batch, within: Tensor, **label: object) -> dict[tuple, Tensor]:
+def _grouped(batch: Batch, within: Tensor, **columns: object) -> dict[Label, Tensor]:
     """The columns of each group that lie `within` (B, T), by the group's label."""
-    return {
-        (*label.items(), ("group", name)): mask & within for name, mask in groups_of(batch).items()
-    }
+    groups = groups_of(batch).items()
+    return {label(**columns, group=name): mask & within for name, mask in groups}
 
 
 @dataclass
 class Depth:
-    """An observer of norms, contributions, cosines and the lens by layer (for `lens_rows`)."""
+    """An observer of norms, contributions, cosines and the lens by layer (for `lens_rows`), with
+    `means` by `group, measure, block`."""
 
     subject: Subject
     anatomy: Anatomy
@@ -116,12 +122,12 @@ class Depth:
 
     def add(self, batch: Batch, states: States) -> None:
         """Add the rows of a batch."""
-        labels, values = [], []
-        for block in range(self.anatomy.blocks):
-            for name, value in _contributions(states, block).items():
-                labels.append({"measure": name, "block": block})
-                values.append(value)
-        self.means.add(batch, _grouped(batch, batch.mask), labels, torch.stack(values))
+        values = {
+            label(measure=name, block=block): value
+            for block in range(self.anatomy.blocks)
+            for name, value in _contributions(states, block).items()
+        }
+        self.means.add(batch, _grouped(batch, batch.mask), values)
         if int(batch.rows[0]) < self.lens_rows:
             self._lens(batch, states)
 
@@ -136,7 +142,7 @@ class Depth:
         kinds = torch.full(row.shape, int(Kind.TEXT), device=row.device)
         out = model.logits(states.final[row, column], kinds).float().log_softmax(-1)
         best = out.topk(TOP, -1).indices
-        labels, values = [], []
+        values = {}
         for block, stream in enumerate(states.stream, -1):
             hidden = self.anatomy.final_norm(stream[row, column])
             log_probs = model.logits(hidden, kinds).float().log_softmax(-1)
@@ -145,23 +151,16 @@ class Depth:
             kl = terms.masked_fill(out.isneginf(), 0).sum(-1)
             same = (log_probs.topk(TOP, -1).indices[:, :, None] == best[:, None]).sum((1, 2)) / TOP
             for name, value in (("kl", kl), ("overlap", same)):
-                whole = torch.zeros(chosen.shape, device=value.device).to(value)
+                whole = values[label(measure=name, block=block)] = value.new_zeros(chosen.shape)
                 whole[row, column] = value
-                labels.append({"measure": name, "block": block})
-                values.append(whole)
-        self.means.add(batch, _grouped(batch, chosen), labels, torch.stack(values))
-
-    def table(self) -> pandas.DataFrame:
-        """`group, measure, block, operations` (0: all), `n, mean, low, high`."""
-        return self.means.table()
+        self.means.add(batch, _grouped(batch, chosen), values)
 
 
 def _contributions(states: States, block: int) -> dict[str, Tensor]:
     """The measures (B, T) of a block."""
-    stream, attention, mlp = states.before[block], states.attention[block], states.mlp[block]
+    stream, attention, mlp = states.stream[block], states.attention[block], states.mlp[block]
     middle, both = states.attention_stream[block], attention + mlp
-    sizes = [x.norm(dim=-1).clamp(min=1e-12) for x in (stream, attention, mlp, middle, both)]
-    h, a, m, h_middle, am = sizes
+    h, a, m, h_middle, am = map(_size, (stream, attention, mlp, middle, both))
     cosine = torch.cosine_similarity
     return {
         "norm_attention": a,
@@ -176,6 +175,11 @@ def _contributions(states: States, block: int) -> dict[str, Tensor]:
     }
 
 
+def _size(states: Tensor) -> Tensor:
+    """L2 norms, to divide by."""
+    return states.norm(dim=-1).clamp(min=1e-12)
+
+
 # ----------------------------------------------------------------------------- skipped blocks
 
 
@@ -188,17 +192,15 @@ def skip_effects(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) -> p
     Blocks before the skipped one are not run again.
     """
     means, blocks = RowMeans(), range(anatomy.blocks)
-    labels: list[Label] = [{"skipped": s, "block": b} for s, b in itertools.combinations(blocks, 2)]
-    for batch in batched(subject, texts, anatomy.blocks) if labels else ():
+    for batch in batched(subject, texts, anatomy.blocks) if len(blocks) > 1 else ():
         states = capture(subject.model, anatomy, batch.inputs, batch.mask)
         whole = _changes(states)
-        sizes = [change.norm(dim=-1).clamp(min=1e-12) for change in whole]
         early = _first_part(batch)
         for where, columns, seen in (
             ("all", None, batch.mask),
             ("later", early, batch.mask & ~early),
         ):
-            values = []
+            values = {}
             for block in blocks[:-1]:
                 with (
                     replayed(anatomy, states, block),
@@ -207,13 +209,11 @@ def skip_effects(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) -> p
                 ):
                     read(subject.model, batch.inputs, batch.mask)
                 changes = _changes(without)
-                values += [
-                    (whole[later] - changes[later]).norm(dim=-1) / sizes[later]
-                    for later in blocks[block + 1 :]
-                ]
-            groups = _grouped(batch, seen, where=where)
-            groups[("where", where), ("group", "every")] = seen
-            means.add(batch, groups, labels, torch.stack(values))
+                for later in blocks[block + 1 :]:
+                    change = (whole[later] - changes[later]).norm(dim=-1)
+                    values[label(skipped=block, block=later)] = change / _size(whole[later])
+            groups = _grouped(batch, seen, where=where) | {label(where=where, group="every"): seen}
+            means.add(batch, groups, values)
     return means.table()
 
 
@@ -240,12 +240,12 @@ def attention_mass(subject: Subject, anatomy: Anatomy, texts: Sequence[Text]) ->
     for batch in batched(subject, texts, anatomy.blocks):
         weights = attention_weights(subject.model, anatomy, batch.inputs, batch.mask)
         places = {place.name.lower(): batch.places == place for place in Place if place}
-        labels, values = [], []
+        values = {}
         for target, block in itertools.product(places, range(len(weights))):
             mass = (weights[block] * places[target][:, None, None]).sum(-1)
             for head in range(-1, mass.shape[1]):
-                labels.append({"target": target, "block": block, "head": head})
-                values.append(mass.mean(1) if head < 0 else mass[:, head])
-        sources = {(("source", name),): places[name] for name in ("latent", "answer")}
-        means.add(batch, sources, labels, torch.stack(values))
+                of_head = mass.mean(1) if head < 0 else mass[:, head]
+                values[label(target=target, block=block, head=head)] = of_head
+        sources = {label(source=name): places[name] for name in ("latent", "answer")}
+        means.add(batch, sources, values)
     return means.table()

@@ -1,4 +1,4 @@
-"""What the figures of a study share: heat maps with their numbers, colours, ticks, error bars."""
+"""What the figures of a study share: heat maps with their numbers, intervals, colours, ticks."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def heat_map(
     down, columns across."""
     values = table.to_numpy(dtype=float)
     drawn = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top or 1, aspect="auto")
-    for (row, column), value in numpy.ndenumerate(values):
-        if len(values) <= MOST_WRITTEN and not numpy.isnan(value):
+    if len(values) <= MOST_WRITTEN:
+        for (row, column), value in numpy.ndenumerate(values):
             colour = "black" if value > 0.6 * (top or 1) else "white"
             text = f"{100 * value:.0f}" if top is None else f"{value:.2f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    if len(values) <= MOST_WRITTEN:
+            if not numpy.isnan(value):
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
         axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
         axes.set_yticks(range(len(table)), [str(i) for i in table.index])
     axes.grid(visible=False)
@@ -52,6 +52,11 @@ def heat_map(
     return drawn
 
 
-def error_bars(rows: pandas.DataFrame, value: str) -> list[pandas.Series]:
-    """How far the interval `low` to `high` reaches on each side of a value."""
-    return [rows[value] - rows["low"], rows["high"] - rows[value]]
+def intervals(
+    axes: Axes, rows: pandas.DataFrame, x: str, y: str, of: str, index: int, label: str
+) -> None:
+    """Points in the index-th look, with the interval `low` to `high` of the column `of`, x or y."""
+    reach = [rows[of] - rows["low"], rows["high"] - rows[of]]
+    style = {"linestyle": "none", "capsize": 2, "label": label, **look(index)}
+    style["xerr" if of == x else "yerr"] = reach
+    axes.errorbar(rows[x], rows[y], **style)

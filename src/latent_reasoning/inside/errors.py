@@ -17,9 +17,9 @@ from latent_reasoning.inside.equations import counterfactual, is_chain
 from latent_reasoning.inside.interventions import hits_and_chance
 from latent_reasoning.inside.lens import value_tokens
 from latent_reasoning.inside.reasoning import Reasoning, Subject
-from latent_reasoning.inside.statistics import share
+from latent_reasoning.inside.statistics import by_operations, share
 
-NO_ERROR = 0
+ANY = 0
 """Stands for all m in `entered` of `error_shares`: whether any value is read wrong."""
 
 
@@ -46,7 +46,7 @@ def first_errors(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> pand
     return pandas.DataFrame(lines, columns=columns).astype({"implied": object})
 
 
-def error_shares(rows: pandas.DataFrame, subject: Subject) -> pandas.DataFrame:
+def error_shares(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Of the rows whose answer is right or wrong (`answers`), with K `operations` (0: all), the
     share in which the first value read wrong is `entered` (K: none is; 0: any m < K): `n, correct,
     accuracy, low, high`. And among those that imply an answer, the share that gives exactly it:
@@ -54,21 +54,17 @@ def error_shares(rows: pandas.DataFrame, subject: Subject) -> pandas.DataFrame:
     `interventions.counterfactual_shares`.
     """
     lines = []
-    for answers, group in (
-        (a, rows[rows["correct"] == (a == "right")]) for a in ("right", "wrong")
-    ):
-        cells = [(0, NO_ERROR, group)] if len(group) else []
-        for k, of_k in group.groupby("operations"):
-            cells += [(k, m, of_k) for m in range(1, k + 1)]
-        for k, m, cell in cells:
-            if m == NO_ERROR:
-                inside = (cell["entered"] < cell["operations"]).to_numpy()
-            else:
-                inside = (cell["entered"] == m).to_numpy()
-            line = {"answers": answers, "operations": k, "entered": m, **share(inside)}
-            implying = cell[inside & cell["implied"].notna().to_numpy()]
-            given, wanted = implying["answer"].tolist(), implying["implied"].tolist()
-            hits, chance = hits_and_chance(given, wanted, subject)
-            line |= {f"follows_{name}": value for name, value in share(hits).items()}
-            lines.append(line | {"chance": chance.mean() if len(chance) > 1 else numpy.nan})
+    for answers, right in (("right", True), ("wrong", False)):
+        of_answers = rows[rows["correct"] == right]
+        for k, group in by_operations(of_answers) if len(of_answers) else ():
+            for m in range(1, k + 1) if k else (ANY,):
+                entered = group["entered"]
+                inside = (entered == m if m else entered < group["operations"]).to_numpy()
+                implying = group[inside & group["implied"].notna().to_numpy()]
+                hits, chance = hits_and_chance(
+                    implying["answer"].tolist(), implying["implied"].tolist()
+                )
+                line = {"answers": answers, "operations": k, "entered": m, **share(inside)}
+                line |= {f"follows_{name}": value for name, value in share(hits).items()}
+                lines.append(line | {"chance": chance.mean() if len(chance) > 1 else numpy.nan})
     return pandas.DataFrame(lines, columns=None if lines else ["answers", "operations", "entered"])

@@ -6,6 +6,7 @@ Heat maps carry their numbers, lines differ in colour and marker, and equal tabl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from latent_reasoning.analysis.style import (
     save,
     share_axis,
 )
-from latent_reasoning.inside.drawing import Tables, error_bars, heat_map, look, whole_numbers
+from latent_reasoning.inside.drawing import Tables, heat_map, intervals, look, whole_numbers
 from latent_reasoning.inside.space_figures import SPACE_FIGURES, kinds
 
 
@@ -33,14 +34,15 @@ def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
     if table.empty:
         return nothing_to_show("no row states equations that hold")
     shown = [a for a in ("right", "wrong") if table.loc[table["answers"] == a, "n"].max() >= 10]
+    if not shown:
+        return nothing_to_show("fewer than ten right answers, and fewer than ten wrong ones")
     readings = {"top1": "likeliest word", "top5": "among five", "control_top1": "other row's"}
     figure, grid = page(len(shown), 3, 0.8 + 1.9 * len(shown))
-    for axes_row, answers in zip(grid, shown, strict=True):
-        for axes, (reading, words) in zip(axes_row, readings.items(), strict=True):
-            cells = table[(table["answers"] == answers) & (table["reading"] == reading)]
-            matrix = cells.pivot(index="value", columns="step", values="accuracy")
-            title = f"{words}; {answers}, n = {cells['n'].max()}"
-            heat_map(axes, matrix, title, "latent h_j, j", "value v_m, m")
+    for axes, (answers, reading) in zip(grid.flat, product(shown, readings), strict=True):
+        cells = table[(table["answers"] == answers) & (table["reading"] == reading)]
+        matrix = cells.pivot(index="value", columns="step", values="accuracy")
+        title = f"{readings[reading]}; {answers}, n = {cells['n'].max()}"
+        heat_map(axes, matrix, title, "latent h_j, j", "value v_m, m")
     return figure
 
 
@@ -65,18 +67,13 @@ def interventions(tables: Tables, _: Mapping[str, Any]) -> Figure:
     if table.empty:
         return nothing_to_show("no row takes a latent step")
     figure, grid = page(1, 1, 3.4)
-    axes = grid[0][0]
-    kinds = list(dict.fromkeys(table["kind"]))
-    for index, kind in enumerate(kinds):
-        rows = table[table["kind"] == kind].sort_values("step")
-        place = rows["step"] + 0.09 * (index - (len(kinds) - 1) / 2)
-        style = {"linestyle": "none", "capsize": 2, "label": kind, **look(index)}
-        errors = error_bars(rows, "accuracy")
-        axes.errorbar(place, rows["accuracy"], yerr=errors, **style)
-    untouched = table.groupby("step")["untouched"].mean()
-    axes.plot(untouched.index, untouched, color="#555555", linestyle=":", label="untouched")
-    steps = sorted(set(table["step"]))
-    axes.set_xticks(steps, ["all" if step == 0 else str(step) for step in steps])
+    axes, by_kind = grid[0][0], table.groupby("kind")
+    for index, (kind, rows) in enumerate(by_kind):
+        rows = rows.assign(place=rows["step"] + 0.09 * (index - (len(by_kind) - 1) / 2))
+        intervals(axes, rows, "place", "accuracy", "accuracy", index, kind)
+    every = by_kind.get_group("zero")  # all rows that take the step
+    axes.plot(every["step"], every["untouched"], color="#555555", linestyle=":", label="untouched")
+    axes.set_xticks(every["step"], ["all" if step == 0 else str(step) for step in every["step"]])
     axes.set(xlabel="latent step whose input z_j is replaced", ylabel="accuracy")
     share_axis(axes)
     legend_below(figure, axes, columns=6)
@@ -89,60 +86,59 @@ def counterfactual(tables: Tables, _: Mapping[str, Any]) -> Figure:
     if table.empty:
         return nothing_to_show("no row's equations form a chain that a donor could change")
     figure, grid = page(1, 3, 2.7)
-    cells = table[table["role"] == "all"].replace({"step": {0: "all"}})
-    for axes, column, title in (
-        (grid[0][0], "accuracy", "the implied answer"),
-        (grid[0][1], "chance", "expected by chance"),
-        (grid[0][2], "kept", "still the right answer"),
-    ):
-        matrix = cells.pivot(index="value", columns="step", values=column)
-        order = sorted(matrix.columns, key=lambda step: 0 if step == "all" else int(step))
-        heat_map(axes, matrix[order], title, "donor's input at step j", "donor's value v_m, m")
+    cells = table[table["role"] == "all"]
+    titles = {
+        "accuracy": "the implied answer",
+        "chance": "expected by chance",
+        "kept": "still the right answer",
+    }
+    for axes, (values, title) in zip(grid[0], titles.items(), strict=True):
+        matrix = cells.pivot(index="value", columns="step", values=values)
+        matrix = matrix.rename(columns={0: "all"})
+        heat_map(axes, matrix, title, "donor's input at step j", "donor's value v_m, m")
     return figure
 
 
-def need(tables: Tables, summary: Mapping[str, Any]) -> Figure:
+def need(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """C: accuracy at every number of steps, and steps needed against steps taken."""
-    forced, needed = tables["forced"], tables["need"]
-    figure, grid = page(1, 2, 3.1)
-    for index, (k, rows) in enumerate(forced.groupby("operations")):
-        label = "all rows" if k == 0 else f"K = {k}"
-        style = {"color": "black" if k == 0 else PALETTE[(index - 1) % 6], "label": label}
-        width = 2.4 if k == 0 else 1.2
-        grid[0][0].plot(
-            rows["steps"], rows["accuracy"], marker=MARKERS[index % 8], lw=width, **style
-        )
-    grid[0][0].set(xlabel="latent steps, forced", ylabel="accuracy")
-    share_axis(grid[0][0])
-    grid[0][0].legend(fontsize=7)
-    last = int(max(needed["stops"].max(), needed["needed"].fillna(0).max()))
+    figure, ((curves, bars),) = page(1, 2, 3.1)
+    for index, (k, rows) in enumerate(tables["forced"].groupby("operations")):
+        style = {"label": f"K = {k}", "color": PALETTE[(index - 1) % 6], "lw": 1.2}
+        if k == 0:
+            style = {"label": "all rows", "color": "black", "lw": 2.4}
+        curves.plot(rows["steps"], rows["accuracy"], marker=MARKERS[index % 8], **style)
+    curves.set(xlabel="latent steps, forced", ylabel="accuracy")
+    share_axis(curves)
+    curves.legend(fontsize=7)
+    known = tables["need"].dropna(subset="needed").astype({"needed": int})
     for offset, column, colour in ((-0.2, "needed", PALETTE[0]), (0.2, "stops", PALETTE[1])):
-        counts = needed[column].dropna().astype(int).value_counts()
-        label = f"{column}, mean {needed[column].astype(float).mean():.2f}"
-        grid[0][1].bar(counts.index + offset, counts, 0.4, color=colour, label=label)
-    grid[0][1].set(xlabel="latent steps", ylabel="rows", xticks=range(last + 1))
-    grid[0][1].set_title(f"needed, and taken before stopping (n = {summary['need']['n']})")
-    grid[0][1].legend(fontsize=7)
+        counts = known[column].value_counts()
+        label = f"{column}, mean {known[column].mean():.2f}"
+        bars.bar(counts.index + offset, counts, 0.4, color=colour, label=label)
+    last = known["stops"].max() if len(known) else 0
+    bars.set(xlabel="latent steps", ylabel="rows", xticks=range(last + 1))
+    bars.set_title(f"needed, and taken before stopping (n = {len(known)})")
+    bars.legend(fontsize=7)
     return figure
 
 
 def probes(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     """D: what ridge probes read, at the final norm and by block."""
-    table = tables["probes"]
+    table, blocks = tables["probes"], summary["blocks"]
     if table.empty:
         return nothing_to_show("too few rows to train probes on")
-    figure, grid = page(1, 2, 3.0)
-    last = table[(table["block"] == summary["blocks"]) & (table["source"] == "latent")]
+    figure, ((map_axes, axes),) = page(1, 2, 3.0)
+    latent = table[table["source"] == "latent"]
+    last = latent[latent["block"] == blocks]
     matrix = last.pivot(index="value", columns="step", values="accuracy")
-    heat_map(grid[0][0], matrix, "final state", "latent h_j, j", "value v_m, m")
-    axes = grid[0][1]
-    diagonal = table[(table["step"] == table["value"] - 1) & (table["source"] == "latent")]
+    heat_map(map_axes, matrix, "final state", "latent h_j, j", "value v_m, m")
+    diagonal = latent[latent["step"] == latent["value"] - 1]
     for index, (m, rows) in enumerate(diagonal.groupby("value")):
         axes.plot(rows["block"], rows["accuracy"], label=f"v_{m} from h_{m - 1}", **look(index))
     for source, line in (("question", ":"), ("shuffled", "--")):
         rows = table[table["source"] == source].groupby("block")["accuracy"].mean()
         axes.plot(rows.index, rows, color="#777777", linestyle=line, label=f"control: {source}")
-    names = ["embedding", *map(str, range(summary["blocks"])), "final"]
+    names = ["embedding", *map(str, range(blocks)), "final"]
     shown = range(0, len(names), max(1, len(names) // 8))
     axes.set_xticks([i - 1 for i in shown], [names[i] for i in shown])
     axes.set(xlabel="after block", ylabel="accuracy on other rows")
@@ -154,21 +150,16 @@ def probes(tables: Tables, summary: Mapping[str, Any]) -> Figure:
 def latents(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """E: the latents in their own PCA, by step, by the value reached, by right or wrong."""
     table = tables["latents"]
-    figure, grid = page(1, 3, 3.0, sharex=True, sharey=True)
     values = sorted(table["value"].dropna().unique(), key=lambda v: (len(v), v))
-    colourings: list[tuple[str, str, list]] = [("by step", "step", sorted(table["step"].unique()))]
+    colourings = {"by step": ("step", {j: j for j in sorted(table["step"].unique())})}
     if len(values) <= 12:
-        colourings.append(("by the value reached", "value", values))
-    colourings.append(("by right or wrong", "correct", [True, False]))
-    for axes, (title, column, options) in zip(grid[0], colourings, strict=False):
+        colourings["by the value reached"] = ("value", {v: v for v in values})
+    colourings["by right or wrong"] = ("correct", {True: "right", False: "wrong"})
+    figure, grid = page(1, len(colourings), 3.0, sharex=True, sharey=True)
+    for axes, (title, (column, options)) in zip(grid[0], colourings.items(), strict=True):
         colours = matplotlib.colormaps["viridis"](numpy.linspace(0, 0.95, len(options)))
-        for colour, option in zip(colours, options, strict=True):
+        for colour, (option, name) in zip(colours, options.items(), strict=True):
             rows = table[table[column] == option]
-            name = (
-                {True: "right", False: "wrong"}.get(option, option)
-                if column == "correct"
-                else option
-            )
             style = {"s": 5, "color": colour, "rasterized": True}
             axes.scatter(rows["c1"], rows["c2"], label=f"{name}", **style)
         axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
@@ -183,19 +174,18 @@ def distances(tables: Tables, _: Mapping[str, Any]) -> Figure:
     if table.empty:
         return nothing_to_show("no row takes a latent step")
     figure, grid = page(1, 3, 2.5)
+    titles = {
+        "norm": "norm of z_j (dashed: of tokens)",
+        "nearest": "distance to the nearest token",
+        "change": "distance from the input before",
+    }
     steps = sorted(table["step"].unique())
-    for axes, column, title in (
-        (grid[0][0], "norm", "norm of z_j"),
-        (grid[0][1], "nearest", "distance to the nearest token"),
-        (grid[0][2], "change", "distance from the input before"),
-    ):
+    for axes, (column, title) in zip(grid[0], titles.items(), strict=True):
         values = [table.loc[table["step"] == j, column].dropna() for j in steps]
         axes.boxplot(values, positions=steps, widths=0.6, sym="", medianprops={"color": PALETTE[1]})
         axes.set(title=title, xlabel="latent step j", ylim=(0, None))
-        if column == "norm":
-            axes.axhline(table["token_norm"].iloc[0], color=PALETTE[0], linestyle="--")
-            title = "norm of z_j (dashed: of tokens)"
-            axes.set(title=title, ylim=(0, 1.15 * table["norm"].max()))
+    grid[0][0].axhline(table["token_norm"].iloc[0], color=PALETTE[0], linestyle="--")
+    grid[0][0].set_ylim(0, 1.15 * table["norm"].max())
     return figure
 
 
@@ -205,13 +195,14 @@ def attention(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     if table.empty:
         return nothing_to_show("no positions to look from")
     figure, grid = page(1, 2, 2.9, sharey=True)
+    hatches = {"question": "", "start": "//", "latent": "..", "answer": "xx"}
     for axes, source in zip(grid[0], ("latent", "answer"), strict=True):
         bottom = numpy.zeros(summary["blocks"])
-        for index, target in enumerate(("question", "start", "latent", "answer")):
+        for colour, (target, hatch) in zip(PALETTE, hatches.items(), strict=False):
             rows = table[(table["source"] == source) & (table["target"] == target)]
             mean = rows.set_index("block")["mean"].reindex(range(summary["blocks"]), fill_value=0)
-            style = {"color": PALETTE[index], "hatch": ("", "//", "..", "xx")[index]}
-            axes.bar(mean.index, mean, bottom=bottom, label=target, edgecolor="white", **style)
+            style = {"color": colour, "hatch": hatch, "edgecolor": "white", "label": target}
+            axes.bar(mean.index, mean, bottom=bottom, **style)
             bottom += mean.to_numpy()
         axes.set(title=f"from {source} positions", xlabel="block", ylabel="attention to")
         whole_numbers(axes.xaxis)
@@ -222,17 +213,16 @@ def attention(tables: Tables, summary: Mapping[str, Any]) -> Figure:
 
 def signals(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """H: how well signals of the trajectory tell right from wrong answers."""
-    table = tables["signal_areas"].dropna(subset="auc") if len(tables["signal_areas"]) else None
-    if table is None or table.empty:
+    table = tables["signal_areas"].dropna(subset="auc")
+    if table.empty:
         return nothing_to_show("all answers are right, or all wrong: nothing to tell apart")
     names = list(dict.fromkeys(table["signal"]))
     figure, grid = page(1, 1, 0.9 + 0.34 * len(names))
     axes = grid[0][0]
     for index, (k, rows) in enumerate(table.groupby("operations")):
-        place = rows["signal"].map(names.index) + 0.13 * (index - 1.5)
+        rows = rows.assign(place=rows["signal"].map(names.index) + 0.13 * (index - 1.5))
         label = ("all rows" if k == 0 else f"K = {k}") + f" ({rows['wrong'].iloc[0]} wrong)"
-        style = {"linestyle": "none", "capsize": 2, "label": label, **look(index)}
-        axes.errorbar(rows["auc"], place, xerr=error_bars(rows, "auc"), **style)
+        intervals(axes, rows, "auc", "place", "auc", index, label)
     axes.axvline(0.5, color="#555555", linestyle=":")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="AUC for a right answer", xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
@@ -241,17 +231,11 @@ def signals(tables: Tables, _: Mapping[str, Any]) -> Figure:
 
 
 LATENT_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
-    "lens": lens,
-    "errors": errors,
-    "counterfactual": counterfactual,
-    "interventions": interventions,
-    "need": need,
-    "probes": probes,
-    "kinds": kinds,
-    "latents": latents,
-    "distances": distances,
-    "attention": attention,
-    "signals": signals,
+    draw.__name__: draw
+    for draw in (
+        *(lens, errors, counterfactual, interventions, need, probes),
+        *(kinds, latents, distances, attention, signals),
+    )
 }
 
 

@@ -9,8 +9,6 @@ S = 6 L + 2 states of a model of L blocks, P positions, d hidden size.
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy
 import pandas
 import torch
@@ -48,16 +46,16 @@ class Moments:
         self.sum += vectors.sum(0).double().cpu()
         self.outer += (vectors.T @ vectors).double().cpu()
 
-    def components(self, count: int = 2) -> tuple[NDArray, NDArray, NDArray]:
-        """Mean (d,), components (count, d) and their shares of the variance; signs as sklearn's."""
+    def components(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Mean (d,), the first two components (2, d) and their shares of the variance; signs as
+        sklearn's."""
         mean = self.sum / self.count
         covariance = self.outer / self.count - mean[:, None] * mean
         values, vectors = torch.linalg.eigh(covariance)
-        chosen = vectors.T.flip(0)[:count].numpy()
+        chosen = vectors.T.flip(0)[:2].numpy()
         largest = numpy.abs(chosen).argmax(1)
-        chosen = chosen * numpy.sign(chosen[range(len(chosen)), largest])[:, None]
-        shares = (values.flip(0)[:count] / values.sum()).numpy()
-        return mean.numpy(), chosen, shares
+        chosen = chosen * numpy.sign(chosen[range(2), largest])[:, None]
+        return mean.numpy(), chosen, (values.flip(0)[:2] / values.sum()).numpy()
 
 
 class Geometry:
@@ -101,11 +99,11 @@ class Geometry:
             self.kept_parts.append(torch.stack(parts, 1))
 
     def _places(self, batch: Batch, count: int) -> Tensor:
-        """A column of each of the first rows, by chance, but never the first position."""
-        allowed = (batch.positions[:count] > 0).float().cpu()
-        allowed[allowed.sum(1) == 0] = 1
+        """A column of each of the first rows, by chance, and the first only where it is alone."""
         if not count:
             return torch.zeros(0, dtype=torch.long)
+        allowed = (batch.positions[:count] > 0).float().cpu()
+        allowed[allowed.sum(1) == 0, 0] = 1  # a text of one token
         return torch.multinomial(allowed, 1, generator=self.generator)[:, 0]
 
     @property
@@ -157,28 +155,21 @@ def points(geometry: Geometry, umap: bool) -> pandas.DataFrame:
     and `explained`, the shares of the variance of the first two as text."""
     mean, axes, shares = geometry.moments.components()
     unit, frames = geometry.means(geometry.unit), []
+    where = [geometry.names[i] for i in geometry.stream]
     for panel, vectors in (
         ("means over texts", unit.transpose(0, 1)),
         ("means over positions", torch.cat(geometry.kept_means)),
     ):
         projected = (vectors.numpy() - mean) @ axes.T
-        where = [geometry.names[i] for i in geometry.stream]
         frames.append(_frame("stream", panel, projected, where, shares))
     frames += _part_frames(geometry, umap)
     for figure, means, first in (
         ("positions_unit", unit.mean(0), 0),
         ("positions_raw", geometry.means(geometry.raw), 1),
     ):
-        by_position = means[first:].numpy()
+        by_position = means[first:, None]
         if len(by_position) > 6:
-            fitted = PCA(6).fit(by_position)
-            made = _frame(
-                figure,
-                "",
-                fitted.transform(by_position)[:, None],
-                [("stream", -1)],
-                fitted.explained_variance_ratio_,
-            )
+            made = _fitted(figure, "", by_position, [("stream", -1)], 6)
             frames.append(made.assign(index=made["index"] + first))
     return pandas.concat(frames, ignore_index=True)
 
@@ -186,12 +177,10 @@ def points(geometry: Geometry, umap: bool) -> pandas.DataFrame:
 def _part_frames(geometry: Geometry, umap: bool) -> list[pandas.DataFrame]:
     """F6, F7: attention's against the MLP's outputs of the intermediate blocks, of the sample."""
     chosen, where = _inner_parts(geometry)
-    frames = []
-    for panel, vectors in (("raw", chosen), ("unit", normalize(chosen, dim=-1))):
-        flat = vectors.flatten(0, 1).numpy()
-        fitted = PCA(2).fit(flat)
-        projected = fitted.transform(flat).reshape(*vectors.shape[:2], 2)
-        frames.append(_frame("parts", panel, projected, where, fitted.explained_variance_ratio_))
+    frames = [
+        _fitted("parts", "raw", chosen, where, 2),
+        _fitted("parts", "unit", normalize(chosen, dim=-1), where, 2),
+    ]
     if umap:
         import umap as library
 
@@ -225,9 +214,12 @@ def separation(geometry: Geometry) -> dict[str, float]:
     }
 
 
-def has_umap() -> bool:
-    """Whether umap-learn is there, which F7 needs."""
-    return importlib.util.find_spec("umap") is not None
+def _fitted(figure: str, panel: str, vectors: Tensor, where: list, count: int) -> pandas.DataFrame:
+    """Vectors (M, states, d) in their own first principal components, as a table."""
+    flat = vectors.flatten(0, 1).numpy()
+    fitted = PCA(count).fit(flat)
+    projected = fitted.transform(flat).reshape(*vectors.shape[:2], count)
+    return _frame(figure, panel, projected, where, fitted.explained_variance_ratio_)
 
 
 def _frame(
@@ -235,15 +227,14 @@ def _frame(
 ) -> pandas.DataFrame:
     """Points (M, states, components) as a table."""
     count, states, size = projected.shape
-    table = pandas.DataFrame(
-        projected.reshape(-1, size), columns=[f"c{i}" for i in range(1, size + 1)]
-    )
-    table.insert(0, "figure", figure)
-    table.insert(1, "panel", panel)
-    table.insert(2, "part", [name for name, _ in where] * count)
-    table.insert(3, "block", [block for _, block in where] * count)
-    table.insert(4, "index", numpy.repeat(range(count), states))
-    return table.assign(explained="" if shares is None else " ".join(f"{x:.3f}" for x in shares))
+    parts, blocks = zip(*where, strict=True)
+    index = numpy.repeat(range(count), states)
+    names = {"figure": figure, "panel": panel, "part": parts * count, "block": blocks * count}
+    components = [f"c{i}" for i in range(1, size + 1)]
+    table = pandas.DataFrame(projected.reshape(-1, size), columns=components)
+    explained = "" if shares is None else " ".join(f"{x:.3f}" for x in shares)
+    table = pandas.DataFrame(names | {"index": index}).join(table)
+    return table.assign(explained=explained)
 
 
 # ------------------------------------------------------------------ the latents in these spaces
@@ -254,11 +245,8 @@ class Kinds:
     step, answer."""
 
     def __init__(self, blocks: int, hidden: int, most: int) -> None:
-        self.labels = [
-            "question",
-            *("START", *(f"latent {j}" for j in range(1, most + 1))),
-            "answer",
-        ]
+        latents = (f"latent {j}" for j in range(1, most + 1))
+        self.labels = ["question", "START", *latents, "answer"]
         self.sum = torch.zeros(len(self.labels), blocks + 1, hidden)
         self.count = torch.zeros(len(self.labels))
 
@@ -273,10 +261,9 @@ class Kinds:
     def table(self, moments: Moments) -> pandas.DataFrame:
         """Their places in the PCA of all stream states: `kind, block, c1, c2, n`."""
         mean, axes, shares = moments.components()
-        projected = ((self.sum / self.count.clamp(min=1)[:, None, None]).numpy() - mean) @ axes.T
-        table = _frame(
-            "kinds", "", projected, [("stream", b - 1) for b in range(self.sum.shape[1])], shares
-        )
+        means = (self.sum / self.count.clamp(min=1)[:, None, None]).numpy()
+        where = [("stream", block - 1) for block in range(means.shape[1])]
+        table = _frame("kinds", "", (means - mean) @ axes.T, where, shares)
         table.insert(0, "kind", [self.labels[i] for i in table["index"]])
         counts = self.count.int().numpy()[table["index"]]
         return table.assign(n=counts)[counts > 0].drop(columns=["figure", "panel", "part", "index"])
@@ -287,24 +274,13 @@ def latent_points(reasoning: Reasoning) -> pandas.DataFrame:
     `value` (v_(j+1), the value reached there; <NA> after the last) and `correct`."""
     made = torch.arange(reasoning.hidden.shape[1]) <= reasoning.steps[:, None]
     row, step = (place.numpy() for place in made.nonzero(as_tuple=True))
-    vectors = reasoning.hidden[made].float().numpy()
-    fitted = PCA(2).fit(vectors)
-    projected = fitted.transform(vectors)
+    table = _fitted("latents", "", reasoning.hidden[made].float()[:, None], [("stream", -1)], 2)
     results = [[e.result for e in equations] for equations in reasoning.equations]
-    reached = [
-        results[i][j] if j < len(results[i]) else None for i, j in zip(row, step, strict=True)
-    ]
-    return pandas.DataFrame(
-        {
-            "row": row,
-            "step": step,
-            "c1": projected[:, 0],
-            "c2": projected[:, 1],
-            "value": reached,
-            "correct": reasoning.own["correct"].to_numpy()[row],
-            "explained": " ".join(f"{x:.3f}" for x in fitted.explained_variance_ratio_),
-        }
-    )
+    steps = zip(row.tolist(), step.tolist(), strict=True)
+    reached = [results[i][j] if j < len(results[i]) else None for i, j in steps]
+    correct = reasoning.own["correct"].to_numpy()[row]
+    columns = {"row": row, "step": step, "value": reached, "correct": correct}
+    return table[["c1", "c2", "explained"]].assign(**columns)
 
 
 @torch.no_grad()
@@ -315,7 +291,8 @@ def latent_distances(subject: Subject, reasoning: Reasoning) -> pandas.DataFrame
     model = subject.model
     vocabulary = torch.arange(len(subject.tokenizer), device=model.device)
     matrix = model.embed(vocabulary).float()
-    lines = []
+    columns = ["row", "step", "norm", "nearest", "nearest_cosine", "change", "token_norm"]
+    frames = [pandas.DataFrame(columns=columns)]
     for j in range(1, int(reasoning.steps.max()) + 1):
         rows = (reasoning.steps >= j).nonzero()[:, 0]
         z = reasoning.inputs[rows, j - 1].float()
@@ -323,18 +300,14 @@ def latent_distances(subject: Subject, reasoning: Reasoning) -> pandas.DataFrame
         on_device = z.to(matrix.device)
         nearest = [torch.cdist(part, matrix).amin(1).cpu() for part in on_device.split(64)]
         cosine = (normalize(on_device, dim=-1) @ normalize(matrix, dim=-1).T).amax(1).cpu()
-        lines.append(
-            pandas.DataFrame(
-                {
-                    "row": rows.numpy(),
-                    "step": j,
-                    "norm": z.norm(dim=-1).numpy(),
-                    "nearest": torch.cat(nearest).numpy(),
-                    "nearest_cosine": cosine.numpy(),
-                    "change": (z - before).norm(dim=-1).numpy(),
-                    "token_norm": float(matrix.norm(dim=-1).mean()),
-                }
-            )
-        )
-    columns = ["row", "step", "norm", "nearest", "nearest_cosine", "change", "token_norm"]
-    return pandas.concat(lines) if lines else pandas.DataFrame(columns=columns)
+        numbers = {
+            "row": rows.numpy(),
+            "step": j,
+            "norm": z.norm(dim=-1).numpy(),
+            "nearest": torch.cat(nearest).numpy(),
+            "nearest_cosine": cosine.numpy(),
+            "change": (z - before).norm(dim=-1).numpy(),
+            "token_norm": float(matrix.norm(dim=-1).mean()),
+        }
+        frames.append(pandas.DataFrame(numbers))
+    return pandas.concat(frames[1:] or frames)

@@ -21,10 +21,11 @@ import pandas
 import torch
 from torch import Tensor
 
+from latent_reasoning.data.numbers import equal, read_number
 from latent_reasoning.inside.equations import Equation, counterfactual, is_chain
 from latent_reasoning.inside.lens import ROLES
-from latent_reasoning.inside.reasoning import Reasoning, Subject, batches, judged, same_number
-from latent_reasoning.inside.statistics import mean_interval, paired, share
+from latent_reasoning.inside.reasoning import Reasoning, Subject, batches, judged
+from latent_reasoning.inside.statistics import difference, paired, share
 from latent_reasoning.inside.walk import Walk
 
 SEED = 0
@@ -83,12 +84,11 @@ def replacements(reasoning: Reasoning, donors: Donors) -> dict[str, Tensor]:
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(SEED)).to(inputs)
     noise = noise / noise.norm(dim=-1, keepdim=True) * inputs.norm(dim=-1, keepdim=True)
     after = (torch.arange(inputs.shape[1]) + 1) % steps[:, None].clamp(min=1)
-    index = after.unsqueeze(-1).expand_as(inputs)
     return {
         "zero": torch.zeros_like(inputs),
         "mean": mean.expand_as(inputs),
         "noise": noise,
-        "order": inputs.gather(1, index),
+        "order": inputs.gather(1, after.unsqueeze(-1).expand_as(inputs)),
         "donor": inputs[donors.rows],
     }
 
@@ -134,13 +134,9 @@ def _answers(
 ) -> pandas.DataFrame:
     """What the concerned rows of a batch answer after their own number of steps."""
     places = concerned.nonzero()[:, 0]
-    steps = reasoning.steps[rows[places]]
-    answers = walk.answers(
-        places.to(subject.model.device),
-        steps.to(subject.model.device),
-        subject.ending(),
-        subject.tokenizer.eos_token_id,
-    )
+    steps, device = reasoning.steps[rows[places]], subject.model.device
+    ending, eos_id = subject.ending(), subject.tokenizer.eos_token_id
+    answers = walk.answers(places.to(device), steps.to(device), ending, eos_id)
     return judged(subject, reasoning.rows, rows[places], steps, answers)
 
 
@@ -152,12 +148,11 @@ def effects(table: pandas.DataFrame) -> pandas.DataFrame:
         line = {"kind": kind, "step": step, **share(group["correct"])}
         line["untouched"] = group["untouched"].mean()
         lines.append(line | paired(group["correct"], group["untouched"]))
-    return pandas.DataFrame(lines)
+    columns = ["kind", "step", "accuracy", "untouched"]
+    return pandas.DataFrame(lines, columns=None if lines else columns)
 
 
-def counterfactual_shares(
-    table: pandas.DataFrame, donors: Donors, subject: Subject
-) -> pandas.DataFrame:
+def counterfactual_shares(table: pandas.DataFrame, donors: Donors) -> pandas.DataFrame:
     """How often the donor's latent at a step makes exactly the answer that its v_m implies.
 
     `step, role` (as in `lens`), `value, n, correct, accuracy, low, high`; `chance`, the share among
@@ -166,7 +161,7 @@ def counterfactual_shares(
     own count.
     """
     swapped, lines = table[table["kind"] == "donor"], []
-    most = max((len(answers) for answers in donors.answers), default=0)
+    most = max(map(len, donors.answers), default=0)
     for step, group in swapped.groupby("step"):
         operations = numpy.array([len(donors.answers[i]) for i in group["row"]])
         for m, (role, fits) in itertools.product(range(1, most + 1), ROLES.items()):
@@ -176,23 +171,26 @@ def counterfactual_shares(
             wanted = [answer for answer in implied if answer is not None]
             if len(cell) < 2:
                 continue
-            hits, chance = hits_and_chance(cell["answer"].tolist(), wanted, subject)
-            mean, low, high = mean_interval(hits - chance)
+            hits, chance = hits_and_chance(cell["answer"].tolist(), wanted)
             line = {"step": step, "role": role, "value": m, **share(hits), "chance": chance.mean()}
-            line |= {"difference": mean, "difference_low": low, "difference_high": high}
-            lines.append(line | {"kept": cell["correct"].mean()})
+            line |= difference(hits - chance) | {"kept": cell["correct"].mean()}
+            lines.append(line)
     return pandas.DataFrame(lines, columns=None if lines else ["step", "role", "value", "n"])
 
 
 def hits_and_chance(
-    given: list[str | None], wanted: list[Fraction | None], subject: Subject
+    given: Sequence[str | None], wanted: Sequence[Fraction]
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """For each row whether its answer is the wanted one, and the share of other rows' that are."""
     values = set(wanted)
-    distinct = {
-        text: {w for w in values if same_number(text, w, subject.rule)} for text in set(given)
-    }
-    hits = numpy.array([w in distinct[text] for text, w in zip(given, wanted, strict=True)], float)
-    counts = {w: sum(w in distinct[text] for text in given) for w in values}
+    matches = {text: _matching(text, values) for text in set(given)}
+    hits = numpy.array([w in matches[text] for text, w in zip(given, wanted, strict=True)], float)
+    counts = {w: sum(w in matches[text] for text in given) for w in values}
     every = numpy.array([counts[w] for w in wanted], float)
     return hits, (every - hits) / max(1, len(given) - 1)
+
+
+def _matching(text: str | None, values: set[Fraction]) -> set[Fraction]:
+    """The values that an answer equals, as the evaluation compares numbers."""
+    number = read_number(text) if isinstance(text, str) else None  # pandas makes nan of None
+    return set() if number is None else {value for value in values if equal(value, number)}

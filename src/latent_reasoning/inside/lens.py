@@ -1,4 +1,4 @@
-"""A. Reading the latents: the logit lens, softmax(W_out h_j).
+"""A. Reading the latents: the logit lens, softmax(W_out h_j), and the page's examples of it.
 
 Impossible tokens (CONTINUE, STOP, END) are left out, as where text is written. A latent is *read*
 as v_m where the first token of v_m is its likeliest token (top-1), or among the five likeliest.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import pandas
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from latent_reasoning.data.context import decode
+from latent_reasoning.inside.capture import Anatomy
+from latent_reasoning.inside.chain import Chain
 from latent_reasoning.inside.reasoning import Reasoning, Subject
 from latent_reasoning.inside.statistics import share
 from latent_reasoning.model.passes import Kind
 
 WORDS = 10
 """Likeliest tokens that are kept of each state."""
+SHOWN = 5
+"""Of these, those of the page's examples."""
 ROLES = {
     "all": lambda operations, m: operations >= m,
     "intermediate": lambda operations, m: operations > m,
@@ -30,6 +35,7 @@ ROLES = {
 """Rows, by K, in which v_m counts."""
 AT_ONCE = 2**24
 """Logits in memory at once."""
+COLUMNS = ("answers", "role", "value", "step", "reading", "n", "correct", "accuracy", "low", "high")
 
 
 @torch.no_grad()
@@ -38,21 +44,18 @@ def word_probabilities(subject: Subject, hidden: Tensor) -> tuple[Tensor, Tensor
     (..) in nats."""
     model, flat = subject.model, hidden.reshape(-1, hidden.shape[-1])
     size = max(1, AT_ONCE // model.base.config.vocab_size)
-    tokens, probabilities, entropies = [], [], []
+    parts = []
     for part in flat.split(size):
         part = part.to(model.device, model.base.dtype)
         kinds = torch.full(part.shape[:1], int(Kind.TEXT), device=model.device)
         log_probs = model.logits(part, kinds).float().log_softmax(-1)
-        entropies.append(-(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(-1).cpu())
+        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(-1)
         best = log_probs.topk(min(WORDS, log_probs.shape[-1]), -1)
-        tokens.append(best.indices.cpu())
-        probabilities.append(best.values.exp().cpu())
-    shape = hidden.shape[:-1]
-    return (
-        torch.cat(tokens).reshape(*shape, -1),
-        torch.cat(probabilities).reshape(*shape, -1),
-        torch.cat(entropies).reshape(shape),
+        parts.append([x.cpu() for x in (best.indices, best.values.exp(), entropy)])
+    tokens, probabilities, entropy = (
+        torch.cat(part).unflatten(0, hidden.shape[:-1]) for part in zip(*parts, strict=True)
     )
+    return tokens, probabilities, entropy
 
 
 def read_words(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, pandas.DataFrame]:
@@ -81,10 +84,8 @@ def read_words(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, pandas.D
 
 def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> pandas.DataFrame:
     """How often v_m is read at step j: `answers` (right, wrong), `role` (all; intermediate, m < K;
-    answer, m = K), `value` m, `step` j, `reading` (top1, top5, control_top1, control_top5), `n,
-    correct, accuracy, low, high`.
-
-    Rows count at the steps that they take by themselves.
+    answer, m = K), `value` m, `step` j, `reading` (top1, top5, control_top1, control_top5), and the
+    share of the rows that take so many steps by themselves. Empty where no row states equations.
     """
     wanted, control = value_tokens(subject, reasoning)
     right = torch.tensor(reasoning.own["correct"].tolist())
@@ -103,7 +104,7 @@ def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> panda
                 where = {"answers": name, "role": role, "value": m, "step": j}
                 for reading, hit in hits.items():
                     lines.append(where | {"reading": reading} | share(hit[rows].numpy()))
-    return pandas.DataFrame(lines)
+    return pandas.DataFrame(lines, columns=[*COLUMNS])
 
 
 def value_tokens(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, Tensor]:
@@ -127,3 +128,40 @@ def other_rows(operations: Sequence[int]) -> Tensor:
         rows = torch.tensor([i for i, k in enumerate(operations) if k == count])
         others[rows] = rows.roll(-1)
     return others
+
+
+@torch.no_grad()
+def examples_of(
+    subject: Subject, reasoning: Reasoning, chain: Chain, anatomy: Anatomy, count: int
+) -> list[dict[str, Any]]:
+    """The first rows: `id, question, equations, expected, stops` and a `steps` entry each, with
+    `words` (text, probability), `entropy, p_stop, blocks` (the likeliest word after each block, and
+    its probability), `answer` if it stopped here, `right`."""
+    model, made = subject.model, []
+    for i, row in enumerate(reasoning.rows[:count]):
+        n = int(reasoning.steps[i])
+        stream = chain.latents[i, : n + 1, :-1].to(model.device, model.base.dtype)
+        tokens, probabilities, _ = word_probabilities(subject, anatomy.final_norm(stream))
+        words, shares, entropy = word_probabilities(subject, reasoning.hidden[i, : n + 1])
+        answers = reasoning.forced[reasoning.forced["row"] == i].to_dict("records")
+        steps = [
+            {
+                "words": _words(subject, words[j, :SHOWN], shares[j]),
+                "entropy": round(float(entropy[j]), 3),
+                "p_stop": round(float(reasoning.stops[i, j]), 4),
+                "blocks": _words(subject, tokens[j, :, 0], probabilities[j, :, 0]),
+                "answer": answer["answer"] if isinstance(answer["answer"], str) else None,
+                "right": answer["correct"],
+            }
+            for j, answer in enumerate(answers[: n + 1])
+        ]
+        equations = list(row.steps or ())
+        line = {"id": row.id, "question": row.question, "equations": equations}
+        made.append(line | {"expected": row.answer, "stops": n, "steps": steps})
+    return made
+
+
+def _words(subject: Subject, tokens: Tensor, probabilities: Tensor) -> list:
+    """Each token's text and its probability, of which there may be more."""
+    texts = [decode(subject.tokenizer, [token]) for token in tokens.tolist()]
+    return [[text, round(p, 4)] for text, p in zip(texts, probabilities.tolist(), strict=False)]

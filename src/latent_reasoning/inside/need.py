@@ -10,7 +10,7 @@ from __future__ import annotations
 import pandas
 
 from latent_reasoning.inside.reasoning import Reasoning
-from latent_reasoning.inside.statistics import mean_interval, share
+from latent_reasoning.inside.statistics import by_operations, mean_interval, share
 
 
 def needed_steps(reasoning: Reasoning) -> pandas.DataFrame:
@@ -35,29 +35,28 @@ def needed_steps(reasoning: Reasoning) -> pandas.DataFrame:
 
 def forced_accuracy(reasoning: Reasoning) -> pandas.DataFrame:
     """Accuracy at every number of steps, over all rows and by K: `operations` (0: all), `steps`."""
-    table = reasoning.forced.assign(
-        operations=reasoning.operations.numpy()[reasoning.forced["row"].to_numpy()]
+    forced = reasoning.forced
+    table = forced.assign(operations=reasoning.operations.numpy()[forced["row"].to_numpy()])
+    return pandas.DataFrame(
+        [
+            {"operations": k, "steps": steps, **share(cell["correct"])}
+            for k, group in by_operations(table)
+            for steps, cell in group.groupby("steps")
+        ]
     )
-    lines = []
-    for k, group in [(0, table), *table.groupby("operations")]:
-        for steps, cell in group.groupby("steps"):
-            lines.append({"operations": k, "steps": steps, **share(cell["correct"])})
-    return pandas.DataFrame(lines).drop_duplicates(["operations", "steps"])
 
 
 def agreement(needed: pandas.DataFrame) -> dict[str, float]:
     """How the model's own stopping agrees with what its rows need: means over rows with an e."""
     known = needed.dropna(subset="needed").astype({"needed": int})
-    left, low, high = mean_interval(known["stops"] - known["needed"])
+    left = mean_interval(known["stops"] - known["needed"])
     exact = share(known["stops"] == known["needed"])
     several = known["stops"].nunique() > 1 and known["needed"].nunique() > 1
     return {
         "n": len(known),
         "steps_mean": float(needed["stops"].mean()),
         "needed_mean": float(known["needed"].mean()),
-        "left_mean": left,
-        "left_low": low,
-        "left_high": high,
+        **dict(zip(("left_mean", "left_low", "left_high"), left, strict=True)),
         "exact": exact["accuracy"],
         "exact_low": exact["low"],
         "exact_high": exact["high"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import pandas
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.config import NumberRule
-from latent_reasoning.data.answers import answers_match, find_number, label_value
+from latent_reasoning.data.answers import judge
 from latent_reasoning.data.context import decode, read_pieces
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_prompts
@@ -93,10 +92,6 @@ class Reasoning:
         chosen = self.forced["steps"].to_numpy() == steps[self.forced["row"].to_numpy()]
         return self.forced[chosen].reset_index(drop=True)
 
-    def values(self, m: int) -> list[Fraction | None]:
-        """v_m of each row, None where it has fewer equations."""
-        return [e[m - 1].value if len(e) >= m else None for e in self.equations]
-
 
 def read_reasoning(
     subject: Subject, rows: Sequence[Row], most: int, forced_steps: int | None = None
@@ -140,30 +135,20 @@ def judged(
     subject: Subject, rows: Sequence[Row], of: Tensor, steps: Tensor, answers: Answers
 ) -> pandas.DataFrame:
     """`row, steps, answer, correct, log_probability` of answers to `rows[of[i]]`."""
-    labels = [rows[i].answer for i in of.tolist()]
-    # Most answers are alike.
-    texts = {ids: decode(subject.tokenizer, list(ids)) for ids in set(map(tuple, answers.ids))}
-    numbers = {ids: find_number(text, subject.rule) for ids, text in texts.items()}
-    pairs = list(zip(labels, map(tuple, answers.ids), strict=True))
-    right = {p: answers_match(p[0], texts[p[1]], subject.rule) for p in set(pairs)}
+    pairs = [(rows[i].answer, tuple(ids)) for i, ids in zip(of.tolist(), answers.ids, strict=True)]
+    verdicts = {  # most answers are alike
+        (label, ids): judge(label, decode(subject.tokenizer, list(ids)), "forced", subject.rule)
+        for label, ids in set(pairs)
+    }
     return pandas.DataFrame(
         {
             "row": of.numpy(),
             "steps": steps.numpy(),
-            "answer": [numbers[ids] for _, ids in pairs],
-            "correct": [right[pair] for pair in pairs],
+            "answer": [verdicts[pair].extracted for pair in pairs],
+            "correct": [verdicts[pair].correct for pair in pairs],
             "log_probability": answers.log_probability.numpy(),
         }
     )
-
-
-def same_number(answer: str | None, value: Fraction | None, rule: NumberRule = "exact") -> bool:
-    """Whether an answer's text is this number."""
-    if not isinstance(answer, str) or value is None:  # pandas makes nan of None
-        return False
-    found = label_value(answer, rule)
-    scale = max(1.0, abs(float(value)))
-    return found is not None and abs(float(found) - float(value)) <= 1e-6 * scale
 
 
 def batches(count: int, size: int) -> Iterator[range]:

@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from latent_reasoning.data.context import read_pieces, read_whole
 from latent_reasoning.data.rows import Row
@@ -114,39 +115,32 @@ def batched(subject: Subject, sequences: Sequence[Text], blocks: int) -> Iterato
 
 def length_of(text: Text) -> int:
     """Its columns."""
-    latents = 0 if text.latents is None else len(text.latents)
-    return len(text.before) + latents + len(text.after)
+    return len(text.before) + len(text.after) + (0 if text.latents is None else len(text.latents))
 
 
 def _batch(subject: Subject, sequences: Sequence[Text], start: int) -> Batch:
-    model = subject.model
-    rows = []
-    for sequence in sequences:
-        places = [Place.QUESTION] * len(sequence.before)
-        step = [-1] * len(sequence.before)
-        parts = [model.embed(torch.tensor(sequence.before, device=model.device))]
-        if sequence.latents is not None:
-            places[-1], step[-1] = Place.START, 0
-            parts.append(sequence.latents.to(parts[0]))
-            places += [Place.LATENT] * len(sequence.latents)
-            step += range(1, len(sequence.latents) + 1)
-        if sequence.after:
-            parts.append(model.embed(torch.tensor(sequence.after, device=model.device)))
-        places += [Place.ANSWER] * len(sequence.after)
-        step += [-1] * len(sequence.after)
-        rows.append((torch.cat(parts), places, step))
-    width = max(len(places) for _, places, _ in rows)
-    inputs = rows[0][0].new_zeros(len(rows), width, rows[0][0].shape[1])
-    places = torch.zeros(len(rows), width, dtype=torch.long, device=model.device)
-    steps = torch.full_like(places, -1)
-    for row, (embedded, row_places, row_steps) in enumerate(rows):
-        inputs[row, : len(row_places)] = embedded
-        places[row, : len(row_places)] = torch.tensor(row_places, device=model.device)
-        steps[row, : len(row_places)] = torch.tensor(row_steps, device=model.device)
+    inputs, places, steps = zip(*(_columns(subject, text) for text in sequences), strict=True)
+    device = subject.model.device
     return Batch(
-        torch.arange(start, start + len(rows)),
-        inputs,
-        places,
-        steps,
-        torch.tensor([s.operations for s in sequences]),
+        torch.arange(start, start + len(sequences)),
+        pad_sequence(inputs, batch_first=True),
+        pad_sequence(places, batch_first=True, padding_value=Place.PADDING).to(device),
+        pad_sequence(steps, batch_first=True, padding_value=-1).to(device),
+        torch.tensor([text.operations for text in sequences]),
     )
+
+
+def _columns(subject: Subject, text: Text) -> tuple[Tensor, Tensor, Tensor]:
+    """A text's inputs (T, d), and its places and steps (T,)."""
+    model, first = subject.model, len(text.before)
+    embedded = model.embed(torch.tensor(text.before + text.after, device=model.device))
+    places = torch.full((length_of(text),), int(Place.QUESTION))
+    steps = torch.full_like(places, -1)
+    places[len(places) - len(text.after) :] = Place.ANSWER
+    if text.latents is None:
+        return embedded, places, steps
+    latents = slice(first, first + len(text.latents))
+    places[first - 1], places[latents] = Place.START, Place.LATENT
+    steps[first - 1 : latents.stop] = torch.arange(len(text.latents) + 1)
+    inputs = torch.cat([embedded[:first], text.latents.to(embedded), embedded[first:]])
+    return inputs, places, steps

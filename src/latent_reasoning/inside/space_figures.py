@@ -13,16 +13,9 @@ from typing import Any
 import matplotlib
 import numpy
 import pandas
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from latent_reasoning.analysis.style import (
-    MARKERS,
-    PALETTE,
-    legend_below,
-    nothing_to_show,
-    page,
-)
+from latent_reasoning.analysis.style import MARKERS, PALETTE, legend_below, nothing_to_show, page
 from latent_reasoning.inside.drawing import Tables, heat_map, look, whole_numbers
 
 MAPS = {"embedding": "Greens_r", "attention": "Blues_r", "mlp": "Reds_r"}
@@ -42,54 +35,35 @@ def colour_of(part: str, block: int, blocks: int) -> tuple:
 
 
 def norms(tables: Tables, summary: Mapping[str, Any]) -> Figure:
-    """F1 to F4: mean norms by position, of single tokens, and by layer without position 0."""
+    """F1 to F4: mean norms by position, of single tokens, and by layer with the standard deviation
+    over tokens, and over positions but the first."""
     table, single, blocks = tables["norms"], tables["single_tokens"], summary["blocks"]
-    figure, grid = page(2, 2, 5.6)
+    figure, ((by_position, histogram), (of_tokens, of_texts)) = page(2, 2, 5.6)
     stream = table[table["part"].isin(("embedding", "mlp_stream"))]
     for (part, block), rows in stream.groupby(["part", "block"]):
-        colour = colour_of(part, block, blocks)
         label = "embedding" if block < 0 else f"after block {block}"
         shown = label if block in (-1, 0, blocks - 1) else None
-        grid[0][0].plot(rows["position"], rows["norm"], color=colour, label=shown)
-    grid[0][0].set(yscale="log", xlabel="position", ylabel="mean L2 norm", title="F1 by position")
-    grid[0][0].legend(fontsize=7)
+        colour = colour_of(part, block, blocks)
+        by_position.plot(rows["position"], rows["norm"], color=colour, label=shown)
+    by_position.set(yscale="log", xlabel="position", ylabel="mean L2 norm", title="F1 by position")
+    by_position.legend(fontsize=7)
     for index, block in enumerate(sorted({0, blocks // 2, blocks - 1})):
-        values = single[f"mlp_stream_{block}"]
-        style = {"color": PALETTE[index], "histtype": "step", "linewidth": 1.5}
-        grid[0][1].hist(values, bins=40, label=f"after block {block}", **style)
+        look_of = {"label": f"after block {block}", "color": PALETTE[index], "linewidth": 1.5}
+        histogram.hist(single[f"mlp_stream_{block}"], bins=40, histtype="step", **look_of)
     title = f"F2 single tokens (n = {len(single)})"
-    grid[0][1].set(xlabel="L2 norm", ylabel="tokens", title=title)
-    grid[0][1].legend(fontsize=7)
-    columns = ["embedding_-1", *(f"mlp_stream_{b}" for b in range(blocks))]
-    _by_layer(grid[1][0], single[columns].mean(), single[columns].std(), "F3 single tokens")
+    histogram.set(xlabel="L2 norm", ylabel="tokens", title=title)
+    histogram.legend(fontsize=7)
+    layers = single[["embedding_-1", *(f"mlp_stream_{b}" for b in range(blocks))]]
     later = stream[stream["position"] > 0].groupby("block")["norm"]
-    _by_layer(grid[1][1], later.mean(), later.std(), "F4 texts, without position 0")
+    for axes, of, title in (
+        (of_tokens, layers, "F3 single tokens"),
+        (of_texts, later, "F4 texts, without position 0"),
+    ):
+        style = {"color": PALETTE[0], "marker": "o", "ms": 4, "capsize": 2}
+        axes.errorbar(range(len(of.mean())), of.mean(), yerr=of.std(), **style)
+        axes.set(xlabel="layer (0: embedding)", ylabel="mean L2 norm", title=title)
+        whole_numbers(axes.xaxis)
     return figure
-
-
-def _by_layer(axes: Axes, mean: pandas.Series, deviation: pandas.Series, title: str) -> None:
-    """Mean norms by layer with their standard deviation."""
-    layers = range(len(mean))
-    axes.errorbar(layers, mean, yerr=deviation, color=PALETTE[0], marker="o", ms=4, capsize=2)
-    axes.set(xlabel="layer (0: embedding)", ylabel="mean L2 norm", title=title)
-    whole_numbers(axes.xaxis)
-
-
-def _scatter(axes: Axes, rows: pandas.DataFrame, blocks: int, size: float) -> None:
-    """Points in the colours of part and depth."""
-    for (part, block), group in rows.groupby(["part", "block"], sort=False):
-        name = component_of(part)
-        shown = block in (-1, 0) or (name not in axes.get_legend_handles_labels()[1])
-        axes.scatter(
-            group["c1"],
-            group["c2"],
-            s=size,
-            color=colour_of(part, block, blocks),
-            marker=SHAPES[name],
-            label=name if shown and name not in axes.get_legend_handles_labels()[1] else None,
-            linewidths=0,
-            rasterized=True,
-        )
 
 
 def stream(tables: Tables, summary: Mapping[str, Any]) -> Figure:
@@ -103,13 +77,22 @@ def parts(tables: Tables, summary: Mapping[str, Any]) -> Figure:
 
 
 def _panels(points: pandas.DataFrame, summary: Mapping[str, Any], name: str, size: float) -> Figure:
-    panels = list(dict.fromkeys(points["panel"]))
+    """Points in the colours of part and depth."""
+    panels = points.groupby("panel", sort=False)
     figure, grid = page(1, len(panels), 3.6)
-    for axes, panel in zip(grid[0], panels, strict=True):
-        rows = points[points["panel"] == panel]
-        _scatter(axes, rows, summary["blocks"], size)
-        explained = rows["explained"].iloc[0]
-        title = "F7 UMAP, cosine" if panel == "umap" else f"{name} {panel} ({explained})"
+    for axes, (panel, of_panel) in zip(grid[0], panels, strict=True):
+        named: set[str] = set()
+        for (part, block), rows in of_panel.groupby(["part", "block"], sort=False):
+            component = component_of(part)
+            style = {
+                "label": None if component in named else component,
+                "color": colour_of(part, block, summary["blocks"]),
+                "marker": SHAPES[component],
+            }
+            axes.scatter(rows["c1"], rows["c2"], s=size, linewidths=0, rasterized=True, **style)
+            named.add(component)
+        title = f"{name} {panel} ({of_panel['explained'].iloc[0]})"
+        title = "F7 UMAP, cosine" if panel == "umap" else title
         axes.set(title=title, xlabel="first", ylabel="second")
     legend_below(figure, grid[0][0], columns=3)
     return figure
@@ -130,10 +113,9 @@ def _pairs(rows: pandas.DataFrame) -> Figure:
     if rows.empty:
         return nothing_to_show("too few positions")
     figure, grid = page(3, 5, 5.0)
+    style = {"c": rows["index"], "cmap": POSITIONS, "s": 7, "linewidths": 0}
     for axes, (one, other) in zip(grid.flat, combinations(range(1, 7), 2), strict=True):
-        drawn = axes.scatter(
-            rows[f"c{one}"], rows[f"c{other}"], c=rows["index"], cmap=POSITIONS, s=7, linewidths=0
-        )
+        drawn = axes.scatter(rows[f"c{one}"], rows[f"c{other}"], **style)
         axes.set(xlabel=f"PC {one}", ylabel=f"PC {other}", xticks=[], yticks=[])
     figure.colorbar(drawn, ax=grid, label="position", shrink=0.6)
     return figure
@@ -141,18 +123,16 @@ def _pairs(rows: pandas.DataFrame) -> Figure:
 
 def kinds(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """Question, START, latents and answer in the space of all stream states, block by block."""
-    table = tables["kinds"]
-    names = list(dict.fromkeys(table["kind"]))
+    by_kind = tables["kinds"].groupby("kind", sort=False)
     figure, grid = page(1, 1, 3.8)
     axes = grid[0][0]
-    colours = matplotlib.colormaps[POSITIONS](numpy.linspace(0, 0.95, max(1, len(names) - 2)))
-    inner = iter(colours)
-    for index, name in enumerate(names):
-        rows = table[table["kind"] == name].sort_values("block")
-        colour = {"question": "#000000", "answer": PALETTE[1]}.get(name)
-        colour = next(inner) if colour is None else colour
-        axes.plot(rows["c1"], rows["c2"], color=colour, lw=1, marker=MARKERS[index % 8], label=name)
-        axes.annotate("", rows[["c1", "c2"]].iloc[-1], rows[["c1", "c2"]].iloc[-2])
+    inner = iter(matplotlib.colormaps[POSITIONS](numpy.linspace(0, 0.95, max(1, len(by_kind) - 2))))
+    outer = {"question": "#000000", "answer": PALETTE[1]}
+    for index, (name, rows) in enumerate(by_kind):
+        rows = rows.sort_values("block")
+        colour = outer[name] if name in outer else next(inner)
+        style = {"marker": MARKERS[index % 8], "label": name}
+        axes.plot(rows["c1"], rows["c2"], color=colour, lw=1, **style)
     axes.set(xlabel="PC 1 of all stream states", ylabel="PC 2", title="embedding to last block")
     legend_below(figure, axes, columns=5)
     return figure
@@ -160,29 +140,23 @@ def kinds(tables: Tables, _: Mapping[str, Any]) -> Figure:
 
 def depth(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """F: norms, relative contributions and cosines of each block, by kind of position."""
-    table = tables["depth"].query("operations == 0")
-    groups = list(dict.fromkeys(table["group"]))
+    groups = tables["depth"].query("operations == 0").groupby("group", sort=False)
     figure, grid = page(3, len(groups), 6.6, sharex=True, sharey="row")
-    for column, group in enumerate(groups):
-        for row, (measure, names) in enumerate(
-            {
-                "norm": ("attention", "mlp", "stream"),
-                "relative": ("attention", "mlp", "both"),
-                "cosine": ("attention", "mlp", "both"),
-            }.items()
-        ):
-            axes = grid[row][column]
-            for name in names:
-                rows = table[(table["group"] == group) & (table["measure"] == f"{measure}_{name}")]
-                colour = {"attention": PALETTE[0], "mlp": PALETTE[1]}.get(name, "black")
+    colours = {"attention": PALETTE[0], "mlp": PALETTE[1]}
+    for column, (group, of_group) in zip(grid.T, groups, strict=True):
+        by_measure = of_group.groupby("measure")
+        for axes, measure in zip(column, ("norm", "relative", "cosine"), strict=True):
+            for name in ("attention", "mlp", "stream" if measure == "norm" else "both"):
+                rows, colour = by_measure.get_group(f"{measure}_{name}"), colours.get(name, "black")
                 style = {"color": colour, "marker": SHAPES.get(name, "D"), "ms": 4}
                 axes.plot(rows["block"], rows["mean"], label=name, **style)
                 axes.fill_between(rows["block"], rows["low"], rows["high"], color=colour, alpha=0.2)
             if measure != "cosine":
                 axes.set_yscale("log")
-            axes.set(title=f"{group}: {measure}", xlabel="block" if row == 2 else "")
+            axes.set_title(f"{group}: {measure}")
             whole_numbers(axes.xaxis)
             axes.legend(fontsize=6)
+        column[-1].set_xlabel("block")
     return figure
 
 
@@ -190,18 +164,17 @@ def layers(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """F: the lens by layer against the output, by kind of position and by K."""
     table = tables["depth"]
     figure, grid = page(2, 2, 5.2, sharex=True)
-    for row, (measure, words) in enumerate(
-        (("kl", "KL to the output, nats"), ("overlap", "overlap of the top five"))
-    ):
+    names = {"kl": "KL to the output, nats", "overlap": "overlap of the top five"}
+    for (left, right), (measure, words) in zip(grid, names.items(), strict=True):
         cells = table[table["measure"] == measure]
         every = cells[cells["operations"] == 0]
         for index, (group, rows) in enumerate(every.groupby("group", sort=False)):
-            grid[row][0].plot(rows["block"] + 1, rows["mean"], label=group, **look(index))
+            left.plot(rows["block"] + 1, rows["mean"], label=group, **look(index))
         group = "latent" if "latent" in set(cells["group"]) else "answer"
         by_operations = cells[(cells["group"] == group) & (cells["operations"] > 0)]
         for index, (k, rows) in enumerate(by_operations.groupby("operations")):
-            grid[row][1].plot(rows["block"] + 1, rows["mean"], label=f"K = {k}", **look(index))
-        for axes, title in zip(grid[row], ("by position", f"{group} positions, by K"), strict=True):
+            right.plot(rows["block"] + 1, rows["mean"], label=f"K = {k}", **look(index))
+        for axes, title in ((left, "by position"), (right, f"{group} positions, by K")):
             axes.set(title=title, xlabel="layer (0: embedding)", ylabel=words)
             whole_numbers(axes.xaxis)
             if axes.get_legend_handles_labels()[0]:
@@ -211,7 +184,7 @@ def layers(tables: Tables, _: Mapping[str, Any]) -> Figure:
 
 def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     """F: what skipping a block changes in later blocks, everywhere and at later positions."""
-    table = tables["skips"]
+    table, blocks = tables["skips"], range(summary["blocks"])
     if table.empty:
         return nothing_to_show("a model of one block has none that could be skipped before another")
     table = table[(table["operations"] == 0) & (table["group"] == "every")]
@@ -220,7 +193,7 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
     for axes, where in zip(grid[0], ("all", "later"), strict=True):
         cells = table[table["where"] == where]
         matrix = cells.pivot(index="skipped", columns="block", values="mean")
-        matrix = matrix.reindex(index=range(summary["blocks"]), columns=range(summary["blocks"]))
+        matrix = matrix.reindex(index=blocks, columns=blocks)
         title = f"{where} positions"
         drawn = heat_map(axes, matrix, title, "changed block", "skipped block", top=top)
         whole_numbers(axes.xaxis, axes.yaxis)
@@ -229,12 +202,6 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
 
 
 SPACE_FIGURES: dict[str, Callable[[Tables, Mapping[str, Any]], Figure]] = {
-    "norms": norms,
-    "stream": stream,
-    "parts": parts,
-    "positions_unit": positions_unit,
-    "positions_raw": positions_raw,
-    "depth": depth,
-    "layers": layers,
-    "skips": skips,
+    draw.__name__: draw
+    for draw in (norms, stream, parts, positions_unit, positions_raw, depth, layers, skips)
 }

@@ -6,8 +6,10 @@ Bootstraps resample rows, with a fixed seed: equal input gives equal intervals.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import numpy
+import pandas
 from numpy.typing import ArrayLike, NDArray
 
 from latent_reasoning.evaluation.metrics import PairedCounts, wilson_interval
@@ -16,6 +18,15 @@ RESAMPLES = 1000
 SEED = 0
 FEWEST = 10
 """Right and wrong rows that an area's interval needs, at least."""
+
+
+def by_operations(table: pandas.DataFrame) -> Iterator[tuple[int, pandas.DataFrame]]:
+    """All rows of a table as K = 0, and those of each K apart.
+
+    Rows that state no equations have `operations` 0 too; they count among all rows alone.
+    """
+    yield 0, table
+    yield from table[table["operations"] > 0].groupby("operations")
 
 
 def share(hits: ArrayLike) -> dict[str, float | int]:
@@ -28,7 +39,7 @@ def share(hits: ArrayLike) -> dict[str, float | int]:
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """The mean of one number a row (a paired difference, say) and its bootstrap interval."""
+    """The mean of one number a row and its bootstrap interval."""
     mean, low, high = mean_intervals(numpy.asarray(values, dtype=float)[:, None])[:, 0].tolist()
     return mean, low, high
 
@@ -41,22 +52,22 @@ def mean_intervals(values: NDArray) -> NDArray:
     return numpy.vstack([values.mean(0), *numpy.quantile(means, (0.025, 0.975), axis=0)])
 
 
+def difference(values: ArrayLike) -> dict[str, float]:
+    """The mean of the rows' differences, with its interval."""
+    names = ("difference", "difference_low", "difference_high")
+    return dict(zip(names, mean_interval(values), strict=True))
+
+
 def paired(after: ArrayLike, before: ArrayLike) -> dict[str, float]:
     """The difference of two shares of the same rows, its interval, and McNemar's exact p."""
     after, before = numpy.asarray(after, dtype=bool), numpy.asarray(before, dtype=bool)
-    mean, low, high = mean_interval(after.astype(float) - before)
     counts = PairedCounts(
         n=len(after),
         both_right=int((after & before).sum()),
         only_model=int((after & ~before).sum()),
         only_reference=int((~after & before).sum()),
     )
-    return {
-        "difference": mean,
-        "difference_low": low,
-        "difference_high": high,
-        "p_mcnemar": counts.p_mcnemar,
-    }
+    return difference(after.astype(float) - before) | {"p_mcnemar": counts.p_mcnemar}
 
 
 def auc(score: ArrayLike, right: ArrayLike) -> tuple[float, float, float]:

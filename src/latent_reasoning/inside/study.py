@@ -1,10 +1,11 @@
-"""One model on one data set: all analyses, as tables. Nothing here draws or writes pages.
+"""One model on one data set: all analyses, as tables, and the folder that they are written to.
 
 A to D, G, H and the latents' geometry need a latent model; E and F any causal model.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,24 +18,16 @@ import pandas
 from latent_reasoning.data.rows import Row
 from latent_reasoning.inside import chain, depth, errors, geometry, interventions, lens, need
 from latent_reasoning.inside.capture import Anatomy, capture
-from latent_reasoning.inside.examples import examples_of
 from latent_reasoning.inside.figures import draw_all
 from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.reasoning import Reasoning, Subject, read_reasoning
-from latent_reasoning.inside.sequences import (
-    Text,
-    batched,
-    latent_sequences,
-    length_of,
-)
+from latent_reasoning.inside.sequences import Text, batched, latent_sequences, length_of
 from latent_reasoning.runtime.files import atomic_directory, write_json, write_sums
 
 EXAMPLES = 20
 """Rows of the page's example view: the first of the split, whatever their answers."""
-
-
-PLAIN_ROWS, PLAIN_SAMPLE = 60, 6
-"""Rows of a plain model, which is large as a rule, and of them those for what is costly."""
+LONG = ("words", "answers", "points", "single_tokens", "latents", "distances", "signals")
+"""Tables with a line a row of the data, or more."""
 
 
 @dataclass
@@ -57,9 +50,8 @@ class Study:
                     table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g")
             draw_all(self.tables, self.summary, temporary / "figures")
             write_json(temporary / "examples.json", self.examples)
-            write_json(
-                temporary / "summary.json", _plain(self.summary) | {"science": science or {}}
-            )
+            summary = _plain(self.summary) | {"science": science or {}}
+            write_json(temporary / "summary.json", summary)
             write_sums(temporary)
 
 
@@ -68,10 +60,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-LONG = ("words", "answers", "points", "single_tokens", "latents", "distances", "signals")
-"""Tables with a line a row of the data, or more."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +91,9 @@ def study_latent(
     study.tables |= {"signals": signals, "signal_areas": chain.signal_areas(signals)}
     others = read_reasoning(subject, training, options.most, options.forced_steps)
     other_states = chain.Chain.empty(others, anatomy.blocks)
-    for batch in batched(subject, latent_sequences(subject, others), anatomy.blocks):
-        other_states.add(batch, capture(subject.model, anatomy, batch.inputs, batch.mask))
+    _observe(subject, anatomy, latent_sequences(subject, others), [other_states])
     study.tables["probes"] = chain.probe((others, other_states), (reasoning, states))
-    study.examples = examples_of(subject, reasoning, states, anatomy, EXAMPLES)
+    study.examples = lens.examples_of(subject, reasoning, states, anatomy, EXAMPLES)
     study.summary |= {"training_rows": len(training), "latent": True}
     study.summary["seconds"] = time.monotonic() - started
     return study
@@ -130,10 +117,10 @@ def _causes(study: Study, subject: Subject, reasoning: Reasoning) -> None:
     study.tables |= {
         "words": words,
         "lens": lens.lens_matrix(subject, reasoning, tokens),
-        "errors": errors.error_shares(errors.first_errors(subject, reasoning, tokens), subject),
+        "errors": errors.error_shares(errors.first_errors(subject, reasoning, tokens)),
         "answers": changed.drop(columns="log_probability"),
         "interventions": interventions.effects(changed),
-        "counterfactual": interventions.counterfactual_shares(changed, donors, subject),
+        "counterfactual": interventions.counterfactual_shares(changed, donors),
         "need": needed,
         "forced": need.forced_accuracy(reasoning),
     }
@@ -145,6 +132,15 @@ def _causes(study: Study, subject: Subject, reasoning: Reasoning) -> None:
         "steps_mean": float(reasoning.steps.float().mean()),
         "need": need.agreement(needed),
     }
+
+
+def _observe(subject: Subject, anatomy: Anatomy, texts: Sequence[Text], observers: list) -> None:
+    """One pass over the texts for all observers, which `add` each batch with its states."""
+    for batch in batched(subject, texts, anatomy.blocks):
+        states = capture(subject.model, anatomy, batch.inputs, batch.mask)
+        for observer in observers:
+            observer.add(batch, states)
+        del states  # before the next batch's are captured
 
 
 def _space(
@@ -159,19 +155,15 @@ def _space(
     hidden = subject.model.base.config.hidden_size
     seen = geometry.Geometry(anatomy, hidden, max(map(length_of, texts)))
     used = depth.Depth(subject, anatomy, options.sample)
-    for batch in batched(subject, texts, anatomy.blocks):
-        states = capture(subject.model, anatomy, batch.inputs, batch.mask)
-        for observer in (seen, used, *observers):
-            observer.add(batch, states)
-        del states
-    umap = geometry.has_umap()
+    _observe(subject, anatomy, texts, [seen, used, *observers])
+    umap = importlib.util.find_spec("umap") is not None
     if not umap:
         print("F7 (UMAP) is left out: install umap-learn to have it")
     study.tables |= {
         "norms": geometry.norm_table(seen),
         "single_tokens": geometry.single_token_norms(subject, anatomy),
         "points": geometry.points(seen, umap),
-        "depth": used.table(),
+        "depth": used.means.table(),
         "skips": depth.skip_effects(subject, anatomy, texts[: options.sample]),
     }
     study.summary["separation"] = geometry.separation(seen)

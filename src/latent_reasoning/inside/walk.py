@@ -26,7 +26,7 @@ ANSWER_TOKENS = 32
 
 @dataclass(frozen=True)
 class Answers:
-    """What R rows wrote: ids up to EOS, and the mean log-probability (R,) of these tokens."""
+    """What R rows wrote: ids up to EOS, and the mean log-probability (R,) of these and of EOS."""
 
     ids: list[list[int]]
     log_probability: Tensor

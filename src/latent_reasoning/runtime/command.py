@@ -25,13 +25,18 @@ ENDED_EARLY = os.EX_TEMPFAIL
 """Exit code 75: ended early with a checkpoint, from which the same command resumes."""
 
 
+def described(description: str | None) -> argparse.ArgumentParser:
+    """A command line whose help begins with a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def parser(
     description: str, *, model: bool = False, dataset: bool = False
 ) -> argparse.ArgumentParser:
     """The arguments of a stage: `--config FILE [--model NAME --seed N] [--dataset D]`."""
-    arguments = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = described(description)
     arguments.add_argument(
         "--config",
         nargs="+",
