@@ -7,6 +7,7 @@ models that `report.rivals.lines` joins.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ KINDS = {
 """In words, colour and marker of a method, by the stage that makes it."""
 
 COLUMNS, GREY = 4, "#bbbbbb"
+TITLE_WIDTH = 24
+"""Characters in a line of a small panel's title."""
 FEW = 6
 """Forced lines of more models than this stand in their own figure alone."""
 
@@ -216,7 +219,8 @@ def rivals_curves(results: Results, table: pandas.DataFrame) -> Figure:
         colour = KINDS[results.stage(curve.model)][1]
         axes.plot(curve.latents, curve.accuracy, color=colour, marker=".", markersize=5, zorder=3)
         _points(axes, results, table[table["model"] == curve.model], "latents")
-        axes.set_title(f"{table.index[table['model'] == curve.model][0] + 1}  {curve.model}")
+        number = table.index[table["model"] == curve.model][0] + 1
+        axes.set_title(textwrap.fill(f"{number}  {curve.model}", TITLE_WIDTH))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     share_axis(grid[0][0])
     figure.supxlabel("latent steps n, forced or as the method's speed gives them", fontsize=9)
