@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, RivalPolicyModel, Runtime
-from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.config import ConfigError, RivalPolicyModel
+from latent_reasoning.rl.policy_base import Batch, PolicyBase
 from latent_reasoning.rl.prompts import RlPrompt
 from latent_reasoning.rl.rollouts import draw_uniforms
-from latent_reasoning.rl.task import check_iterations
 from latent_reasoning.runtime import seeds
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
-from latent_reasoning.training.task import LossOutput
-
-Batch = TypeVar("Batch")
 
 
 class Asked(NamedTuple):
@@ -33,45 +23,10 @@ class Asked(NamedTuple):
     keys: list[str]
 
 
-@dataclass
-class PolicyTask(ABC, Generic[Batch]):
-    """What a policy is trained with; a method makes its micro-batches and their loss.
+class PolicyTask(PolicyBase[Batch]):
+    """What a policy is trained with; nothing of it is captured."""
 
-    Raises `ConfigError` where samples cannot be used for `entry.iterations` updates.
-    """
-
-    name: str
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
     entry: RivalPolicyModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
-
-    def __post_init__(self) -> None:
-        check_iterations(self.name, self.entry, self.runtime)
-        self.iterations = self.entry.iterations
-        self.plan = BatchPlan(
-            [len(prompt.ids) for prompt in self.prompts],
-            self.entry.training,
-            self.runtime,
-            self.seed,
-            self.name,
-            processes=self.processes,
-        )
-
-    @abstractmethod
-    def micro_batches(self, step: int) -> list[Batch]:
-        """This process's share of the prompts of `step`, with what is learned from them."""
-
-    @abstractmethod
-    def loss(self, micro_batch: Batch) -> LossOutput:
-        """The loss of one micro-batch."""
-
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
 
     def planned(self, micro_batch: Batch) -> None:
         """None: hardly two batches have the same shape."""

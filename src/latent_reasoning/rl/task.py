@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import ConfigError, PolicyModel, RlModel, Runtime
+from latent_reasoning.config import RlModel
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.lora import adapter_disabled
 from latent_reasoning.model.projection import weights_cast_once
@@ -37,7 +36,7 @@ from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.rl.exact import draw_stratified, sample_all_lengths
 from latent_reasoning.rl.grpo import PolicyLoss, mean_over, policy_loss
-from latent_reasoning.rl.prompts import RlPrompt
+from latent_reasoning.rl.policy_base import PolicyBase
 from latent_reasoning.rl.reward import judge_completions, reward_groups
 from latent_reasoning.rl.rollouts import Rollout, SamplingSettings, draw_uniforms, sample
 from latent_reasoning.rl.scoring import Scoring, loss_mask, score, score_completions
@@ -45,8 +44,6 @@ from latent_reasoning.runtime import seeds
 from latent_reasoning.runtime.device import held_precision, to_device
 from latent_reasoning.runtime.graphs import Programs
 from latent_reasoning.runtime.memory import memory_shortage
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
-from latent_reasoning.training.batches import BatchPlan
 from latent_reasoning.training.task import LossOutput, Planned
 
 Draw = Callable[..., tuple[Rollout, Trajectory | None]]
@@ -97,40 +94,23 @@ class PolicyInputs:
 
 
 @dataclass
-class AdaptiveLengthTask:
+class AdaptiveLengthTask(PolicyBase[GroupBatch]):
     """Learn to stop as early as accuracy allows.
 
     `model` must be in its initial state, with the adapter attached: that is the reference policy.
     It takes the entry's bound on latent steps, which holds wherever the model thinks from then on.
     """
 
-    name: str
-    model: LatentReasoner
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[RlPrompt]
     entry: RlModel
-    runtime: Runtime
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         entry = self.entry
-        check_iterations(self.name, entry, self.runtime)
-        self.iterations = entry.iterations
         self.model.change_settings(max_latent_steps=entry.max_latent_steps)
         self.sampling = SamplingSettings(
             temperature=entry.temperature,
             max_new_tokens=entry.max_new_tokens,
             eos_id=self.tokenizer.eos_token_id,
-        )
-        self.plan = BatchPlan(
-            [len(prompt.ids) for prompt in self.prompts],
-            entry.training,
-            self.runtime,
-            self.seed,
-            self.name,
-            processes=self.processes,
         )
         self.start_model: LatentReasoner | None = None
         if entry.kl_weight and self.model.adapter is None:
@@ -151,9 +131,6 @@ class AdaptiveLengthTask:
                 self._reference.clear()
             self._sampled, self._batches = wanted, self._sample(round_)
         return self._batches
-
-    def prepare(self, step: int) -> None:
-        """Nothing: samples depend on the weights."""
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
         """The GRPO loss of one micro-batch, weighted by its own denominator.
@@ -330,15 +307,3 @@ class AdaptiveLengthTask:
 
 def _metrics(result: PolicyLoss) -> dict[str, float | Tensor]:
     return {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}
-
-
-def check_iterations(name: str, entry: PolicyModel, runtime: Runtime) -> None:
-    """Checkpoints hold no samples, so none may fall between two updates on the same samples."""
-    for key, value in (
-        (f"models.{name}.training.validate_every", entry.training.validate_every),
-        ("runtime.checkpoint_every", runtime.checkpoint_every),
-    ):
-        if value % entry.iterations:
-            raise ConfigError(
-                f"{key}: {value} is not a multiple of models.{name}.iterations ({entry.iterations})"
-            )
