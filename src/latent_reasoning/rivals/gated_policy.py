@@ -80,9 +80,9 @@ class GatedPolicyTask(PolicyTask[GatedBatch]):
             self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
             hold_frozen(self.start_model, held_precision(self.runtime.precision, self.model.device))
 
-    def micro_batches(self, step: int) -> list[GatedBatch]:
+    def _sample(self, round_: int) -> list[GatedBatch]:
         """Sample and judge this process's share of a step's groups; reward those of all."""
-        asked, eos_id = self._asked(step, self.entry.max_new_tokens), self.tokenizer.eos_token_id
+        asked, eos_id = self._asked(round_, self.entry.max_new_tokens), self.tokenizer.eos_token_id
         with memory_shortage(self.processes), torch.no_grad():
             sampled = [
                 sample(self.model, [prompt.ids for prompt in prompts], uniforms, eos_id)
@@ -94,7 +94,7 @@ class GatedPolicyTask(PolicyTask[GatedBatch]):
             for each, (prompts, *_) in zip(sampled, asked, strict=True)
         ]
         rollouts, outcomes, bad, kept = zip(*self.processes.gather(judged), strict=True)
-        plan = self.plan.micro_batches(step)
+        plan = self.plan.micro_batches(round_)
         questions = [self.prompts[index].text for part in plan for index in part]
         advantages, metrics = reward_groups(rollouts, outcomes, questions, RIGHT_OR_NOT)
         counts = [rollout.sample_completion.numel() for rollout in rollouts]

@@ -78,9 +78,9 @@ class PonderTask(PolicyTask[list[int]]):
         eos_id = self.tokenizer.eos_token_id
         self.answers = [(*words, *colon, *label, eos_id) for label in labels]
 
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """The prompts of each of this process's micro-batches."""
-        return self.processes.share(self.plan.micro_batches(step))
+    def _sample(self, round_: int) -> list[list[int]]:
+        """The prompts of each of this process's micro-batches; nothing is drawn."""
+        return self.processes.share(self.plan.micro_batches(round_))
 
     def loss(self, micro_batch: list[int]) -> LossOutput:
         """The loss of some prompts, weighted by their number."""

@@ -50,11 +50,6 @@ class SampledTask(PolicyTask[SampledBatch]):
     numbers: int
     """Uniform numbers that a sample is drawn from."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._sampled = (-1, 0, 0)
-        self._batches: list[SampledBatch] = []
-
     @abstractmethod
     def draw(self, prompts: Sequence[list[int]], uniforms: Tensor, keys: Sequence[str]) -> Drawn:
         """A sample after each of R prompts, from uniform numbers (R, `numbers`) and further random
@@ -79,14 +74,6 @@ class SampledTask(PolicyTask[SampledBatch]):
         """Rewards (R,) of groups of consecutive samples that took `steps` (R,) latent steps."""
         groups = [row // self.entry.group_size for row in range(len(steps))]
         return rewards(groups, outcomes, self.entry.reward)
-
-    def micro_batches(self, step: int) -> list[SampledBatch]:
-        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
-        round_ = step // self.iterations
-        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
-        if wanted != self._sampled:
-            self._sampled, self._batches = wanted, self._sample(round_)
-        return self._batches
 
     def loss(self, micro_batch: SampledBatch) -> LossOutput:
         """The surrogate of a micro-batch; at the first of several updates, stores the scores."""

@@ -48,14 +48,25 @@ class PolicyBase(ABC, Generic[Batch]):
             self.name,
             processes=self.processes,
         )
+        self._sampled = (-1, 0, 0)
+        self._batches: list[Batch] = []
 
     @abstractmethod
-    def micro_batches(self, step: int) -> list[Batch]:
-        """This process's share of the prompts of `step`, with what is learned from them."""
+    def _sample(self, round_: int) -> list[Batch]:
+        """This process's share of the prompts of a round, with what is learned from them."""
 
     @abstractmethod
     def loss(self, micro_batch: Batch) -> LossOutput:
         """The loss of one micro-batch."""
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
+        round_ = step // self.iterations
+        # Halved micro-batches are sampled again, because a trajectory belongs to its batch.
+        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
+        if wanted != self._sampled:
+            self._sampled, self._batches = wanted, self._sample(round_)
+        return self._batches
 
     def prepare(self, step: int) -> None:
         """Nothing: samples depend on the weights."""

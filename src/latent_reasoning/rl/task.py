@@ -117,20 +117,7 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
             self.start_model = copy.deepcopy(self.model).requires_grad_(False).eval()
             held = held_precision(self.runtime.precision, self.model.device)
             hold_frozen(self.start_model, held)
-        self._sampled = (-1, 0, 0)
         self._reference = Programs(self._score_by_reference, self.model.device)
-        self._batches: list[GroupBatch] = []
-
-    def micro_batches(self, step: int) -> list[GroupBatch]:
-        """The samples of `step`; with `iterations` > 1 consecutive steps share their samples."""
-        round_ = step // self.entry.iterations
-        # Halved micro-batches are sampled again, because a trajectory belongs to its batch.
-        wanted = (round_, self.plan.rollbacks, self.plan.micro_batch_size)
-        if wanted != self._sampled:
-            if wanted[2] != self._sampled[2]:
-                self._reference.clear()
-            self._sampled, self._batches = wanted, self._sample(round_)
-        return self._batches
 
     def loss(self, micro_batch: GroupBatch) -> LossOutput:
         """The GRPO loss of one micro-batch, weighted by its own denominator.
@@ -244,6 +231,8 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
 
     def _sample(self, round_: int) -> list[GroupBatch]:
         """Sample and judge this process's share of a step's groups; reward those of all."""
+        if self.plan.micro_batch_size != self._sampled[2]:
+            self._reference.clear()
         plan = self.plan.micro_batches(round_)
         sizes = [len(part) for part in plan]
         draws = list(zip(*(numbers.split(sizes) for numbers in self._draws(round_)), strict=True))
