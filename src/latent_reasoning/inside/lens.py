@@ -84,8 +84,9 @@ def read_words(subject: Subject, reasoning: Reasoning) -> tuple[Tensor, pandas.D
 
 def lens_matrix(subject: Subject, reasoning: Reasoning, tokens: Tensor) -> pandas.DataFrame:
     """How often v_m is read at step j: `answers` (right, wrong), `role` (all; intermediate, m < K;
-    answer, m = K), `value` m, `step` j, `reading` (top1, top5, control_top1, control_top5), and the
-    share of the rows that take so many steps by themselves. Empty where no row states equations.
+    answer, m = K), `value` m, `step` j, `reading` (top1, top5, control_top1, control_top5), and
+    `accuracy`, the share among the rows that take at least j steps. The table is empty where no row
+    states equations.
     """
     wanted, control = value_tokens(subject, reasoning)
     right = torch.tensor(reasoning.own["correct"].tolist())
