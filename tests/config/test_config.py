@@ -196,6 +196,7 @@ REFUSED = [
     ("base.source", "gguf", "source: gguf needs path"),
     ("base.architecture", {"num_attention_heads": 5}, "no multiple of twice num_attention_heads"),
     ("base.architecture", {"num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
+    ("base.architecture", {"family": "gpt2", "num_key_value_heads": 2}, "a gpt2 has as many as"),
     ("evaluation.datasets", ["svamp"], "'svamp' is not among test, validation"),
     ("report.main", ["nobody"], "report.main: 'nobody' is not in models"),
     ("report.appendix", ["nobody"], "report.appendix: 'nobody' is not in models"),

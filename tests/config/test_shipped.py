@@ -27,6 +27,7 @@ CONFIG = PROJECT_ROOT / "config"
 EXPERIMENTS = [
     ["laptop.yaml"],
     ["laptop.yaml", "laptop-3seeds.yaml"],
+    ["laptop.yaml", "laptop-gpt2.yaml"],
     ["laptop.yaml", "laptop-mlp.yaml"],
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml"],
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],

@@ -160,7 +160,7 @@ VALUES = (
     *("best", "last", "linear", "tokens", "none", "adapter", "all", "no_cot", "l1", "exact"),
     *("grpo", "skip", "cpu", "float32", "public", "no_thought", "csft", "mts", "latentseek"),
     *("marker", "mean", "nll", "own", "root", "encoder", "oracle", {"sft": ["sft"]}),
-    "right",
+    *("right", "gpt2"),
 )
 
 

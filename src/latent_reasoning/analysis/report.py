@@ -195,14 +195,17 @@ def _split_rows(summary: dict) -> list[dict[str, str]]:
     ]
 
 
+FAMILIES = {"llama": "Llama", "gpt2": "GPT-2"}
+
+
 def describe_base(experiment: Experiment) -> str:
     """The base model, in a sentence."""
     base, shape = experiment.base, experiment.base.architecture
     if base.source == "scratch":
         return (
-            f"A tiny Llama (width {shape.hidden_size}, {shape.num_hidden_layers} blocks, "
-            f"{shape.num_attention_heads} heads), trained from scratch on generated text for "
-            f"at most {base.training.steps:,} steps."
+            f"A tiny {FAMILIES[shape.family]} (width {shape.hidden_size}, "
+            f"{shape.num_hidden_layers} blocks, {shape.num_attention_heads} heads), trained from "
+            f"scratch on generated text for at most {base.training.steps:,} steps."
         )
     if base.source == "hub":
         return f"{base.hub_id} of the Hugging Face hub."

@@ -1,4 +1,4 @@
-"""The base model from scratch: a tiny Llama that learns to reason in text, tersely and verbosely.
+"""The base model from scratch: a tiny one that learns to reason in text, tersely and verbosely.
 
 It stands in for a pretrained language model in the laptop experiment. It reads the text of the SFT
 rows in a mix of styles (`base.texts`) and learns all but the questions. The validation tests both
@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latent_reasoning.config import Architecture, Experiment, ReasoningMix
 from latent_reasoning.data.dial.styles import RESULTS_PREFIX, styled_reasonings
@@ -108,23 +115,29 @@ def with_any_opening(
     return opened
 
 
-def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A Llama of the given shape with random weights: seed first."""
+def build_base(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A causal LM of the given shape with random weights: seed first."""
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "initializer_range": shape.initializer_range,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if shape.family == "gpt2":
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        return GPT2LMHeadModel(GPT2Config(**common, **dropouts, n_inner=shape.intermediate_size))
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden_size,
+            **common,
             intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_hidden_layers,
-            num_attention_heads=shape.num_attention_heads,
             num_key_value_heads=shape.num_key_value_heads,
-            max_position_embeddings=shape.max_position_embeddings,
-            tie_word_embeddings=shape.tie_word_embeddings,
             rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-            initializer_range=shape.initializer_range,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
         )
     )
 

@@ -96,8 +96,11 @@ class Lora(Section):
 
 
 class Architecture(Section):
-    """A causal LM trained from scratch (a Llama)."""
+    """A causal LM trained from scratch. A GPT-2 has learned positions (no `rope_theta`) and as many
+    key-value heads as heads."""
 
+    family: Literal["llama", "gpt2"] = "llama"
+    """Architecture of its blocks."""
     hidden_size: PositiveInt = 64
     """Width d."""
     intermediate_size: PositiveInt = 128
@@ -128,6 +131,11 @@ class Architecture(Section):
             raise ValueError(
                 f"num_attention_heads = {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.family == "gpt2" and self.num_attention_heads != self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads = {self.num_key_value_heads}: a gpt2 has as many as "
+                f"num_attention_heads = {self.num_attention_heads}"
             )
         return self
 
@@ -161,8 +169,8 @@ class Base(Section):
     """The model everything starts from."""
 
     source: Annotated[Literal["scratch", "local", "gguf", "hub"], IMPORTANT] = "scratch"
-    """`scratch` trains a tiny Llama on generated text; `local` reads a Hugging Face folder; `gguf`
-    a GGUF file; `hub` a model id."""
+    """`scratch` trains a tiny Llama or GPT-2 on generated text; `local` reads a Hugging Face
+    folder; `gguf` a GGUF file; `hub` a model id."""
     path: Annotated[str | None, NOT_SCIENCE, IMPORTANT] = None
     """Folder (`local`) or file (`gguf`). May hold ${LATENT_REASONING_BASE}; a relative path starts
     at the project root."""
