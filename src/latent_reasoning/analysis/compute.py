@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
-from latent_reasoning.config import Model
+from latent_reasoning.config import (
+    LatentSftModel,
+    Model,
+    RivalPolicyModel,
+    RlModel,
+    TeacherForcedModel,
+)
 from latent_reasoning.dag.cost import ModelSize, size_of
 
 
@@ -31,7 +37,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
             predictions = results.pooled_predictions(model, dataset)
             summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
             n = summaries[0]["n"]
-            latent = bool(predictions["latent_steps"].any())
+            latent = is_latent(results, model, predictions)
             operations = reasoning_operations(
                 tokens=tokens_written(predictions),
                 steps=predictions["latent_steps"].mean(),
@@ -72,6 +78,14 @@ def compute_figure(results: Results) -> Figure:
     share_axis(grid[0][0])
     legend_below(figure, grid[0][0], columns=3)
     return figure
+
+
+def is_latent(results: Results, model: str, predictions: pandas.DataFrame) -> bool:
+    """Whether a model reasons in latent steps, even where no answer took one."""
+    entry = results.experiment.models[model]
+    by_entry = isinstance(entry, LatentSftModel | RlModel | TeacherForcedModel)
+    by_entry |= isinstance(entry, RivalPolicyModel) and entry.method != "hrpo"
+    return by_entry or bool(predictions["latent_steps"].any())
 
 
 def tokens_written(predictions: pandas.DataFrame) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas
 
 from latent_reasoning.analysis.compute import (
+    is_latent,
     model_settings,
     reasoning_operations,
     reasoning_weights,
@@ -27,11 +28,7 @@ from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
 from latent_reasoning.analysis.training_cost import training_costs
 from latent_reasoning.config import (
-    LatentSftModel,
     ModelEntry,
-    RivalPolicyModel,
-    RlModel,
-    TeacherForcedModel,
 )
 from latent_reasoning.dag.cost import ModelSize, size_of
 from latent_reasoning.dag.planning import rival_models, shown
@@ -89,7 +86,7 @@ def method_of(results: Results, model: str) -> str:
 
 def _lengths(results: Results, size: ModelSize, model: str, dataset: str) -> dict[str, float]:
     predictions = results.pooled_predictions(model, dataset)
-    latent, steps = _is_latent(results, model, predictions), predictions["latent_steps"].mean()
+    latent, steps = is_latent(results, model, predictions), predictions["latent_steps"].mean()
     written = tokens_written(predictions)
     at_once = latent and model_settings(results, model).recurrent_filter == "pause"
     weights = reasoning_weights(results, size, model, latent=latent)
@@ -99,14 +96,6 @@ def _lengths(results: Results, size: ModelSize, model: str, dataset: str) -> dic
         "forwards": 1.0 if at_once else written - latent,
         "reasoning_flop": reasoning_operations(written, steps, weights),
     }
-
-
-def _is_latent(results: Results, model: str, predictions: pandas.DataFrame) -> bool:
-    """Whether a model reasons in latent steps, even where no answer took one."""
-    entry = results.experiment.models[model]
-    by_entry = isinstance(entry, LatentSftModel | RlModel | TeacherForcedModel)
-    by_entry |= isinstance(entry, RivalPolicyModel) and entry.method != "hrpo"
-    return by_entry or bool(predictions["latent_steps"].any())
 
 
 def _milliseconds(results: Results, model: str) -> dict[str, float]:
