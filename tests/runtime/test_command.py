@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import subprocess
 import sys
 
 import pytest
@@ -41,3 +42,15 @@ def test_what_the_console_cannot_write_is_escaped(monkeypatch, stream):
     run_stage(lambda arguments: print("数字/café: 50 %", file=getattr(sys, stream)))
     console.flush()
     assert console.buffer.getvalue().decode("cp1252").strip() == r"\u6570\u5b57/café: 50 %"
+
+
+@pytest.mark.parametrize(("argument", "importing"), [("-m", False), ("ask", True)])
+def test_a_stage_looks_for_garbage_after_its_imports_and_a_library_always(argument, importing):
+    script = (
+        f"import gc, sys; sys.argv = [{argument!r}]; import latent_reasoning.runtime.command as c;"
+        "print(gc.isenabled()); c.run_stage(lambda arguments: print(gc.isenabled()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(importing), "True"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -103,6 +104,8 @@ def run_stage(main: Callable[[list[str] | None], None]) -> None:
 
     A training that ended early with a checkpoint says so in one line, and exits with 75.
     """
+    gc.freeze()  # modules stay: no later collection looks at them
+    gc.enable()  # see the package's __init__
     end_with_workflow()
     _write_any_text()
     try:
