@@ -14,7 +14,7 @@ from latent_reasoning.inside.capture import Anatomy, attention_weights, capture
 from latent_reasoning.inside.chain import Chain, trajectory_signals
 from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.reasoning import read_reasoning
-from latent_reasoning.inside.sequences import Place, Text, batched, latent_sequences
+from latent_reasoning.inside.sequences import Place, Text, batched, latent_sequences, length_of
 from tests.inside.conftest import rows, tiny_subject
 
 
@@ -58,8 +58,7 @@ def test_moments_give_sklearns_principal_components():
 
 def test_norms_and_means_are_those_of_texts_read_alone(seen):
     _, anatomy, _, texts = seen
-    longest = max(len(t.before) + len(t.latents) + len(t.after) for t in texts)
-    space = geometry.Geometry(anatomy, 16, longest)
+    space = geometry.Geometry(anatomy, 16, max(map(length_of, texts)))
     observed(seen, space)
     table = geometry.norm_table(space).set_index(["part", "block", "position"])
     alone = list(every(seen))
@@ -76,6 +75,16 @@ def test_norms_and_means_are_those_of_texts_read_alone(seen):
     torch.testing.assert_close(space.kept_means[0][0, 0], first)
     points = geometry.points(space, umap=False)
     assert set(points["figure"]) == {"stream", "parts", "positions_unit", "positions_raw"}
+
+
+def test_umap_gives_the_same_points_again(seen):
+    pytest.importorskip("umap")
+    _, anatomy, _, texts = seen
+    space = geometry.Geometry(anatomy, 16, max(map(length_of, texts)))
+    observed(seen, space)
+    once, again = (geometry.points(space, umap=True) for _ in range(2))
+    assert once.equals(again)
+    assert set(once.query("panel == 'umap'")["part"]) == {"attention", "mlp"}
 
 
 def test_contributions_are_averaged_over_a_rows_positions_first(seen):

@@ -130,9 +130,12 @@ def study_folder(options: argparse.Namespace) -> None:
         study = study_latent(subject, rows[:limit], rows[limit:], wanted)
     else:
         study = study_plain(subject, _texts(subject, options.data, limit), wanted)
-    study.summary |= {"model": options.path.name, "seed": 0, "dataset": options.data.stem}
+    path = options.path.resolve()
+    # The pipeline's own folders are {model}/seed-{seed}.
+    name = f"{path.parent.name}, {path.name}" if path.name.startswith("seed-") else path.name
+    study.summary |= {"model": name, "seed": None, "dataset": options.data.stem}
     _write(study, options.output)
-    write_page([options.output], options.output / "inside.html", f"Inside {options.path.name}")
+    write_page([options.output], options.output / "inside.html", f"Inside {name}")
 
 
 def _texts(subject: Subject, file: Path, limit: int) -> list[Text]:

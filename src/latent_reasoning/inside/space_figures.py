@@ -100,19 +100,22 @@ def _panels(points: pandas.DataFrame, summary: Mapping[str, Any], name: str, siz
 
 def positions_unit(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """F8, F9: means over texts and layers, a point a position, unit vectors."""
-    return _pairs(tables["points"].query("figure == 'positions_unit'"))
+    rows = tables["points"].query("figure == 'positions_unit'")
+    return _pairs(rows, "F8, F9 means over texts and layers, unit vectors")
 
 
 def positions_raw(tables: Tables, _: Mapping[str, Any]) -> Figure:
     """F10, F11: the same without unit norm and position 0."""
-    return _pairs(tables["points"].query("figure == 'positions_raw'"))
+    rows = tables["points"].query("figure == 'positions_raw'")
+    return _pairs(rows, "F10, F11 the same, not of unit length, without position 0")
 
 
-def _pairs(rows: pandas.DataFrame) -> Figure:
+def _pairs(rows: pandas.DataFrame, title: str) -> Figure:
     """All 15 pairs of six components."""
     if rows.empty:
         return nothing_to_show("too few positions")
-    figure, grid = page(3, 5, 5.0)
+    figure, grid = page(3, 5, 5.2)
+    figure.suptitle(title, fontsize=9)
     style = {"c": rows["index"], "cmap": POSITIONS, "s": 7, "linewidths": 0}
     for axes, (one, other) in zip(grid.flat, combinations(range(1, 7), 2), strict=True):
         drawn = axes.scatter(rows[f"c{one}"], rows[f"c{other}"], **style)
@@ -161,24 +164,26 @@ def depth(tables: Tables, _: Mapping[str, Any]) -> Figure:
 
 
 def layers(tables: Tables, _: Mapping[str, Any]) -> Figure:
-    """F: the lens by layer against the output, by kind of position and by K."""
-    table = tables["depth"]
-    figure, grid = page(2, 2, 5.2, sharex=True)
+    """F: the lens by layer against the output, by kind of position, and by K where several are."""
     names = {"kl": "KL to the output, nats", "overlap": "overlap of the top five"}
-    for (left, right), (measure, words) in zip(grid, names.items(), strict=True):
-        cells = table[table["measure"] == measure]
-        every = cells[cells["operations"] == 0]
-        for index, (group, rows) in enumerate(every.groupby("group", sort=False)):
-            left.plot(rows["block"] + 1, rows["mean"], label=group, **look(index))
-        group = "latent" if "latent" in set(cells["group"]) else "answer"
-        by_operations = cells[(cells["group"] == group) & (cells["operations"] > 0)]
-        for index, (k, rows) in enumerate(by_operations.groupby("operations")):
-            right.plot(rows["block"] + 1, rows["mean"], label=f"K = {k}", **look(index))
-        for axes, title in ((left, "by position"), (right, f"{group} positions, by K")):
+    table = tables["depth"][tables["depth"]["measure"].isin(names)]
+    group = "latent" if "latent" in set(table["group"]) else "answer"
+    every = table[table["operations"] == 0]
+    by_operations = table[(table["group"] == group) & (table["operations"] > 0)]
+    panels = [("by position", every.groupby("group", sort=False), "{}")]
+    if len(by_operations):
+        by_k = by_operations.groupby("operations")
+        panels.append((f"{group} positions, by K", by_k, "K = {}"))
+    figure, grid = page(2, len(panels), 5.2, sharex=True)
+    for row, (measure, words) in zip(grid, names.items(), strict=True):
+        for axes, (title, groups, label) in zip(row, panels, strict=True):
+            for index, (name, lines) in enumerate(groups):
+                cells = lines[lines["measure"] == measure]
+                style = {"label": label.format(name), **look(index)}
+                axes.plot(cells["block"] + 1, cells["mean"], **style)
             axes.set(title=title, xlabel="layer (0: embedding)", ylabel=words)
             whole_numbers(axes.xaxis)
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=7)
+            axes.legend(fontsize=7)
     return figure
 
 
@@ -189,7 +194,8 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
         return nothing_to_show("a model of one block has none that could be skipped before another")
     table = table[(table["operations"] == 0) & (table["group"] == "every")]
     figure, grid = page(1, 2, 3.2)
-    top = float(table["mean"].max())
+    # A single large cell would leave all others in one colour.
+    top = float(table["mean"].quantile(0.98, interpolation="higher"))
     for axes, where in zip(grid[0], ("all", "later"), strict=True):
         cells = table[table["where"] == where]
         matrix = cells.pivot(index="skipped", columns="block", values="mean")
@@ -197,7 +203,8 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
         title = f"{where} positions"
         drawn = heat_map(axes, matrix, title, "changed block", "skipped block", top=top)
         whole_numbers(axes.xaxis, axes.yaxis)
-    figure.colorbar(drawn, ax=grid, label="relative change", shrink=0.8)
+    extend = "max" if table["mean"].max() > top else "neither"
+    figure.colorbar(drawn, ax=grid, label="relative change", shrink=0.8, extend=extend)
     return figure
 
 
