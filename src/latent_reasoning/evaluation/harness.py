@@ -36,7 +36,7 @@ from latent_reasoning.evaluation.folder import (
 )
 from latent_reasoning.evaluation.records import Prediction
 from latent_reasoning.model.generation import generate
-from latent_reasoning.runtime.command import positive, run_stage
+from latent_reasoning.runtime.command import described, positive, run_stage
 from latent_reasoning.runtime.device import autocast
 from latent_reasoning.runtime.files import write_json
 from latent_reasoning.runtime.parallel import OneProcess
@@ -241,8 +241,7 @@ def _compared(
     others, found = 0, []
     for row, sample, theirs, own in zip(rows, samples, right, ours, strict=True):
         completion = sample["resps"][0][0]
-        differs = completion != own.completion
-        others += differs
+        others += completion != own.completion
         if theirs != own.correct:
             found.append(
                 Disagreement(
@@ -252,17 +251,15 @@ def _compared(
                     ours_right=own.correct,
                     harness_answer=str(sample["filtered_resps"][0]),
                     our_answer=own.extracted,
-                    why=_reason(completion, own) if differs else _reading(own),
+                    why=_why(completion, own),
                 )
             )
     return Comparison(len(rows), sum(right), sum(p.correct for p in ours), others, found)
 
 
-def _reason(completion: str, own: Prediction) -> str:
-    return f"the completions differ: {completion!r} and {own.completion!r}"
-
-
-def _reading(own: Prediction) -> str:
+def _why(completion: str, own: Prediction) -> str:
+    if completion != own.completion:
+        return f"the completions differ: {completion!r} and {own.completion!r}"
     if not own.well_formatted:
         return f"the completion is badly formatted, which the task does not see: {own.completion!r}"
     return f"the same completion, whose number is written otherwise: {own.completion!r}"
@@ -287,9 +284,7 @@ def comparison_text(result: Comparison) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     add = parser.add_argument
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
     add("--data", type=Path, required=True, metavar="FILE", help="rows: question, answer")
