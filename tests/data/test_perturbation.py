@@ -94,6 +94,7 @@ def test_results_stay_positive_and_whole_where_they_were() -> None:
         ("He has 13 apples and 5 more.", ("<<13+5=18>>",), "19"),  # the answer is not the result
         ("He has 13 apples and 5 more.", ("<<13+5=19>>",), "19"),  # a false equation
         ("He has 13 apples and 5 more.", ("He adds 13 and 5.",), "18"),  # sentences
+        ("He is in the 100 percentile of 5 classes.", ("<<100*5=500>>",), "500"),  # at most 100
         ("He has 13 apples and 5 more.", (), "18"),
         ("He has 13 apples and 5 more.", None, "18"),
     ],

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 
 from latent_reasoning.config import LatentSteps
 from latent_reasoning.data.collation import collate_plain
-from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
+from latent_reasoning.data.examples import (
+    LatentExample,
+    PlainExample,
+    short_enough,
+    within_limit,
+)
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
     apply_special_token_policy,
@@ -206,6 +212,13 @@ def test_the_limit_of_512_tokens_is_508_on_both_sequences(tokenizer) -> None:
         assert within_limit(example, length + 4)
         assert not within_limit(example, length + 3)
         assert within_limit(example, None)
+
+
+def test_a_limit_that_leaves_no_row_is_refused_with_its_key(tokenizer) -> None:
+    rows = [encode_plain(ROW, tokenizer), encode_plain(replace(ROW, question="?"), tokenizer)]
+    assert short_enough(rows, len(rows[1]) + 4) == rows[1:]
+    with pytest.raises(DataError, match=r"all 2 rows are longer than data\.max_tokens: 9 allows"):
+        short_enough(rows, 9)
 
 
 def test_prompts_of_each_kind(tokenizer) -> None:

@@ -109,6 +109,16 @@ def test_shards_of_parquet_are_read_in_order_and_numbered_through(folder) -> Non
     assert read(local(folder))["train"] == expected
 
 
+@pytest.mark.parametrize("shards", [["1-of-00002"], ["0-of-00001", "1-of-00002", "0-of-00002"]])
+def test_shards_that_are_not_one_whole_are_refused(folder, shards) -> None:
+    (folder / "train.jsonl").unlink()
+    for shard in shards:
+        file = folder / f"train-0000{shard}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record(1)]), file)
+    with pytest.raises(DataError, match="only parts of train, or parts of two copies: train-0"):
+        read(local(folder))
+
+
 def test_paths_may_hold_a_variable(folder, monkeypatch) -> None:
     monkeypatch.setenv("LATENT_REASONING_DATA", str(folder))
     data = local(Path("${LATENT_REASONING_DATA}"))

@@ -63,6 +63,19 @@ def test_an_answer_is_read_from_a_completion_of_the_model(folders, latent, token
     assert samples[0]["arguments"][0][0] == "Question: q"
 
 
+def test_a_text_ends_before_the_first_of_several_ends_or_of_one():
+    assert harness._until("4 pens. Q: and", ["Q:", "."]) == "4 pens"
+    assert harness._until("4: Q: and", "Q:") == "4: "
+
+
+def test_rows_with_special_text_are_left_out_aloud(folders, monkeypatch, capsys):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: name)
+    (folders / "rows.jsonl").write_text('{"question": "What is <START>?", "answer": "1"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl: all 1 rows hold special-token text"):
+        called(folders, "latent")
+    assert "rows.jsonl: 1 rows with special-token text are skipped" in capsys.readouterr().out
+
+
 def test_each_row_that_is_judged_otherwise_says_why(rows):
     def prediction(completion, extracted, correct, formed=True):
         return Prediction("a", "q", "3", completion, extracted, correct, formed, False, 0, 0, None)

@@ -101,6 +101,21 @@ def test_completions_are_judged_by_the_rule_of_the_experiment(experiment, monkey
     assert rules == {rule}
 
 
+def test_rows_that_an_experiment_skips_are_counted_aloud(experiment, capsys):
+    file = Layout.of(resolve(CONFIG, "config.yaml")).data("test")
+    rows = file.read_text().splitlines()
+    rows[0] = rows[0].replace("Where", "<START>")
+    file.write_text("\n".join(rows))
+    experiment.write_text(json.dumps(CONFIG | {"data": {"special_token_text": "skip"}}))
+    main(["--config", str(experiment), "--model", "latent-2"])
+    out = capsys.readouterr().out
+    assert "test.jsonl: 1 rows with special-token text are skipped" in out
+    assert "of 5; 95 % interval" in out
+    file.write_text(rows[0])
+    with pytest.raises(DataError, match=r"test\.jsonl: all 1 rows hold special-token text"):
+        main(["--config", str(experiment), "--model", "latent-2"])
+
+
 def test_a_model_with_forced_steps_is_evaluated_at_that_length(experiment):
     main(["--config", str(experiment), "--model", "forced-2", "--seed", "0"])
     predictions = pandas.read_parquet(evaluated("forced-2") / "predictions.parquet")

@@ -26,7 +26,7 @@ from transformers import (
 from latent_reasoning.config import Architecture, Experiment, ReasoningMix
 from latent_reasoning.data.dial.styles import RESULTS_PREFIX, styled_reasonings
 from latent_reasoning.data.dial.tokenizer import build_tokenizer, generated_texts
-from latent_reasoning.data.examples import PlainExample, within_limit
+from latent_reasoning.data.examples import PlainExample, short_enough
 from latent_reasoning.data.rows import Row
 from latent_reasoning.data.sequences import encode_plain_rows
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, validate
@@ -70,7 +70,7 @@ def base_task(run: TrainingRun) -> tuple[LatentReasoner, PreTrainedTokenizerBase
         examples = with_any_opening(
             examples, rows, tokenizer, share=experiment.base.any_opening, seed=run.seed
         )
-    examples = [e for e in examples if within_limit(e, experiment.data.max_tokens)]
+    examples = short_enough(examples, experiment.data.max_tokens)
     longest = max(len(example) - example.question_length for example in examples)
     validation_rows = run.rows("validation", tokenizer)[: training.validation_rows]
     task = TextTask(

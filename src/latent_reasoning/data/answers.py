@@ -44,12 +44,12 @@ class Verdict:
 
 def is_plain_number(answer: str, rule: NumberRule = "exact") -> bool:
     """The filter of training rows: whether the answer is a number and nothing else."""
-    return _read(answer, rule) is not None
+    return _grammar(rule).read_number(answer) is not None
 
 
 def is_negative(answer: str, rule: NumberRule = "exact") -> bool:
     """Whether a plain number is below zero; latent SFT drops such rows. `-0` is not below zero."""
-    value = _read(answer, rule)
+    value = _grammar(rule).read_number(answer)
     return value is not None and value < 0
 
 
@@ -80,28 +80,19 @@ def parse_number(answer: str, rule: NumberRule = "exact") -> float | None:
 def find_number(text: str, rule: NumberRule = "exact") -> str | None:
     """The text of the first number of a completion, commas removed: `1,200.50 dollars` gives
     `1200.50`."""
-    found = _first(text, rule)
+    found = _grammar(rule).first_number(text)
     return None if found is None else found[0]
 
 
 def answers_match(label: str, text: str, rule: NumberRule = "exact") -> bool:
     """Whether the first number of `text` is that of the answer `label`, within the tolerance."""
-    expected, found = label_value(label, rule), _first(text, rule)
-    if expected is None or found is None:
-        return False
-    return _grammar(rule).equal(expected, found[1])
+    grammar = _grammar(rule)
+    expected, found = label_value(label, rule), grammar.first_number(text)
+    return None not in (expected, found) and grammar.equal(expected, found[1])
 
 
 def _grammar(rule: NumberRule) -> ModuleType:
     return public_numbers if rule == "public" else numbers
-
-
-def _read(answer: str, rule: NumberRule) -> Fraction | float | None:
-    return _grammar(rule).read_number(answer)
-
-
-def _first(text: str, rule: NumberRule) -> tuple[str, Fraction | float] | None:
-    return _grammar(rule).first_number(text)
 
 
 def split_completion(text: str) -> tuple[str, str] | None:
@@ -127,14 +118,10 @@ def judge(label: str, completion: str, thinking: Thinking, rule: NumberRule = "e
             completion is the answer.
         rule: how numbers are read, `data.number_rule`.
     """
-    if thinking == "forced":
-        right = answers_match(label, completion, rule)
-        return Verdict(find_number(completion, rule), True, right)
-    parts = split_completion(completion)
+    parts = ("", completion) if thinking == "forced" else split_completion(completion)
     if parts is None or (thinking == "latent" and STOP not in parts[0]):
         return Verdict(None, False, False)
-    right = answers_match(label, parts[1], rule)
-    return Verdict(find_number(parts[1], rule), True, right)
+    return Verdict(find_number(parts[1], rule), True, answers_match(label, parts[1], rule))
 
 
 def is_well_formatted(completion: str) -> bool:

@@ -5,30 +5,26 @@ Padding is on the left: id `pad_id`, mask 0, label -100, maps False.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latent_reasoning.data.examples import IGNORED_LABEL, LatentExample, PlainExample
+from latent_reasoning.data.examples import IGNORED_LABEL, Ids, LatentExample, PlainExample
 
 
 def collate_plain(examples: Sequence[PlainExample], pad_id: int) -> dict[str, Tensor]:
     """Left-padded batch, each tensor (B, T): `input_ids`, `attention_mask` and `labels` (int64),
     `reasoning_map` and `target_token_map` (bool)."""
-    columns: dict[str, tuple[Callable[[Any], np.ndarray], type, int | bool]] = {
-        "input_ids": (lambda example: example.input_ids, np.int64, pad_id),
-        "attention_mask": (lambda example: np.ones(len(example), np.int64), np.int64, 0),
-        "labels": (lambda example: example.labels, np.int64, IGNORED_LABEL),
-        "reasoning_map": (lambda example: example.reasoning_map, np.bool_, False),
-        "target_token_map": (lambda example: example.target_token_map, np.bool_, False),
-    }
+    ids, mask = pad_prompts([example.input_ids for example in examples], pad_id)
     return {
-        name: _pad_left([values(example) for example in examples], dtype, fill)
-        for name, (values, dtype, fill) in columns.items()
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": _pad_left([example.labels for example in examples], np.int64, IGNORED_LABEL),
+        "reasoning_map": _pad_left([e.reasoning_map for e in examples], np.bool_, False),
+        "target_token_map": _pad_left([e.target_token_map for e in examples], np.bool_, False),
     }
 
 
@@ -42,10 +38,6 @@ def collate_latent(examples: Sequence[LatentExample], pad_id: int) -> dict[str, 
     return {**teacher, **{f"latent_{name}": values for name, values in student.items()}}
 
 
-PADDING = {"labels": IGNORED_LABEL}
-"""What stands at padding; 0 or False where a tensor is not named."""
-
-
 def from_column(
     batch: dict[str, Tensor], names: Iterable[str], begin: Tensor, width: int
 ) -> dict[str, Tensor]:
@@ -55,13 +47,13 @@ def from_column(
     narrow = {}
     for name in names:
         values = batch[name]
-        fill = PADDING.get(name.removeprefix("latent_"), 0)
+        fill = IGNORED_LABEL if name.endswith("labels") else 0
         last = values.shape[1] - 1
         narrow[name] = values.gather(1, columns.clamp(max=last)).masked_fill(columns > last, fill)
     return narrow
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_prompts(prompts: Sequence[Ids], pad_id: int) -> tuple[Tensor, Tensor]:
     """Left-padded `input_ids` and `attention_mask` of prompts, int64 (B, T)."""
     ids = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
     masks = [np.ones(len(prompt), dtype=np.int64) for prompt in prompts]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latent_reasoning.data.rows import DataError
+
 IGNORED_LABEL = -100
 Ids = Sequence[int] | np.ndarray
 """Token ids, (T,)."""
@@ -147,3 +149,13 @@ def within_limit(example: PlainExample | LatentExample, max_tokens: int | None) 
     else:
         length = len(example)
     return length + SEPARATORS <= max_tokens
+
+
+def short_enough(examples: Sequence[PlainExample], max_tokens: int | None) -> list[PlainExample]:
+    """The examples within SFT's length limit; raises `DataError` where none is left."""
+    kept = [example for example in examples if within_limit(example, max_tokens)]
+    if not kept:
+        raise DataError(
+            f"all {len(examples)} rows are longer than data.max_tokens: {max_tokens} allows"
+        )
+    return kept

@@ -13,10 +13,10 @@ stand before it (`first_number`). Values are exact fractions. Read are
 Whatever would change the value of what stands before it makes the whole number unreadable instead
 of another number (`_CONTINUES`, `_BEGUN`): a comma that groups no thousands (`3,5`, `1.234,50`), a
 space that does (`1 234`), powers (`10^6`), ranges and differences, ratios and times (`5-7`,
-`10 - 7`, `1:30`), a sign at the wrong place (`5-`, `--5`), a comma after 0 (`0,125`), number words
-(`5 million`), `½`, a function's brackets (`f(5)`). A sum or product is several numbers: of
-`10 + 8 = 18` the first counts. A per cent sign is a unit like `dollars`: a completion `50%` is 50,
-and a label `50%` is not plain.
+`10 - 7`, `1:30`), a sign at the wrong place (`5-`, `--5`), a hyphen (`COVID-19`), a comma after 0
+(`0,125`), number words (`5 million`, `five (5)`), `½`, a function's brackets (`f(5)`). A sum or
+product is several numbers: of `10 + 8 = 18` the first counts. A per cent sign is a unit like
+`dollars`: a completion `50%` is 50, and a label `50%` is not plain.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLAINER = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-"
 _SPACE = r"[^\S\r\n]"
 _DASH = "[-\u2010\u2011\u2012\u2013\ufe63]"
 _SYMBOLS = "$£¤¥฿\u20a0-\u20cf"
-_SIGN = rf"(?:\+|{_DASH}|(?i:minus|negative)(?=[{_SYMBOLS}]|{_SPACE}))"
+_SIGN = rf"(?:\+|{_DASH}|\b(?i:minus|negative)(?=[{_SYMBOLS}\d]|{_SPACE}))"
 _CURRENCY = rf"(?:\b[A-Z]{{1,3}}[{_SYMBOLS}]|[{_SYMBOLS}]|\b[A-Z]{{3}}\b)"
 _DIGITS = r"\d+(?:_\d+)*"
 _WHOLE = rf"(?:(?!0)\d{{1,3}}(?:,\d{{3}})+|(?!0)\d{{1,2}}(?:,\d{{2}})+,\d{{3}}|{_DIGITS})"
@@ -53,23 +53,28 @@ _NUMBER = re.compile(
 )
 _CONTINUES = re.compile(
     r"\d|[^\s\da-zA-Z)+*=][^\s\da-zA-Z]{0,2}\d"  # 1,2345   3,5   5-7   1:30   10^{6}   1}{2
-    rf"|{_SPACE}\d{{3}}(?!\d)"  # 1 234
-    rf"|{_SPACE}*(?:[-/÷×·\u2013]|x(?![a-z])){_SPACE}*\d"  # 10 - 7   1 / 2   1.5 x 10^6
-    rf"|{_SPACE}*\*{_SPACE}*10{_SPACE}?(?:\^|\*\*)|\*\*\d"  # 1.5 * 10^6   10**6
+    rf"|\\?{_SPACE}\d{{3}}(?!\d)"  # 1 234
+    rf"|{_SPACE}*[-/÷×·\u2013\u2219\u22c5xX]{_SPACE}*\d"  # 10 - 7   1 / 2   1.5 x 10^6
+    rf"|{_SPACE}*\*{_SPACE}*10{_SPACE}?(?:[\^⁰¹²³⁴-⁻]|\*\*)|\*\*\d"  # 1.5 * 10^6   10**6
     rf"|\s?\^|[a-zA-Z]\d|{_SPACE}?[eE](?:\+|{_DASH})?\d|[dD][-+]\d|#[A-Z]"
     # 10^n   0x10   1.5 e3   1.5D+03   1.#INF
     r"|π|\s?\\(?:pi|sqrt|frac|times|cdot)"  # 2π
     rf"|{_DASH}(?=\s|$)"  # 5-
     rf"|{_SPACE}?(?i:hundred|thousand|million|billion|trillion|dozen|lakh|lacs?\b|crore)"
-    rf"|(?:[KMB]|{_SPACE}?(?:k|bn|mn|tn))(?![a-zA-Z])"  # 5M   5 k
+    rf"|{_SPACE}?(?:[kKMB]|bn|mn|tn)(?![a-zA-Z&])"  # 5M   5 k, but 5 M&Ms
     rf"|{_SPACE}(?:and|&){_SPACE}(?:(?:(?:an?|one|two|three){_SPACE})?(?:half|third|quarter)|\d+/\d)"
     rf"|{_SPACE}?\\?%{_SPACE}?\)"  # (5%)
 )
 _BEGUN = re.compile(
-    r"(?:[√^±\u2014\u2015\u207b,.;]|\\d?frac\{?|\\sqrt\{?"  # √2   ±5   ,5   &minus;5
+    r"[,;]\Z"  # ,5   &minus;5
+    r"|(?:[√^±.\u02d7\u2014\u2015\u207b\u208b\u2796]|\\d?frac\{?|\\sqrt\{?"  # √2   ±5   —5
     r"|[a-zA-Z]/"  # #DIV/0!
     rf"|{_DASH}{_SPACE}?(?:\\[a-z]+\{{|[^\w\s]{{1,3}})?"  # -(5)   -**5**   -\boxed{{5}}
-    rf"|(?:^|\s){_DASH}[a-zA-Z]{{1,4}}\.?{_SPACE}?)$"  # -Rs. 5
+    rf"|(?:^|\s){_DASH}[a-zA-Z]{{1,4}}\.?){_SPACE}?\Z"  # -Rs. 5
+)
+_SPELLED = re.compile(  # five (5)
+    r"(?i:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|teen|ty|hundred"
+    r"|thousand|million)\s?\Z"
 )
 
 
@@ -114,13 +119,14 @@ def equal(label: Fraction, given: Fraction) -> bool:
 
 def _number_in(text: str, match: re.Match[str]) -> Number | None:
     """The number of a match in a text, unless what stands around it gives it another value."""
-    after = text[match.end() :]
-    begun = _BEGUN.search(text[: match.start()])
-    follower = after.lstrip(" \t")[:1]  # 2 ½, 5万
+    written, after = match.group().strip(), text[match.end() :]
+    before = text[: match.end() - len(written)]
+    begun = _BEGUN.search(before) or (match["bracketed"] and _SPELLED.search(before))
+    follower = after.partition("\n")[0].lstrip()[:1]  # 2 ½, 5万
     more = _CONTINUES.match(after) or (follower.isnumeric() and not follower.isdecimal())
-    function = match["bracketed"] and match.start() and text[match.start() - 1].isalnum()  # f(5)
-    value = None if begun or more or function else _value(match)
-    return None if value is None else Number(match.group().strip().replace(",", ""), value)
+    glued = (match["bracketed"] or match["sign"]) and before[-1:].isalnum()  # f(5)   x-5
+    value = None if begun or more or glued else _value(match)
+    return None if value is None else Number(written.replace(",", ""), value)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -143,6 +143,8 @@ class _Problem:
         if not free or origins is None:
             return None
         ranges = tuple(_range(value, numbers, row.question) for value in free)
+        if any(own.low == own.high for own in ranges):  # 100 percents
+            return None
         return cls(row, steps, numbers, ranges, origins)
 
     def draw(self, copy_id: str, generator: random.Random, taken: set[str]) -> Row | None:

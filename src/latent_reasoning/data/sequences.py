@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -334,12 +335,8 @@ def encode_prompts(
         special = special_token_ids(tokenizer)
         end = [special.start] if forced_steps is None else latent_run(forced_steps, special)
     if forced_steps is not None:
-        pieces = _Pieces.of(tokenizer)
-        words = [*pieces.answer_words, *pieces.colon]
-        end = [
-            *end,
-            *(words if announcement is None else next(read_pieces(tokenizer, [announcement]))),
-        ]
+        words = [ANSWER_WORDS, COLON] if announcement is None else [announcement]
+        end = [*end, *chain.from_iterable(read_pieces(tokenizer, words))]
     first = beginning(tokenizer)
     questions = (prefix + row.question + suffix for row in rows)
     return [[*first, *ids, *end] for ids in read_whole(tokenizer, questions)]

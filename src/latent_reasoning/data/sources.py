@@ -7,6 +7,7 @@ answers that are no plain numbers are counted and shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -215,13 +216,24 @@ def _local(data: Data, split: str) -> Iterator[Record]:
     files = [folder / f"{split}{suffix}" for suffix in (".jsonl", ".json", ".parquet")]
     found = [file for file in files if file.is_file()]
     # The hub's own layout: `data/train-00000-of-00002.parquet`.
-    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"), key=_place)
     if not found and not shards:
         raise DataError(f"data.path: {folder} has no {split}.jsonl, .json or .parquet")
     if len(found) + bool(shards) > 1:
         names = ", ".join(file.name for file in (*found, *shards))
         raise DataError(f"data.path: {folder} has {split} more than once: {names}")
+    if [_place(shard) for shard in shards] != [[i, len(shards)] for i in range(len(shards))]:
+        names = ", ".join(shard.name for shard in shards)
+        raise DataError(
+            f"data.path: {folder} has only parts of {split}, or parts of two copies: {names}"
+        )
     return _renumbered(found or shards)
+
+
+def _place(shard: Path) -> list[int]:
+    """Which part of a split a file is (from 0), and of how many."""
+    match = re.search(r"-(\d+)-of-(\d+)", shard.name)
+    return [int(number) for number in match.groups()] if match else []
 
 
 def _renumbered(files: list[Path]) -> Iterator[Record]:

@@ -23,7 +23,7 @@ from latent_reasoning.evaluation.folder import add_reading_options, open_folder
 from latent_reasoning.evaluation.latentseek import Seeking
 from latent_reasoning.model.generation import Generation, generate
 from latent_reasoning.model.latentseek import SeekingReasoner
-from latent_reasoning.runtime.command import positive, run_stage
+from latent_reasoning.runtime.command import described, positive, run_stage
 from latent_reasoning.runtime.device import autocast
 
 
@@ -79,9 +79,7 @@ def answer_text(generation: Generation, text: str, eos_token: str, latent: bool)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("path", type=Path, metavar="MODEL_DIR", help="model folder")
     parser.add_argument("question", help="the question")
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N")

@@ -7,7 +7,6 @@ validation split (`validate`). Nothing here reads or writes files.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -123,17 +122,9 @@ def _predict_forced(
     last: int,
 ) -> list[list[Prediction]]:
     """Predictions of the rows after 0, 1, .., `last` latent steps, each prompt read once."""
-    encode = functools.partial(
-        encode_prompts,
-        rows,
-        tokenizer,
-        prefix=settings.prefix,
-        latent=True,
-        suffix=model.settings.suffix,
-        announcement=model.settings.answer_text,
-    )
-    prompts = encode()
-    ending = encode(forced_steps=0)[0][len(prompts[0]) :] if rows else []
+    prompts = _prompts(model, tokenizer, rows, replace(settings, forced_steps=None))
+    (forced,) = _prompts(model, tokenizer, rows[:1], replace(settings, forced_steps=0))
+    ending = forced[len(prompts[0]) :]
     _check_positions(model, rows, prompts, last + len(ending))
     curve = generate_forced(
         model,
@@ -145,20 +136,28 @@ def _predict_forced(
         batch_size=settings.batch_size,
     )
     return [
-        [
-            prediction_of(
-                row,
-                generation,
-                tokenizer,
-                latent=True,
-                forced_steps=steps,
-                rule=settings.number_rule,
-                announcement=model.settings.answer_text,
-            )
-            for row, generation in zip(rows, generations, strict=True)
-        ]
+        _predictions(model, tokenizer, rows, generations, replace(settings, forced_steps=steps))
         for steps, generations in enumerate(curve)
     ]
+
+
+def _prompts(
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    settings: EvaluationSettings,
+) -> list[list[int]]:
+    """The prompts of rows, with `settings.forced_steps` up to the answer; in the model's words."""
+    own = model.settings
+    return encode_prompts(
+        rows,
+        tokenizer,
+        prefix=settings.prefix,
+        latent=own is not None,
+        forced_steps=settings.forced_steps,
+        suffix="" if own is None else own.suffix,
+        announcement=None if own is None else own.answer_text,
+    )
 
 
 def _check_positions(
@@ -195,17 +194,8 @@ def predict(
     length, and what follows them is judged as text. Each of several processes decodes its share of
     the rows, and all return all predictions. Model mode (eval) and autocast are the caller's.
     """
-    latent = model.settings is not None
     own = processes.share(rows)
-    prompts = encode_prompts(
-        own,
-        tokenizer,
-        prefix=settings.prefix,
-        latent=latent,
-        forced_steps=settings.forced_steps,
-        suffix=model.settings.suffix if latent else "",
-        announcement=model.settings.answer_text if latent else None,
-    )
+    prompts = _prompts(model, tokenizer, own, settings)
     if beginnings is not None:
         firsts = processes.share(beginnings)
         prompts = [prompt + first for prompt, first in zip(prompts, firsts, strict=True)]
@@ -228,20 +218,35 @@ def predict(
             settings.number_rule,
         )
         generations = seeking.improved(generations)
+    as_text = beginnings is not None
     return processes.gather(
-        [
-            prediction_of(
-                row,
-                generation,
-                tokenizer,
-                latent=latent and beginnings is None,
-                forced_steps=settings.forced_steps,
-                rule=settings.number_rule,
-                announcement=model.settings.answer_text if latent else None,
-            )
-            for row, generation in zip(own, generations, strict=True)
-        ]
+        _predictions(model, tokenizer, own, generations, settings, as_text=as_text)
     )
+
+
+def _predictions(
+    model: LatentReasoner,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    generations: Sequence[Generation],
+    settings: EvaluationSettings,
+    *,
+    as_text: bool = False,
+) -> list[Prediction]:
+    """`prediction_of` each row's completion; `as_text`, as if the model could not think."""
+    latent = model.settings is not None
+    return [
+        prediction_of(
+            row,
+            generation,
+            tokenizer,
+            latent=latent and not as_text,
+            forced_steps=settings.forced_steps,
+            rule=settings.number_rule,
+            announcement=model.settings.answer_text if latent else None,
+        )
+        for row, generation in zip(rows, generations, strict=True)
+    ]
 
 
 def prediction_of(

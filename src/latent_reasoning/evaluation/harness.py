@@ -25,17 +25,18 @@ from latent_reasoning.config import UserError
 from latent_reasoning.data.answers import in_our_words
 from latent_reasoning.data.context import decode
 from latent_reasoning.data.rows import Row
-from latent_reasoning.data.sequences import apply_special_token_policy, encode_prompts
+from latent_reasoning.data.sequences import encode_prompts
 from latent_reasoning.evaluation.evaluator import EvaluationSettings, predict
 from latent_reasoning.evaluation.folder import (
     OpenFolder,
     add_reading_options,
     open_folder,
     read_free_rows,
+    without_special_text,
 )
 from latent_reasoning.evaluation.records import Prediction
 from latent_reasoning.model.generation import generate
-from latent_reasoning.runtime.command import positive, run_stage
+from latent_reasoning.runtime.command import described, positive, run_stage
 from latent_reasoning.runtime.device import autocast
 from latent_reasoning.runtime.files import write_json
 from latent_reasoning.runtime.parallel import OneProcess
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             "--backend out"
         )
     rows = read_free_rows(options.data, options.limit)
-    rows, _ = apply_special_token_policy(rows, folder.tokenizer, "skip")
+    rows = without_special_text(rows, folder.tokenizer, "skip", options.data)
     result = compare(folder, rows, options)
     print(comparison_text(result))
     if options.output is not None:
@@ -196,7 +197,7 @@ def reasoner_lm(folder: OpenFolder, batch_size: int) -> Any:
             if any(kwargs.get("do_sample") for kwargs in how):
                 raise UserError("the task samples (do_sample); these models are decoded greedily")
             settings = folder.model.settings
-            longest = max(kwargs.get("max_gen_toks", 256) for kwargs in how)
+            most = [kwargs.get("max_gen_toks", 256) for kwargs in how]
             with autocast(folder.model.device, folder.precision):
                 generations = generate(
                     folder.model,
@@ -207,14 +208,14 @@ def reasoner_lm(folder: OpenFolder, batch_size: int) -> Any:
                         latent=settings is not None,
                         suffix=settings.suffix if settings else "",
                     ),
-                    max_new_tokens=longest,
+                    max_new_tokens=max(most),
                     eos_id=folder.tokenizer.eos_token_id,
                     batch_size=batch_size,
                 )
             announcement = settings.answer_text if settings else None
             texts = [
-                in_our_words(decode(folder.tokenizer, generation.ids), announcement)
-                for generation in generations
+                in_our_words(decode(folder.tokenizer, generation.ids[:length]), announcement)
+                for generation, length in zip(generations, most, strict=True)
             ]
             return [_until(text, kwargs["until"]) for text, kwargs in zip(texts, how, strict=True)]
 
@@ -226,9 +227,9 @@ def reasoner_lm(folder: OpenFolder, batch_size: int) -> Any:
     return ReasonerLM()
 
 
-def _until(text: str, ends: Sequence[str]) -> str:
-    """A text before the first of some ends."""
-    for end in ends:
+def _until(text: str, ends: str | Sequence[str]) -> str:
+    """A text before the first of some ends, or of one."""
+    for end in [ends] if isinstance(ends, str) else ends:
         text = text.split(end, 1)[0]
     return text
 
@@ -240,8 +241,7 @@ def _compared(
     others, found = 0, []
     for row, sample, theirs, own in zip(rows, samples, right, ours, strict=True):
         completion = sample["resps"][0][0]
-        differs = completion != own.completion
-        others += differs
+        others += completion != own.completion
         if theirs != own.correct:
             found.append(
                 Disagreement(
@@ -251,17 +251,15 @@ def _compared(
                     ours_right=own.correct,
                     harness_answer=str(sample["filtered_resps"][0]),
                     our_answer=own.extracted,
-                    why=_reason(completion, own) if differs else _reading(own),
+                    why=_why(completion, own),
                 )
             )
     return Comparison(len(rows), sum(right), sum(p.correct for p in ours), others, found)
 
 
-def _reason(completion: str, own: Prediction) -> str:
-    return f"the completions differ: {completion!r} and {own.completion!r}"
-
-
-def _reading(own: Prediction) -> str:
+def _why(completion: str, own: Prediction) -> str:
+    if completion != own.completion:
+        return f"the completions differ: {completion!r} and {own.completion!r}"
     if not own.well_formatted:
         return f"the completion is badly formatted, which the task does not see: {own.completion!r}"
     return f"the same completion, whose number is written otherwise: {own.completion!r}"
@@ -286,9 +284,7 @@ def comparison_text(result: Comparison) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     add = parser.add_argument
     add("--path", type=Path, required=True, metavar="MODEL_DIR", help="model folder")
     add("--data", type=Path, required=True, metavar="FILE", help="rows: question, answer")

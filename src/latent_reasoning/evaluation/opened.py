@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from latent_reasoning.config import Experiment
 from latent_reasoning.dag.layout import Layout
 from latent_reasoning.data.rows import Row, read_rows
-from latent_reasoning.data.sequences import apply_special_token_policy
 from latent_reasoning.evaluation.evaluator import EvaluationSettings
+from latent_reasoning.evaluation.folder import without_special_text
 from latent_reasoning.model.folder import load, load_tokenizer
 from latent_reasoning.model.frozen import hold_frozen
 from latent_reasoning.model.reasoner import LatentReasoner
@@ -38,9 +38,9 @@ def open_model(experiment: Experiment, name: str, seed: int, dataset: str) -> Op
     device = resolve_device(runtime.device)
     folder = layout.model(name, seed)
     tokenizer = load_tokenizer(folder)
-    rows, _ = apply_special_token_policy(
-        read_rows(layout.data(dataset)), tokenizer, experiment.data.special_token_text
-    )
+    file = layout.data(dataset)
+    policy = experiment.data.special_token_text
+    rows = without_special_text(read_rows(file), tokenizer, policy, file)
     settings = EvaluationSettings(
         prefix=experiment.data.prompt.evaluation,
         max_new_tokens=section.max_new_tokens,

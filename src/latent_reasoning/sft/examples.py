@@ -12,7 +12,12 @@ from latent_reasoning.config import Data, LatentSftModel, SftModel
 from latent_reasoning.data.answers import is_negative
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.dial.styles import styled_reasonings
-from latent_reasoning.data.examples import LatentExample, PlainExample, within_limit
+from latent_reasoning.data.examples import (
+    LatentExample,
+    PlainExample,
+    short_enough,
+    within_limit,
+)
 from latent_reasoning.data.rows import DataError, Row
 from latent_reasoning.data.sequences import (
     encode_latent_rows,
@@ -38,12 +43,7 @@ def token_sft_examples(
     examples = encode_plain_rows(
         rows, tokenizer, prefix=data.prompt.training, reasonings=reasonings
     )
-    kept = [example for example in examples if within_limit(example, data.max_tokens)]
-    if not kept:
-        raise DataError(
-            f"all {len(examples)} rows are longer than data.max_tokens: {data.max_tokens} allows"
-        )
-    return kept
+    return short_enough(examples, data.max_tokens)
 
 
 def without_negative_answers(rows: Sequence[Row], data: Data) -> list[Row]:

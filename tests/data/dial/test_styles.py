@@ -53,6 +53,12 @@ def test_the_last_step_is_dropped_before_the_style_applies(style, of_three, of_o
     assert texts == [of_three or texts[0], of_one]
 
 
+def test_a_row_of_many_steps_does_not_wait():
+    row = Row("train-0", "q", ("<<1+1=2>>",) * 12, "2")
+    texts = styled_reasonings([row], only(results_only_waiting=1.0), seed=0)
+    assert texts == [f" Results:{' 2' * 12}."]
+
+
 def test_shares_are_kept_and_a_rows_style_depends_on_seed_and_id_alone():
     mix = only(full=1.0, results_only=3.0)
     texts = styled_reasonings(ROWS, mix, seed=0)

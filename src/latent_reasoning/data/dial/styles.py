@@ -72,8 +72,8 @@ def _truncated(steps: Steps, generator: random.Random) -> Steps:
 
 
 def _waiting(steps: Steps, generator: random.Random) -> Steps:
-    """All steps, the last one repeated to a length uniform in `k + 1 .. MOST_RESULTS`."""
-    if not steps:
+    """All k steps, the last one repeated to a length uniform in `k + 1 .. MOST_RESULTS`."""
+    if not 0 < len(steps) < MOST_RESULTS:
         return steps
     return [*steps, *[steps[-1]] * generator.randint(1, MOST_RESULTS - len(steps))]
 
