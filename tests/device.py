@@ -59,7 +59,7 @@ class _RefusesNumbers(TorchFunctionMode):
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
-        if function is torch.tensor and torch.device(keywords.get("device", "cpu")) == META:
+        if function is torch.tensor and torch.device(keywords.get("device") or "cpu") == META:
             raise AssertionError("torch.tensor copies numbers of the host")
         return function(*arguments, **keywords)
 
