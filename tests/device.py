@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,10 +54,20 @@ class _Refuses(TorchDispatchMode):
         return result
 
 
+class _RefusesNumbers(TorchFunctionMode):
+    """Refuses tensors made of numbers that the host has: a copy, which no capture allows."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        if function is torch.tensor and torch.device(keywords.get("device") or "cpu") == META:
+            raise AssertionError("torch.tensor copies numbers of the host")
+        return function(*arguments, **keywords)
+
+
 @contextmanager
 def nothing_waits() -> Iterator[None]:
     """Refuse, forward and backward, whatever waits for the device or is not on it."""
-    with _Refuses():
+    with _Refuses(), _RefusesNumbers():
         yield
 
 

@@ -56,7 +56,7 @@ class OneHot(LatentReasoner):
     def embed(self, input_ids):
         return nn.functional.one_hot(input_ids, SIZE).double()
 
-    def _vocabulary_logits(self, hidden):
+    def vocabulary_logits(self, hidden):
         return SHARP * hidden
 
     def stop_logits(self, hidden):

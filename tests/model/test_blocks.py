@@ -12,7 +12,15 @@ from latent_reasoning.model.blocks import RowOrder, runs_directly
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.reading import plan_prompts
 from latent_reasoning.model.reasoner import LatentReasoner
-from tests.model.models import HIDDEN, START, build_base, build_reasoner, pad
+from tests.model.models import (
+    HIDDEN,
+    START,
+    STOP,
+    build_base,
+    build_reasoner,
+    pad,
+    slow_hidden_states,
+)
 
 PROMPTS = [[2, 3, 4, 5, 6, START], [7, START], [8, 9, 3, START], [5, 6, START]]
 # Five answers continue from the first prompt, one from the second, none from the third.
@@ -103,6 +111,22 @@ def test_a_branch_copies_nothing_of_the_text_that_it_shares():
     assert branches.prefix.cache is state.cache
     assert branches.cache.get_seq_length() == 0
     assert branches.select(torch.tensor([1, 4])).prefix.cache is state.cache
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 1, 0, 1], [2, 0, 1, 1]])
+@torch.no_grad()
+def test_rows_continue_texts_in_any_order_and_may_begin_with_padding(order):
+    """The first two orders are their own inverses: slots and places are alike, but not in order."""
+    model = build_reasoner()
+    state = model.read_prompts(*pad(PROMPTS[:3]))
+    texts = torch.tensor(order)
+    rows = model.branch(state, RowOrder.of(texts, 3), state.mask[texts])
+    answers = [[STOP, 7], [STOP, 8, 9], [STOP, 3, 4], [STOP, 5]][: len(order)]
+    ids, mask = pad(answers)
+    hidden = model.advance(rows, model.embed(ids), mask.bool())
+    for row, (text, answer) in enumerate(zip(order, answers, strict=True)):
+        expected = slow_hidden_states(model, [*PROMPTS[text], *answer])[-1][-len(answer) :]
+        assert (hidden[row, -len(answer) :] - expected).abs().max() < 1e-11
 
 
 def test_other_architectures_go_through_transformers():

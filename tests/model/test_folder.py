@@ -11,10 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from latent_reasoning.config import Lora
+from latent_reasoning.model.base_files import weight_files
+from latent_reasoning.model.card import prompt_prefix
 from latent_reasoning.model.folder import load, load_tokenizer, save
+from latent_reasoning.model.latentseek import SeekingReasoner, SeekSettings
 from latent_reasoning.model.lora import attach_lora
 from latent_reasoning.model.published import our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.model.soft_thinking import SoftThinker, SoftThinking
 from latent_reasoning.model.tensors import CheckpointError
 from latent_reasoning.runtime.files import SUMS
 from tests.model.models import (
@@ -104,6 +108,22 @@ def test_the_card_is_written_for_programs_and_people(folder):
     assert "| Licence of the weights | mit |" in text
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda base: SoftThinker(base, SoftThinking(end=(3, 4), size=2)),
+        lambda base: SeekingReasoner(base, SeekSettings(steps=3)),
+    ],
+)
+def test_how_a_plain_model_is_decoded_is_saved_with_it(tmp_path, model):
+    made = model(build_base().float())
+    save(made, build_tokenizer(special=False), tmp_path / "m", CARD)
+    again = loaded(tmp_path / "m")
+    assert type(again) is type(made)
+    for name in {"how", "seek_settings"} & set(vars(made)):
+        assert getattr(again, name) == getattr(made, name)
+
+
 def test_an_attached_adapter_has_to_be_merged_before_saving(tmp_path):
     model = build_reasoner()
     attach_lora(model, Lora(r=2))
@@ -167,6 +187,11 @@ def test_weights_of_another_kind_are_refused_in_one_line(folder, keys, problem):
     refused(folder, rf"config\.json: .*{problem}")
 
 
+def test_an_unknown_model_is_refused_whatever_kernel_it_asks_for(folder):
+    edit_config(folder, model_type="nonsense", attn_implementation="eager")
+    refused(folder, r"do not fit config\.json")
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_a_kernel_that_a_folder_asks_for_is_left_out(folder, key):
     expected = loaded(folder)
@@ -205,6 +230,33 @@ def test_unknown_and_missing_latent_settings_are_refused(folder):
     del content["stop_id"]
     (folder / "latent.json").write_text(json.dumps(content))
     refused(folder, r"latent\.json: unknown or missing.*stop_id")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"stop_rule": "markers"}, "stop_rule: Input should be 'head', 'marker' or 'fixed'"),
+        ({"special_rows": "matrix"}, "special_rows: Input should be 'embedding' or 'modules'"),
+        ({"allow_rethinking": "maybe"}, "allow_rethinking: Input should be a valid boolean"),
+    ],
+)
+def test_latent_settings_that_mean_nothing_are_refused(folder, change, problem):
+    content = json.loads((folder / "latent.json").read_text())
+    (folder / "latent.json").write_text(json.dumps(content | change))
+    (folder / SUMS).unlink()
+    refused(folder, rf"latent\.json: {problem}")
+
+
+def test_a_damaged_card_is_named(folder):
+    (folder / "card.json").write_text("{")
+    refused(folder, r"card\.json: not readable as JSON", prompt_prefix)
+
+
+def test_of_a_single_file_and_parts_the_single_file_is_read_as_by_transformers(folder):
+    index = {"weight_map": {"model.norm.weight": "part.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weight_files(folder) == [folder / "model.safetensors"]
+    loaded(folder)
 
 
 def test_the_bound_on_latent_steps_is_saved_and_older_folders_have_none(tmp_path):
@@ -280,11 +332,20 @@ def test_the_published_format_gives_the_same_model(tmp_path, tied, modules):
         ({"recurrent_filter_mode": "linear"}, "'linear' is not supported"),
         ({"add_latent_to_end": True}, "add_latent_to_end"),
         ({"brand_new": 1}, "unknown settings brand_new"),
+        ({"stop_token_id": None}, "stop_token_id missing"),
     ],
 )
 def test_published_settings_that_are_not_supported_are_refused(tmp_path, changes, problem):
     to_published_format(tmp_path / "m", write(tmp_path / "m"), **changes)
     refused(tmp_path / "m", f"config.json: .*{problem}")
+
+
+@pytest.mark.parametrize("keys", [{"model_type": "nonsense"}, {"model_type": "clip"}])
+def test_a_published_model_of_no_known_kind_is_refused(tmp_path, keys):
+    to_published_format(tmp_path / "m", write(tmp_path / "m"))
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | keys))
+    refused(tmp_path / "m", r"do not fit config\.json")
 
 
 def test_a_published_file_with_a_missing_tensor_is_refused(tmp_path):

@@ -106,12 +106,21 @@ def test_forced_completions_equal_those_of_prompts_with_that_many_steps(architec
         assert generations == generate(model, whole, **settings)
 
 
-def test_writing_ends_at_the_last_position_as_at_the_maximum_length():
-    """A GPT-2 of 64 positions: the last token written need not be read."""
-    model = build_reasoner("gpt2")
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_writing_ends_at_the_last_position_as_at_the_maximum_length(architecture):
+    """64 positions, of a table or until the rotation changes; the last token written need not be
+    read."""
+    model = build_reasoner(architecture)
+    if architecture == "llama":
+        config = model.base.config
+        config.rope_parameters = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
+        base = type(model.base)(config).double()
+        base.load_state_dict(model.base.state_dict())
+        model = LatentReasoner(base, model.settings).eval()
     with torch.no_grad():
         model.base.get_output_embeddings().weight[EOS] = 0
-        model.base.transformer.wpe.weight *= 3
+        if architecture == "gpt2":
+            model.base.transformer.wpe.weight *= 3
     room = [65 - len(prompt) for prompt in PROMPTS]
     own = completions(model, max_new_tokens=100)
     expected = [slow_greedy(model, prompt, n) for prompt, n in zip(PROMPTS, room, strict=True)]

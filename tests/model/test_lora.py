@@ -186,9 +186,14 @@ def test_an_adapter_with_a_missing_tensor_or_of_another_kind_is_refused(tmp_path
     with pytest.raises(CheckpointError, match=r"1 missing tensors: special_rows\.stop\.weight"):
         load_adapter(build_reasoner(), tmp_path)
     settings = json.loads((tmp_path / ADAPTER_SETTINGS).read_text())
-    (tmp_path / ADAPTER_SETTINGS).write_text(json.dumps(settings | {"use_dora": True}))
-    with pytest.raises(CheckpointError, match="only plain LoRA is supported, not use_dora"):
-        load_adapter(build_reasoner(), tmp_path)
+    for change, problem in (
+        ({"use_dora": True}, "only plain LoRA is supported, not use_dora"),
+        ({"init_lora_weights": "pissa"}, "only plain LoRA is supported, not init_lora_weights"),
+        ({"target_modules": "all-linear"}, "target_modules is a pattern"),
+    ):
+        (tmp_path / ADAPTER_SETTINGS).write_text(json.dumps(settings | change))
+        with pytest.raises(CheckpointError, match=problem):
+            load_adapter(build_reasoner(), tmp_path)
 
 
 def test_target_modules_that_the_base_lacks_are_named_with_those_it_has():

@@ -148,6 +148,16 @@ def test_what_does_not_fit_is_named(codi):
     assert "missing tensors: output_layer.bias" in problem(folder, without_a_bias)
 
 
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_a_lora_factor_without_the_other_is_named(codi, factor):
+    _, folder = codi
+
+    def without_a_factor(tensors):
+        del tensors[next(name for name in tensors if factor in name)]
+
+    assert f".{factor}.weight" in problem(folder, without_a_factor)
+
+
 def test_a_release_without_forced_steps_is_refused():
     assert ImportModel(path="x", format="codi", forced_steps=6).forced_steps == 6
     with pytest.raises(ValueError, match="format: codi has no decision to stop: set forced_steps"):
@@ -158,6 +168,10 @@ def test_a_scale_of_lora_that_is_not_known_is_asked_for(codi):
     _, folder = codi
     (folder / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6}))
     assert "r = 3, but" in problem(folder, lambda tensors: None)
+    (folder / "adapter_config.json").write_text(json.dumps(LORA | {"use_rslora": True}))
+    assert "not use_rslora" in problem(folder, lambda tensors: None)
+    (folder / "adapter_config.json").write_text('{"r": 2}')
+    assert "write r and lora_alpha" in problem(folder, lambda tensors: None)
     (folder / "adapter_config.json").unlink()
     assert "write r and lora_alpha" in problem(folder, lambda tensors: None)
 
@@ -166,3 +180,5 @@ def test_a_tokenizer_that_has_the_added_tokens_already_is_refused(codi):
     _, folder = codi
     build_tokenizer().save_pretrained(folder)
     assert "put the base model's own tokenizer there" in problem(folder, lambda tensors: None)
+    (folder / "tokenizer.json").unlink()
+    assert "its tokenizer cannot be read" in problem(folder, lambda tensors: None)

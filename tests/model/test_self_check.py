@@ -56,6 +56,26 @@ def test_a_family_that_works_passes(name):
     check_model(LatentReasoner(build(name), None))
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recurrent_filter": "mixture"},
+        {"recurrent_filter": "mixture", "mixture_size": 3},
+        {"recurrent_filter": "attention"},
+        {"recurrent_filter": "gaussian"},
+        {"stop_rule": "marker", "marker_id": 5},
+        {"stop_rule": "fixed", "max_latent_steps": 2},
+    ],
+    ids=str,
+)
+def test_models_of_every_method_pass(settings, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(self_check, "WHOLE_PARAMETERS", 0)
+        monkeypatch.setattr(self_check, "BLOCKS", 1)
+    check_model(family_reasoner("Llama", **settings))
+
+
 @pytest.mark.parametrize("name", WITHOUT_CACHE)
 def test_a_base_without_keys_and_values_is_refused_in_one_line(name):
     with pytest.raises(UnsupportedBaseError, match=r"keep no keys and values.*docs/bases\.md"):

@@ -131,7 +131,7 @@ def test_one_parallel_pass_gives_the_losses_of_a_chain_read_step_by_step(
                 model.advance(state, end[None, None])
                 break
             part = words.split(3)[place]
-            logits = model._vocabulary_logits(hidden)[0].index_fill(
+            logits = model.vocabulary_logits(hidden)[0].index_fill(
                 0, torch.tensor(excluded), float("-inf")
             )
             terms.append(-logits.log_softmax(-1)[part[int(0.6 * len(part))]])
@@ -151,7 +151,7 @@ def test_one_parallel_pass_gives_the_losses_of_a_chain_read_step_by_step(
 def test_the_marker_is_stop_against_all_other_words():
     model, _ = build(stop_rule="marker")
     hidden = torch.randn(50, 16)
-    logits = model._vocabulary_logits(hidden)
+    logits = model.vocabulary_logits(hidden)
     special = model.settings
     logits[:, [special.start_id, special.end_id, special.continue_id]] = float("-inf")
     stops = decision_logits(model, hidden).softmax(-1)[:, 1]

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from latent_reasoning.config import RivalPolicyModel, Runtime, TeacherForcedModel, Training
+from latent_reasoning.config import (
+    ConfigError,
+    RivalPolicyModel,
+    Runtime,
+    TeacherForcedModel,
+    Training,
+)
 from latent_reasoning.dag.cost import first_stage_steps
 from latent_reasoning.model.filters import SRE, MixtureFilter
+from latent_reasoning.model.latentseek import SeekingReasoner, SeekSettings
 from latent_reasoning.model.mixtures import Mixture, drawn, entropy, likeliest, truncated
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
@@ -16,6 +23,7 @@ from latent_reasoning.model.soft_thinking import SoftRows, SoftThinking
 from latent_reasoning.model.special_rows import vocabulary_logits
 from latent_reasoning.rivals.chains import Chains
 from latent_reasoning.rivals.csft import aligned
+from latent_reasoning.rivals.decode import DECODERS
 from latent_reasoning.rivals.latent_encoder import CompressedBatch, Place, compressed_row
 from latent_reasoning.rivals.mixture_sft import MixtureExample, MixtureTask, counted
 from latent_reasoning.rivals.mts import MtsTask, StepPolicy, mean_embeddings, sample, score
@@ -143,6 +151,13 @@ def test_the_loss_is_that_of_a_slow_loop_over_rows_and_steps():
         labels.append(int((example.student.labels[1:] != -100).sum()))
     assert output.metrics["kl"].item() == pytest.approx((sum(losses) / 6).item(), rel=1e-6)
     assert sum(labels) > 0
+
+
+def test_soft_thinking_is_refused_where_a_folder_says_how_it_is_decoded():
+    """`load` would follow the parent's settings, and not those of Soft Thinking beside them."""
+    model = SeekingReasoner(build_base(), SeekSettings())
+    with pytest.raises(ConfigError, match=r"x is decoded in its own way; Soft Thinking is for"):
+        DECODERS["soft_thinking"](None, None, model, "x")
 
 
 def test_an_mts_sample_is_scored_as_it_was_drawn():

@@ -174,6 +174,15 @@ def test_an_update_of_rl(kind, completions):
     assert_nothing_waits(model, loss)
 
 
+@pytest.mark.parametrize("stop_rule", ["head", "marker", "fixed"])
+def test_a_stop_decision(stop_rule):
+    model = meta_reasoner(lora=False, stop_rule=stop_rule)
+    hidden = torch.zeros(2, 16, dtype=torch.float64, device=META)
+    for guard in (contextlib.nullcontext, nothing_waits):
+        with guard():
+            assert model.stop_logits(hidden).shape == (2, 2)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("temperature", "lora", "recurrent_filter"),
@@ -204,6 +213,7 @@ def test_a_decoded_token(temperature, lora, recurrent_filter):
         (lambda states: bool(states.any()), "_local_scalar_dense.*reads a number"),
         (lambda states: states + torch.ones(2), "works on .*cpu"),
         (lambda states: torch.ones(2).to(META), "works on .*cpu"),
+        (lambda states: torch.tensor([1.0], device=META), "numbers of the host"),
     ],
 )
 def test_the_guard_refuses_what_waits(wait, problem):

@@ -115,17 +115,10 @@ class Walk:
             total, length = total + best.masked_fill(done, 0), length + (~done).float()
             tokens.append(torch.where(done, eos_id, token))
             done = done | (token == eos_id)
-            if done.all() or _is_full(self.model, state.mask, state.prefix):
+            limit = self.model.position_limit
+            if done.all() or (limit is not None and (state.lengths >= limit).any()):
                 break
             self.model.read_tokens(state, tokens[-1], thinking=False)
         ids = torch.stack(tokens, 1).tolist()
         cut = [row[: row.index(eos_id)] if eos_id in row else row for row in ids]
         return Answers(cut, (total / length).cpu())
-
-
-def _is_full(model: LatentReasoner, mask: Tensor, prefix) -> bool:
-    """Whether a row has no position left for another token."""
-    if model.position_limit is None:
-        return False
-    read = mask.sum(1) if prefix is None else mask.sum(1) + prefix.mask.sum(1)
-    return bool((read >= model.position_limit).any())

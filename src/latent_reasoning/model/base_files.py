@@ -26,7 +26,13 @@ from latent_reasoning.model.bases import (
     without_mask_buffers,
 )
 from latent_reasoning.model.settings_file import read_json
-from latent_reasoning.model.tensors import REMEDY, CheckpointError, check_readable, raise_problems
+from latent_reasoning.model.tensors import (
+    REMEDY,
+    CheckpointError,
+    check_readable,
+    raise_problems,
+    read_tensors,
+)
 from latent_reasoning.runtime.files import first_line
 
 WEIGHTS = "model.safetensors"
@@ -37,20 +43,14 @@ UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
 
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Read the plain Hugging Face model of a folder, strictly."""
-    options: dict[str, Any] = {}
     content = _checked(read_json(existing(folder, "config.json")), folder)
     for file in weight_files(folder):
         check_readable(file)
-    if any(key in content for key in ATTENTION_KEYS):
-        options["config"] = _config_without_kernel(folder)
-    return _from_pretrained(
-        AutoModelForCausalLM,
-        folder,
-        folder / WEIGHTS,
-        trust_remote_code=False,
-        dtype=dtype,
-        **options,
-    )
+    options: dict[str, Any] = {"trust_remote_code": False, "dtype": dtype}
+    with _errors_named(folder):
+        if any(key in content for key in ATTENTION_KEYS):
+            options["config"] = _config_without_kernel(folder)
+        return _from_pretrained(AutoModelForCausalLM, folder, folder, **options)
 
 
 def base_of_tensors(
@@ -65,15 +65,10 @@ def base_of_tensors(
         for key, value in _checked(dict(config), folder).items()
         if key not in (published.SETTINGS_KEY, *UNREAD_KEYS, *ATTENTION_KEYS)
     }
-    base_config = AutoConfig.for_model(config["model_type"], **plain)
-    return _from_pretrained(
-        MODEL_FOR_CAUSAL_LM_MAPPING[type(base_config)],
-        None,
-        folder / WEIGHTS,
-        config=base_config,
-        state_dict=tensors,
-        dtype=dtype,
-    )
+    with _errors_named(folder):
+        own = AutoConfig.for_model(config["model_type"], **plain)
+        options = {"config": own, "state_dict": tensors, "dtype": dtype}
+        return _from_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], folder, None, **options)
 
 
 @contextlib.contextmanager
@@ -103,35 +98,45 @@ def _config_without_kernel(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _from_pretrained(
-    architecture: Any, folder: Path | None, file: Path, **options: Any
-) -> PreTrainedModel:
-    """Load by transformers, made strict; errors name `file`."""
+@contextlib.contextmanager
+def _errors_named(folder: Path) -> Iterator[None]:
+    """Errors of transformers as `CheckpointError`s that name the weights of `folder`."""
     try:
-        with without_progress_bars():
-            model, report = architecture.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
+        yield
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise CheckpointError(
-            f"{file}: the weights do not fit config.json ({first_line(error)}); {REMEDY}"
+            f"{folder / WEIGHTS}: the weights do not fit config.json ({first_line(error)}); "
+            f"{REMEDY}"
         ) from error
+
+
+def _from_pretrained(
+    architecture: Any, folder: Path, source: Path | None, **options: Any
+) -> PreTrainedModel:
+    """Load by transformers, made strict, from a `source` or the options alone; errors name the
+    `folder`."""
+    with without_progress_bars():
+        model, report = architecture.from_pretrained(
+            source,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     problems = {
         "missing": sorted(report["missing_keys"]),
         "unexpected": sorted(without_mask_buffers(report["unexpected_keys"])),
         "misshapen": sorted(str(key) for key in report["mismatched_keys"]),
     }
-    raise_problems(problems, file)
+    raise_problems(problems, folder / WEIGHTS)
     return model
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder's base model, one or several parts."""
-    if (folder / WEIGHTS_INDEX).exists():
+    """The safetensors files of a folder's base model: one, or several parts where it is missing."""
+    if not (folder / WEIGHTS).exists() and (folder / WEIGHTS_INDEX).exists():
         parts = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
         return [existing(folder, part) for part in sorted(parts)]
     if not (folder / WEIGHTS).exists() and list(folder.glob("*.bin")):
@@ -140,6 +145,11 @@ def weight_files(folder: Path) -> list[Path]:
             "to safetensors"
         )
     return [existing(folder, WEIGHTS)]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `weight_files`."""
+    return {name: t for file in weight_files(folder) for name, t in read_tensors(file).items()}
 
 
 def existing(folder: Path, name: str) -> Path:

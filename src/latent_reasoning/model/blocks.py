@@ -57,8 +57,9 @@ class RowOrder:
         most = most if sizes is None else sizes("rows of a text", most)
         places = rows * most + rank
         slots = torch.zeros(texts * most, dtype=torch.long, device=rows.device)
-        slots[places] = torch.arange(len(rows), device=rows.device)
-        if sizes is None and torch.equal(slots, places):
+        order = torch.arange(len(rows), device=rows.device)
+        slots[places] = order
+        if sizes is None and torch.equal(slots, order):
             slots = places = None
         return cls(rows, most, slots, places, HostTensor(rows))
 
@@ -142,7 +143,8 @@ def _mix(scores: Tensor, values: Tensor) -> _Mixture:
     Computed in float32 at least, whatever the precision of the products (as softmax in autocast).
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    largest = scores.detach().amax(-1, keepdim=True)
+    # Where nothing is visible (padding before a row's first own token) it would be -inf: NaN.
+    largest = scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(largest).exp_()
     return _Mixture(torch.matmul(weights, values), weights.sum(-1, keepdim=True), largest)
 
@@ -344,8 +346,7 @@ def _mlp(mlp: torch.nn.Module, states: Tensor, low: Low | None) -> Tensor:
     if low is None:
         return mlp(states)
     gate, up = project([mlp.gate_proj, mlp.up_proj], states)
-    is_silu = isinstance(mlp.act_fn, torch.nn.SiLU)
-    if not is_silu:
+    if not isinstance(mlp.act_fn, torch.nn.SiLU):
         return project([mlp.down_proj], mlp.act_fn(gate) * up)[0]
     inner = low.elementwise.gated(gate.flatten(0, -2), up.flatten(0, -2))
     return project([mlp.down_proj], inner.view(gate.shape))[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from latent_reasoning.config import Experiment, Prompt
 from latent_reasoning.dag.digests import model_science
 from latent_reasoning.model.published import is_published
+from latent_reasoning.model.settings_file import read_json
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -24,15 +24,13 @@ def prompt_prefix(folder: Path) -> str:
     """The prefix of a question in a model's prompts, from its card.
 
     Without a card it is empty for published checkpoints (conformance note 1), else the default.
+    Raises `CheckpointError` where a file is damaged.
     """
-    card, config = (_read_json(folder / name) for name in ("card.json", "config.json"))
+    files = folder / "card.json", folder / "config.json"
+    card, config = (read_json(file) if file.is_file() else {} for file in files)
     if card.get("prompt_prefix") is not None:
         return card["prompt_prefix"]
     return "" if is_published(config) else Prompt().evaluation
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @dataclass(frozen=True)

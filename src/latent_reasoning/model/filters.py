@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from latent_reasoning.model.attention_source import AttentionSource
+from latent_reasoning.model.attention_source import RMS_NORM_EPS, AttentionSource
 from latent_reasoning.model.bases import scaled_rows
 from latent_reasoning.model.gaussian import GaussianHead
 from latent_reasoning.model.mixtures import Mixture, likeliest
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.special_rows import ids_on
-
-RMS_NORM_EPS = 1e-6
 
 
 class MLP(nn.Module):

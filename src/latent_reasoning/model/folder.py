@@ -14,18 +14,14 @@ published format (`published.py`) and plain Hugging Face folders are read too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.data.sequences import SPECIAL_TOKENS, special_token_ids
@@ -35,7 +31,7 @@ from latent_reasoning.model.base_files import (
     base_of_tensors,
     existing,
     load_base,
-    weight_files,
+    read_weights,
     without_progress_bars,
 )
 from latent_reasoning.model.card import card_text
@@ -55,6 +51,7 @@ from latent_reasoning.model.tensors import (
     REMEDY,
     CheckpointError,
     load_tensors,
+    own_state,
     read_tensors,
 )
 from latent_reasoning.runtime.device import resolve_device
@@ -99,20 +96,16 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
     if model.settings is not None:
         write_json(folder / LATENT_SETTINGS, settings_content(model.settings))
-        save_file(_latent_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
+        save_file(own_state(model), folder / LATENT_WEIGHTS, metadata={"format": "pt"})
     if isinstance(model, GatedReasoner):
         write_gate(model, folder)
+    if isinstance(model, SeekingReasoner):
+        write_json(folder / SEEK_SETTINGS, dataclasses.asdict(model.seek_settings))
+    if isinstance(model, SoftThinker):
+        write_json(folder / SOFT_THINKING, dataclasses.asdict(model.how))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     write_sums(folder)
-
-
-def _latent_state(model: LatentReasoner) -> dict[str, Tensor]:
-    return {
-        name: tensor.detach().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith("base.")
-    }
 
 
 # ------------------------------------------------------------------------------------------- load
@@ -131,14 +124,13 @@ def load(
     if published.is_published(config):
         model = _load_published(folder, config, dtype)
     elif published_colar.is_colar(folder):
-        base, tokenizer = load_base(folder, dtype), _tokenizer(folder, as_released=True)
+        base, tokenizer = load_base(folder, dtype), read_tokenizer(folder, as_released=True)
         model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
         model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
         file = existing(folder, LATENT_WEIGHTS)
-        expected = {name for name in model.state_dict() if not name.startswith("base.")}
-        load_tensors(model, read_tensors(file), expected, file)
+        load_tensors(model, read_tensors(file), set(own_state(model)), file)
     elif (folder / GATE_SETTINGS).exists():
         model = read_gate(load_base(folder, dtype), folder)
     elif (folder / SEEK_SETTINGS).exists():
@@ -161,12 +153,31 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     prepare_tokenizer(tokenizer, folder)
     settings = read_settings(folder)
     if settings is not None:
         _check_special_tokens(tokenizer, settings, folder)
     _check_unchanged(folder, "*[!s]")  # all but .safetensors, which `load` checks
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, *, as_released: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; CoLaR's has no latent tokens `as_released`.
+
+    Raises `CheckpointError` where it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    if published_colar.is_colar(folder) and not as_released:
+        published_colar.prepare_colar_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -193,7 +204,7 @@ def read_settings(path: str | Path) -> LatentSettings | None:
     if published.is_published(config):
         return _published_settings(config, config_file)
     if published_colar.is_colar(folder):
-        return published_colar.colar_settings(folder, _tokenizer(folder))
+        return published_colar.colar_settings(folder, read_tokenizer(folder))
     file = folder / LATENT_SETTINGS
     return read_latent_settings(file) if file.exists() else None
 
@@ -201,38 +212,18 @@ def read_settings(path: str | Path) -> LatentSettings | None:
 # --------------------------------------------------------------------------------------- internal
 
 
-def _tokenizer(folder: Path, *, as_released: bool = False) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({first_line(error)}); a model folder needs "
-            "tokenizer.json and tokenizer_config.json"
-        ) from error
-    if published_colar.is_colar(folder) and not as_released:
-        published_colar.prepare_colar_tokenizer(tokenizer)
-    return tokenizer
-
-
 def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
-    file = folder / WEIGHTS
     settings = _published_settings(config, folder / "config.json")
-    tensors: dict[str, Tensor] = {}
-    for part in weight_files(folder):
-        tensors |= read_tensors(part)
-    tensors = {published.our_name(name): tensor for name, tensor in tensors.items()}
-    base_tensors = {
-        name.removeprefix("base."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("base.")
-    }
-    base = base_of_tensors(folder, config, base_tensors, dtype)
+    of_base, own = {}, {}
+    for published_name, tensor in read_weights(folder).items():
+        name = published.our_name(published_name)
+        if name.startswith("base."):
+            of_base[name.removeprefix("base.")] = tensor
+        else:
+            own[name] = tensor
+    base = base_of_tensors(folder, config, of_base, dtype)
     model = _reasoner(base, settings, folder / "config.json")
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
-    expected = {name for name in model.state_dict() if not name.startswith("base.")}
-    load_tensors(model, rest, expected, file)
+    load_tensors(model, own, set(own_state(model)), folder / WEIGHTS)
     return model
 
 

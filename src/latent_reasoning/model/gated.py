@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from latent_reasoning.model.base_files import existing
 from latent_reasoning.model.marker import progress_after
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings_file import read_as
 from latent_reasoning.model.special_rows import embedding_matrix
 from latent_reasoning.model.state import ReasoningState
-from latent_reasoning.model.tensors import REMEDY, CheckpointError, load_tensors, read_tensors
+from latent_reasoning.model.tensors import load_tensors, own_state, read_tensors
 from latent_reasoning.runtime.files import write_json
 
 GATE_SETTINGS = "gate.json"
@@ -159,7 +160,7 @@ class GatedReasoner(LatentReasoner):
 
     def choices(self, hidden: Tensor) -> Tensor:
         """The probabilities `(.., V)` from which a token is chosen after states `(.., d)`."""
-        return self.gate_settings.distribution(self._vocabulary_logits(hidden))
+        return self.gate_settings.distribution(self.vocabulary_logits(hidden))
 
     def gated(self, tokens: Tensor, mixtures: Tensor, thinking: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and shares kept, both `(.., d)`, of tokens `(..)` with mixtures `(.., d)`."""
@@ -174,22 +175,16 @@ class GatedReasoner(LatentReasoner):
 def write_gate(model: GatedReasoner, folder: Path) -> None:
     """Write what makes the model of a folder a gated one: `gate.json`, `gate.safetensors`."""
     write_json(folder / GATE_SETTINGS, dataclasses.asdict(model.gate_settings))
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _own_state(model).items()}
-    save_file(tensors, folder / GATE_WEIGHTS, metadata={"format": "pt"})
+    save_file(own_state(model), folder / GATE_WEIGHTS, metadata={"format": "pt"})
 
 
 def read_gate(base: PreTrainedModel, folder: Path) -> GatedReasoner:
     """The gated model around the `base` of a folder. Raises `CheckpointError`."""
     settings = read_as(GateSettings, folder / GATE_SETTINGS)
-    if not (folder / GATE_WEIGHTS).is_file():
-        raise CheckpointError(f"{folder / GATE_WEIGHTS}: missing; {REMEDY}")
-    tensors = read_tensors(folder / GATE_WEIGHTS)
+    file = existing(folder, GATE_WEIGHTS)
+    tensors = read_tensors(file)
     table = tensors.get("marker_table", torch.zeros(1, 1, dtype=torch.int16))
     gate = ThinkingGate(base.get_input_embeddings().weight.shape[1]).to(base.dtype)
     model = GatedReasoner(base, settings, gate, table)
-    load_tensors(model, tensors, set(_own_state(model)), folder / GATE_WEIGHTS)
+    load_tensors(model, tensors, set(own_state(model)), file)
     return model
-
-
-def _own_state(model: GatedReasoner) -> dict[str, Tensor]:
-    return {n: tensor for n, tensor in model.state_dict().items() if not n.startswith("base.")}

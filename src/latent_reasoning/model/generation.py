@@ -7,9 +7,9 @@ instead (`decoding.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.static_rows import Beginning, Writing, after_token
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.memory import in_fewer_rows, in_halves
+
+T = TypeVar("T")
+Rows = tuple[list[list[int]], list[list[list[float]]]]
+"""Of each row, ids that go on after EOS, and the probabilities of stop decisions."""
 
 COMPACT_BELOW = 0.75
 """Finished rows leave once at most this share is unfinished, because leaving copies the cache."""
@@ -66,7 +70,6 @@ def generate(
     STOP is forced where the model's settings say so (`LatentSettings.max_latent_steps`). The caller
     sets eval mode and autocast. A batch too large for the memory is written in halves.
     """
-
     _check_noise(model, prompts)
     kind = _SoftWriter if isinstance(model, SoftThinker) else _Writer
     if kind is _Writer and decodes_statically(model):
@@ -77,17 +80,10 @@ def generate(
         ids, mask = pad_prompts(own, eos_id)
         writer = kind.after_prompts(model, ids.to(model.device), mask.to(model.device))
         writer.noise = noise_of(model.settings, own, model.base.config.hidden_size)
-        tokens, probabilities = writer.write(max_new_tokens, eos_id)
-        read = mask.sum(1).tolist()
-        return [
-            _generation(model, row[: _room(model, length)], decisions, eos_id)
-            for row, decisions, length in zip(tokens, probabilities, read, strict=True)
-        ]
+        written = writer.write(max_new_tokens, eos_id)
+        return _generations(model, written, mask.sum(1).tolist(), eos_id)
 
-    results: dict[int, Generation] = {}
-    for batch in bucket_by_length([len(prompt) for prompt in prompts], batch_size):
-        results |= zip(batch, in_halves(write_batch, batch), strict=True)
-    return [results[position] for position in range(len(prompts))]
+    return _in_batches(write_batch, prompts, batch_size)
 
 
 @torch.no_grad()
@@ -125,20 +121,23 @@ def generate_forced(
         trajectory.extend(model, last)
         of_prompt = torch.arange(len(batch), device=model.device).repeat_interleave(len(counts))
         steps = counts.repeat(len(batch))
-        tokens, probabilities = write_after(
-            model, trajectory, of_prompt, steps, ending, max_new_tokens, eos_id
-        )
+        written = write_after(model, trajectory, of_prompt, steps, ending, max_new_tokens, eos_id)
         read = [len(prompts[i]) + n + len(ending) for i in batch for n in range(last + 1)]
-        rows = [
-            _generation(model, row[: _room(model, length)], decisions, eos_id)
-            for row, decisions, length in zip(tokens, probabilities, read, strict=True)
-        ]
+        rows = _generations(model, written, read, eos_id)
         return [rows[first : first + last + 1] for first in range(0, len(rows), last + 1)]
 
-    curves: dict[int, list[Generation]] = {}
-    for batch in bucket_by_length([len(prompt) for prompt in prompts], prompts_at_once):
-        curves |= zip(batch, in_halves(write_curves, batch), strict=True)
-    return [[curves[position][n] for position in range(len(prompts))] for n in range(last + 1)]
+    curves = _in_batches(write_curves, prompts, prompts_at_once)
+    return [[curve[n] for curve in curves] for n in range(last + 1)]
+
+
+def _in_batches(
+    run: Callable[[Sequence[int]], list[T]], prompts: Sequence[Sequence[int]], at_once: int
+) -> list[T]:
+    """What `run` gives for the places of prompts of similar length, in the prompts' order."""
+    results: dict[int, T] = {}
+    for batch in bucket_by_length([len(prompt) for prompt in prompts], at_once):
+        results |= zip(batch, in_halves(run, batch), strict=True)
+    return [results[place] for place in range(len(prompts))]
 
 
 def write_after(
@@ -149,9 +148,9 @@ def write_after(
     ending: Sequence[int],
     max_new_tokens: int,
     eos_id: int,
-) -> tuple[list[list[int]], list[list[list[float]]]]:
+) -> Rows:
     """What rows write greedily that leave `prompts` (R,) of a trajectory after `steps` (R,) latent
-    steps and read `ending`: ids, which go on after EOS, and the probabilities of stop decisions."""
+    steps and read `ending`."""
     state = trajectory.leave(model, prompts, steps)
     ids = torch.tensor([list(ending)], device=model.device).expand(len(prompts), -1)
     model.advance(state, model.embed(ids))
@@ -195,10 +194,16 @@ def _generate_statically(
     return [_generation(model, row.ids, row.probabilities, eos_id) for row in rows]
 
 
-def _room(model: LatentReasoner, tokens_read: int) -> int | None:
-    """How many tokens can be written after `tokens_read`: the last one need not be read."""
+def _generations(
+    model: LatentReasoner, written: Rows, read: Sequence[int], eos_id: int
+) -> list[Generation]:
+    """What rows wrote that had `read` so many tokens: one more than there are positions left, as
+    the last token need not be read."""
     limit = model.position_limit
-    return None if limit is None else limit - tokens_read + 1
+    return [
+        _generation(model, ids[: None if limit is None else limit - length + 1], made, eos_id)
+        for ids, made, length in zip(*written, read, strict=True)
+    ]
 
 
 def _generation(
@@ -244,7 +249,7 @@ class _Writer:
         writer._note(input_ids[:, -1])
         return writer
 
-    def write(self, max_new_tokens: int, eos_id: int) -> tuple[list, list]:
+    def write(self, max_new_tokens: int, eos_id: int) -> Rows:
         """Ids (B, S) and stop probabilities (B, S, 2), zero where no stop decision was made."""
         count, written = len(self.rows), 0
         ids = torch.full((count, max_new_tokens), eos_id, device=self.rows.device)
@@ -306,7 +311,7 @@ class _Writer:
         """
         if self.model.position_limit is None:
             return False
-        at_end = self.state.mask.sum(1) >= self.model.position_limit
+        at_end = self.state.lengths >= self.model.position_limit
         done |= at_end
         return bool(at_end.any())
 

@@ -22,7 +22,6 @@ from latent_reasoning.model.frozen_head import frozen_head_log_probabilities, ha
 from latent_reasoning.model.passes import Kind, SpecialIds
 from latent_reasoning.model.reading import padded
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.special_rows import vocabulary_logits
 from latent_reasoning.model.stop_rules import marker_logits, word_logits
 from latent_reasoning.runtime.graphs import Sizes
 
@@ -51,16 +50,14 @@ def greedy_stops(model: LatentReasoner, hidden: Tensor, decisions: Tensor) -> Te
     """Where a greedy model stops `(..)`, at states `(.., d)` with the stop distribution's logits
     `decisions` `(.., 2)`: where STOP is likelier, or by a marker that is the likeliest word."""
     if model.settings.stop_rule == "marker":
-        logits = vocabulary_logits(model.base, model.settings, model.special_rows, hidden)
-        decisions = marker_logits(logits, model.settings, greedy=True)
+        decisions = marker_logits(model.vocabulary_logits(hidden), model.settings, greedy=True)
     return decisions[..., STOPS] > decisions[..., CONTINUES]
 
 
 def word_log_probabilities(model: LatentReasoner, hidden: Tensor, words: Tensor) -> Tensor:
     """Log-probabilities `(K,)` of `words` (K,) at states `(K, d)` among all words that are neither
     special tokens nor a marker: given that a model continues."""
-    logits = vocabulary_logits(model.base, model.settings, model.special_rows, hidden)
-    logits = word_logits(logits, model.settings)
+    logits = word_logits(model.vocabulary_logits(hidden), model.settings)
     return -_cross_entropy(logits.to(_at_least_float32(logits.dtype)), words)
 
 

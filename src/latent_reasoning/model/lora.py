@@ -16,7 +16,6 @@ import copy
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
@@ -32,6 +31,7 @@ from latent_reasoning.model.frozen import restore_frozen
 from latent_reasoning.model.published import PUBLISHED_BASE, our_name, published_name
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import Adapter
+from latent_reasoning.model.settings_file import read_json
 from latent_reasoning.model.tensors import CheckpointError, load_tensors, read_tensors
 
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -183,9 +183,13 @@ def _peft_settings(model: LatentReasoner, lora: Lora) -> LoraConfig:
 
 
 def _read_lora(file: Path) -> Lora:
+    settings = read_json(file)
     try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         changed = [key for key in UNSUPPORTED if settings.get(key)]
+        if settings.get("init_lora_weights") not in (None, True, False, "gaussian"):
+            changed.append("init_lora_weights")  # it may have changed the base's own weights
+        if isinstance(settings["target_modules"], str):
+            raise ValueError("target_modules is a pattern; list the names of the modules instead")
         if settings.get("peft_type") != "LORA" or changed or settings.get("bias") != "none":
             raise ValueError(f"only plain LoRA is supported, not {', '.join(changed) or 'this'}")
         return Lora(

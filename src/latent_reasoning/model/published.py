@@ -52,7 +52,7 @@ def read_settings(published: dict[str, Any]) -> LatentSettings:
             f"{SETTINGS_KEY}.recurrent_filter_mode: {name!r} is not supported; the published "
             "parameter names are known for MLP and null only"
         )
-    missing = [key for key in list(READ)[:4] if key not in published]
+    missing = [key for key in list(READ)[:4] if published.get(key) is None]
     if missing:
         raise ValueError(f"{SETTINGS_KEY}: {', '.join(missing)} missing")
     return LatentSettings(

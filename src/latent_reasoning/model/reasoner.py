@@ -141,16 +141,14 @@ class LatentReasoner(nn.Module):
         """The forward of a planned batch that is on this device: the host waits for nothing."""
         cached = len(reading.passes) > 1
         _, last, every = self._run(reading, output_hidden_states, cached, prefix)
-        shape = (*reading.kinds.shape, -1)
-        index, chosen = reading.index, reading.chosen
-        last_hidden = gather_states(last, index).view(shape)
+        shape, chosen = (*reading.kinds.shape, -1), reading.chosen
+        last_hidden = gather_states(last, reading.index).view(shape)
         hidden_states = None
         if output_hidden_states:
-            layers = zip(*every, strict=True)
+            index = reading.index if chosen is None else chosen
+            hidden_states = tuple(gather_states(layer, index) for layer in zip(*every, strict=True))
             if chosen is None:
-                hidden_states = tuple(gather_states(layer, index).view(shape) for layer in layers)
-            else:
-                hidden_states = tuple(gather_states(layer, chosen) for layer in layers)
+                hidden_states = tuple(states.view(shape) for states in hidden_states)
         return ReasonerOutput(last_hidden, hidden_states, reading.kinds)
 
     def read(self, reading: Reading) -> ReasoningState:
@@ -219,7 +217,7 @@ class LatentReasoner(nn.Module):
         for one that samples, or attends to what was read before."""
         if isinstance(self.recurrent_filter, SRE):
             matrix = embedding_matrix(self.base, self.settings, self.special_rows)
-            return self.recurrent_filter(hidden, self._vocabulary_logits, matrix)
+            return self.recurrent_filter(hidden, self.vocabulary_logits, matrix)
         noise = None if state is None else state.noise
         further = state if self.remembers else noise
         return self.recurrent_filter(hidden, *([] if further is None else [further]))
@@ -348,7 +346,7 @@ class LatentReasoner(nn.Module):
         if self.settings.detach_stop_head:
             hidden = hidden.detach()
         if self.settings.stop_rule == "marker":
-            return marker_logits(self._vocabulary_logits(hidden), self.settings)
+            return marker_logits(self.vocabulary_logits(hidden), self.settings)
         if self.settings.stop_rule == "fixed":
             return fixed_logits(hidden)
         if self.special_rows is not None:
@@ -367,7 +365,7 @@ class LatentReasoner(nn.Module):
         At THINKING positions all tokens but CONTINUE and STOP are -inf. Elsewhere those two and END
         are -inf, and after STOP so is START unless rethinking is allowed (conformance note 10).
         """
-        logits = self._vocabulary_logits(hidden)
+        logits = self.vocabulary_logits(hidden)
         if self.settings is None:
             return logits
         settings, minus_infinity = self.settings, float("-inf")
@@ -390,7 +388,8 @@ class LatentReasoner(nn.Module):
     def _stop_ids(self) -> Tensor:
         return ids_on(self.device, self.settings.continue_id, self.settings.stop_id)
 
-    def _vocabulary_logits(self, hidden: Tensor) -> Tensor:
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Unmasked logits `(.., V)` of states `(.., d)`, whatever their positions."""
         return vocabulary_logits(self.base, self.settings, self.special_rows, hidden)
 
     def move_special_rows(self, to: Literal["embedding", "modules"]) -> None:

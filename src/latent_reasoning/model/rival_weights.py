@@ -23,15 +23,21 @@ from typing import Literal
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.sequences import CONTINUE, END, START, STOP
-from latent_reasoning.model.base_files import WEIGHTS, base_of_tensors, existing, weight_files
-from latent_reasoning.model.folder import prepare_tokenizer
+from latent_reasoning.model.base_files import WEIGHTS, base_of_tensors, existing, read_weights
+from latent_reasoning.model.folder import prepare_tokenizer, read_tokenizer
+from latent_reasoning.model.lora import ADAPTER_SETTINGS, UNSUPPORTED
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.settings_file import read_json
-from latent_reasoning.model.tensors import CheckpointError, load_tensors, read_tensors
+from latent_reasoning.model.tensors import (
+    CheckpointError,
+    load_tensors,
+    raise_problems,
+    read_tensors,
+)
 
 RivalFormat = Literal["codi", "coconut"]
 
@@ -91,9 +97,7 @@ def load_rival(
 
 def _sorted_out(folder: Path, form: RivalFormat) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The base's weights by its own names, LoRA factors included, and the projection's by ours."""
-    tensors: dict[str, Tensor] = {}
-    for part in weight_files(folder):
-        tensors |= read_tensors(part)
+    tensors = read_weights(folder)
     if (folder / PROJECTION).is_file():
         tensors |= {f"prj.{n}": t for n, t in read_tensors(folder / PROJECTION).items()}
     base, own = {}, {}
@@ -120,29 +124,39 @@ def _merged(tensors: dict[str, Tensor], folder: Path, *, transposed: bool) -> di
     }
     if not factors:
         return merged
-    if not (folder / "adapter_config.json").is_file():
+    rank, scale = _rank_and_scale(folder)
+    stems = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in factors})
+    parts = [[f"{stem}.{part}weight" for part in ("", "lora_A.", "lora_B.")] for stem in stems]
+    missing = {name for names in parts for name in names} - {*merged, *factors}
+    raise_problems({"missing": sorted(missing)}, folder / WEIGHTS)
+    for name, first, second in parts:
+        down, up = tensors[first].float(), tensors[second].float()
+        if len(down) != rank:
+            raise CheckpointError(
+                f"{folder / ADAPTER_SETTINGS}: r = {rank}, but {first} has rank {len(down)}"
+            )
+        product = scale * (up @ down)
+        merged[name] += product.T if transposed else product
+    return merged
+
+
+def _rank_and_scale(folder: Path) -> tuple[int, float]:
+    """The rank of the LoRA factors of a release, and alpha / rank, by which they count."""
+    file = folder / ADAPTER_SETTINGS
+    adapter = read_json(file) if file.is_file() else {}
+    if not {"r", "lora_alpha"} <= set(adapter):
         raise CheckpointError(
             f"{folder}: its weights hold LoRA factors, whose scale they do not; write r and "
             'lora_alpha of the training into adapter_config.json there, such as {"r": 128, '
             '"lora_alpha": 32}'
         )
-    adapter = read_json(folder / "adapter_config.json")
-    for name in sorted(name for name in factors if ".lora_A." in name):
-        down, up = tensors[name].float(), tensors[name.replace(".lora_A.", ".lora_B.")].float()
-        if len(down) != adapter["r"]:
-            raise CheckpointError(
-                f"{folder / 'adapter_config.json'}: r = {adapter['r']}, but {name} has rank "
-                f"{len(down)}"
-            )
-        product = adapter["lora_alpha"] / adapter["r"] * (up @ down)
-        merged[name.replace(".lora_A.", ".")] += product.T if transposed else product
-    return merged
+    if changed := [key for key in UNSUPPORTED if adapter.get(key)]:
+        raise CheckpointError(f"{file}: only plain LoRA is supported, not {', '.join(changed)}")
+    return adapter["r"], adapter["lora_alpha"] / adapter["r"]
 
 
 def _tokenizer(folder: Path, tokens: tuple[str, ...], first: int) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = read_tokenizer(folder)
     size = max(tokenizer.get_vocab().values()) + 1
     if size != first:
         raise CheckpointError(

@@ -32,7 +32,9 @@ from transformers import PreTrainedModel
 
 from latent_reasoning.config import Lora, UserError
 from latent_reasoning.data.collation import pad_prompts
+from latent_reasoning.model.attention_source import AttentionSource
 from latent_reasoning.model.bases import CHOOSE
+from latent_reasoning.model.filters import SRE, build_filter
 from latent_reasoning.model.lora import (
     attach_lora,
     linear_modules,
@@ -45,6 +47,7 @@ from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.special_rows import is_tied
+from latent_reasoning.model.state import ReasoningState
 from latent_reasoning.model.trajectory import Trajectory
 from latent_reasoning.runtime.files import first_line
 
@@ -195,7 +198,7 @@ def _slow_logits(model: LatentReasoner, ids: Sequence[int]) -> Tensor:
     for token in ids:
         if token == settings.continue_id:
             read = body(inputs_embeds=torch.stack(inputs)[None], use_cache=False)
-            inputs.append(_slow_filter(model, read.last_hidden_state[0, -1]))
+            inputs.append(_slow_filter(model, read.last_hidden_state[0]))
         else:
             token = settings.end_id if token == settings.stop_id else token
             inputs.append(table(torch.tensor(token, device=device)))
@@ -211,6 +214,8 @@ def _slow_logits(model: LatentReasoner, ids: Sequence[int]) -> Tensor:
             left_out = torch.tensor([*special, settings.marker], device=device)
             words = row.index_fill(0, left_out, float("-inf"))
             stop_logits = torch.stack([words.logsumexp(0), row[settings.marker]])
+        elif settings.stop_rule == "fixed":
+            stop_logits = row.new_tensor([0.0, float("-inf")])
         if token in (settings.start_id, settings.continue_id):
             row.fill_(float("-inf"))
             row[decisions] = stop_logits
@@ -221,14 +226,19 @@ def _slow_logits(model: LatentReasoner, ids: Sequence[int]) -> Tensor:
     return logits
 
 
-def _slow_filter(model: LatentReasoner, hidden: Tensor) -> Tensor:
-    if model.settings.recurrent_filter != "SRE":
-        return model.recurrent_filter(hidden)
-    base, table = model.base, model.base.get_input_embeddings()
-    rows = table(torch.arange(table.weight.shape[0], device=hidden.device))
+def _slow_filter(model: LatentReasoner, states: Tensor) -> Tensor:
+    """The next input (d,) of a row whose states so far are (T, d)."""
+    source, hidden = model.recurrent_filter, states[-1]
+    if isinstance(source, AttentionSource):
+        state = ReasoningState.empty(torch.empty(1, 0, dtype=torch.bool, device=states.device))
+        source.remember(states[None], state.cache)
+        return source(hidden[None], state)[0]
+    if not isinstance(source, SRE):
+        return source(hidden)
+    table = model.base.get_input_embeddings()
+    rows = table(torch.arange(table.weight.shape[0], device=states.device))
     # `check_reading` has held these logits against the base's own.
-    kinds = torch.tensor(int(Kind.TEXT), device=hidden.device)
-    return LatentReasoner(base, None).logits(hidden, kinds).softmax(-1) @ rows
+    return source(hidden, LatentReasoner(model.base, None).logits, rows)
 
 
 # --------------------------------------------------------------------------------------- adapters
@@ -288,6 +298,9 @@ def _embedded(model: LatentReasoner) -> LatentReasoner:
         model.base = body
     own = {name: len(tokens) + i for i, name in enumerate(ids)}
     copied.change_settings(**own, marker_id=None)  # a marker of its own is not among these rows
+    weights = copied.recurrent_filter.state_dict()
+    copied.recurrent_filter = build_filter(copied.settings, small)  # for its ids and its blocks
+    copied.recurrent_filter.load_state_dict(weights)
     copied.move_special_rows("embedding")
     return copied.eval()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.tensors import REMEDY, CheckpointError
@@ -35,21 +38,26 @@ def settings_content(settings: LatentSettings) -> dict[str, Any]:
 
 def read_latent_settings(file: Path) -> LatentSettings:
     """The settings in a `latent.json`. Raises `CheckpointError`."""
-    content = read_json(file)
-    known = {field.name for field in dataclasses.fields(LatentSettings)}
-    wrong_keys = (set(content) - known) | (known - LATER_SETTINGS - set(content))
-    if wrong_keys:
-        wrong = ", ".join(sorted(wrong_keys))
-        raise CheckpointError(f"{file}: unknown or missing settings: {wrong}; {REMEDY}")
-    return LatentSettings(**content)
+    return read_as(LatentSettings, file, optional=LATER_SETTINGS)
 
 
-def read_as(kind: type[Settings], file: Path) -> Settings:
-    """The settings of a `kind`, a dataclass, in a JSON file. Raises `CheckpointError`."""
+def read_as(kind: type[Settings], file: Path, optional: Collection[str] | None = None) -> Settings:
+    """The settings of a `kind`, a dataclass, in a JSON file. Raises `CheckpointError`.
+
+    What the file may lack is `optional`; None: all that has a default.
+    """
+    content: Any = read_json(file)
+    known = {field.name for field in dataclasses.fields(kind)}
+    needed: set[str] = set() if optional is None else known.difference(optional)
+    if wrong := (set(content) - known) | (needed - set(content)):
+        names = ", ".join(sorted(wrong))
+        raise CheckpointError(f"{file}: unknown or missing settings: {names}; {REMEDY}")
     try:
-        return kind(**read_json(file))
-    except TypeError as error:
-        raise CheckpointError(f"{file}: unknown or missing settings ({error}); {REMEDY}") from None
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{file}: {place}: {first['msg']}; {REMEDY}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ module are then zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -86,38 +87,37 @@ def embedding_matrix(
     return scaled_rows(base, matrix.index_copy(0, ids, own))
 
 
+@torch.no_grad()
 def extract_rows(base: PreTrainedModel, special: SpecialIds) -> SpecialRows:
     """Move the special rows of the matrices into a `SpecialRows`; in the matrices they become 0.
 
     Untied matrices keep the rows that have no module: soft re-embedding reads some of them.
     """
-    matrix_in = base.get_input_embeddings().weight
-    matrix_out = base.get_output_embeddings().weight
-    rows = SpecialRows(matrix_in.shape[1], is_tied(base)).to(matrix_in)
-    with torch.no_grad():
-        for name, module in rows.named_children():
-            matrix = matrix_out if name.endswith("_out") else matrix_in
-            token = token_id(special, name.split("_")[0])
-            module.weight[0] = matrix[token]
-            matrix[token] = 0
+    weight = base.get_input_embeddings().weight
+    rows = SpecialRows(weight.shape[1], is_tied(base)).to(weight)
+    for row, matrix, token in _places(base, special, rows):
+        row.copy_(matrix[token])
+        matrix[token] = 0
     return rows
 
 
-def fold_rows(base: PreTrainedModel, special: SpecialIds, rows: SpecialRows) -> None:
-    """Write `rows` back into the matrices of `base`."""
-    matrix_in = base.get_input_embeddings().weight
-    matrix_out = base.get_output_embeddings().weight
-    with torch.no_grad():
-        for name, module in rows.named_children():
-            matrix = matrix_out if name.endswith("_out") else matrix_in
-            matrix[token_id(special, name.split("_")[0])] = module.weight[0]
+def _places(
+    base: PreTrainedModel, special: SpecialIds, rows: SpecialRows
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Each of the `rows` `(d,)`, the matrix that it belongs to, and its token's id."""
+    for name, module in rows.named_children():
+        is_output = name.endswith("_out")
+        table = base.get_output_embeddings() if is_output else base.get_input_embeddings()
+        yield module.weight[0], table.weight, token_id(special, name.split("_")[0])
 
 
+@torch.no_grad()
 def moved_rows(
     base: PreTrainedModel, special: SpecialIds, rows: SpecialRows | None
 ) -> SpecialRows | None:
     """Move the special rows to the other place: out of the matrices, or (`rows`) back into them."""
     if rows is None:
         return extract_rows(base, special)
-    fold_rows(base, special, rows)
+    for row, matrix, token in _places(base, special, rows):
+        matrix[token] = row
     return None

@@ -30,6 +30,12 @@ class ReasoningState:
     progress: Tensor | None = None
     noise: Tensor | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens (B,) that each row has read, those of its `prefix` included."""
+        own = self.mask.sum(1)
+        return own if self.prefix is None else own + self.prefix.mask.sum(1)
+
     @classmethod
     def empty(cls, mask: Tensor, prefix: SharedPrefix | None = None) -> ReasoningState:
         """The state of rows before their first column; `mask` is `(B, K)` for any K."""
@@ -40,10 +46,8 @@ class ReasoningState:
 
         They count real tokens: columns that a row skips must not shift its positions.
         """
-        positions = self.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
+        positions = self.lengths[:, None] + mask.cumsum(1) - 1
         self.mask = torch.cat([self.mask, mask], 1)
-        if self.prefix is not None:
-            positions = positions + self.prefix.mask.sum(1, keepdim=True)
         return positions
 
     def close_gaps(self) -> None:
@@ -74,9 +78,8 @@ class ReasoningState:
     def select(self, rows: Tensor, mask: Tensor | None = None) -> ReasoningState:
         """A new state of the given rows `(R,)`, which may repeat; this one does not change.
 
-        With a `prefix`, rows that are on the device are looked at.
-
-        `mask` `(R, K)` says which columns the new rows see; None: those they saw before.
+        `mask` `(R, K)` says which columns the new rows see; None: those they saw before. With a
+        `prefix`, rows that are on the device are looked at.
         """
         prefix = None if self.prefix is None else self.prefix.select(rows)
         rows = to_device(rows, self.mask.device)

@@ -191,10 +191,8 @@ class StaticRows:
         # Numbers of a row's last text that were not finite would reach what is masked.
         for buffer in (self.keys, self.values):
             buffer.index_fill_(1, plan.rows, 0)
-        cache = GrowingCache()
-        if width:
-            self._read_texts(plan.texts, cache)
-        for layer, entry in enumerate(cache.layers):
+        read = self._read_texts(plan.texts).layers if width else []
+        for layer, entry in enumerate(read):
             for buffer, states in ((self.keys, entry.keys), (self.values, entry.values)):
                 own = states.index_select(0, plan.text_of).to(buffer.dtype)
                 buffer[layer, :, :, :width].index_copy_(0, plan.rows, own)
@@ -243,22 +241,20 @@ class StaticRows:
         ended = (token == self.how.eos_id) & (given < 0)
         self.done |= active & (ended | (self.written >= self.limit))
 
-    def _read_texts(self, texts: Tensor, cache: GrowingCache) -> None:
+    def _read_texts(self, texts: Tensor) -> GrowingCache:
         """Read texts (P, W) that are padded on the right: causal attention needs no mask then."""
-        mask = torch.ones_like(texts, dtype=torch.bool)
-        positions = torch.arange(texts.shape[1], device=texts.device).expand_as(texts)
-        inputs = self.model.embed(texts)
-        width = texts.shape[1]
+        width, cache = texts.shape[1], GrowingCache()
         run_blocks(
             self.model.base,
-            inputs,
-            positions,
-            mask,
+            self.model.embed(texts),
+            torch.arange(width, device=texts.device).expand_as(texts),
+            torch.ones_like(texts, dtype=torch.bool),
             cache,
             full=True,
             first_read=width,
             compiled=self.model.compiled,
         )
+        return cache
 
     def _read(self, columns: int) -> Tensor:
         """States (R, d) of each row's last token, which becomes a column of its cache."""

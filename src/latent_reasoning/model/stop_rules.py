@@ -37,5 +37,6 @@ def marker_logits(logits: Tensor, settings: LatentSettings, *, greedy: bool = Fa
 
 def fixed_logits(hidden: Tensor) -> Tensor:
     """Logits `(.., 2)` of CONTINUE, which is certain, and STOP, at states `(.., d)`."""
-    certain = torch.tensor([0.0, float("-inf")], dtype=hidden.dtype, device=hidden.device)
-    return certain.expand(*hidden.shape[:-1], 2)
+    logits = hidden.new_zeros(*hidden.shape[:-1], 2)
+    logits[..., 1] = float("-inf")
+    return logits

@@ -26,6 +26,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a reasoner that are not its base's, to be saved or loaded."""
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("base.")
+    }
+
+
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], expected: set[str], file: Path
 ) -> None:

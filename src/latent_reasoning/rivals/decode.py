@@ -75,9 +75,10 @@ def _latentseek(entry: DecodeModel, parent: Path, model: LatentReasoner, start: 
 
 def _soft_thinking(entry: DecodeModel, parent: Path, model: LatentReasoner, start: str) -> Files:
     """Soft Thinking: its settings, and the ids of ` The answer is:`, which ends thinking."""
-    if model.settings is not None:
+    if type(model) is not LatentReasoner or model.settings is not None:
+        how = "is decoded in its own way" if model.settings is None else "reasons in latent steps"
         raise ConfigError(
-            f"{start} reasons in latent steps; Soft Thinking is for a model that writes its "
+            f"{start} {how}; Soft Thinking is for a model that writes its "
             "reasoning, such as an sft model of form cot"
         )
     pieces = read_pieces(load_tokenizer(parent), [ANSWER_WORDS, COLON])

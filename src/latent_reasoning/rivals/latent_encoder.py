@@ -21,7 +21,7 @@ from torch.nn import functional
 from latent_reasoning.data.examples import IGNORED_LABEL
 from latent_reasoning.model.mixtures import Mixture, likeliest
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.special_rows import embedding_matrix, ids_on, vocabulary_logits
+from latent_reasoning.model.special_rows import embedding_matrix, ids_on
 
 
 class Place(IntEnum):
@@ -203,7 +203,7 @@ def decoder_states(decoder: LatentReasoner, batch: CompressedBatch, mixtures: Mi
 
 def decoder_loss(decoder: LatentReasoner, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy of labels `(B, T)` after states `(B, T, d)`, and the logits."""
-    logits = vocabulary_logits(decoder.base, decoder.settings, decoder.special_rows, hidden)
+    logits = decoder.vocabulary_logits(hidden)
     flat = logits[:, :-1].flatten(0, 1).float()
     return functional.cross_entropy(flat, labels[:, 1:].flatten()), logits
 

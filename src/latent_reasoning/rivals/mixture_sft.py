@@ -26,7 +26,7 @@ from latent_reasoning.model.mixtures import Mixture
 from latent_reasoning.model.passes import kinds_of
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
+from latent_reasoning.model.special_rows import embedding_matrix
 from latent_reasoning.runtime.device import to_device
 from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
@@ -85,7 +85,7 @@ def with_mixtures(model: LatentReasoner, inputs: Tensor, steps: Steps) -> Tensor
 def mixture_kl(model: LatentReasoner, hidden: Tensor, target: Mixture) -> Tensor:
     """KL(target || next word) `(M,)`, in nats, of target mixtures (M, k), normalised here, against
     the distribution over all words after states `(M, d)`."""
-    logits = vocabulary_logits(model.base, model.settings, model.special_rows, hidden)
+    logits = model.vocabulary_logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(-1).gather(-1, target.ids)
     wanted = target.probabilities.to(log_probs.dtype)

@@ -24,7 +24,7 @@ from latent_reasoning.model.given import read_given
 from latent_reasoning.model.mixtures import Mixture, drawn
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
-from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
+from latent_reasoning.model.special_rows import embedding_matrix
 from latent_reasoning.rivals.chains import Chains, Pair
 from latent_reasoning.rivals.policy_task import check_fixed
 from latent_reasoning.rivals.sampled_task import Drawn, SampledTask
@@ -51,7 +51,7 @@ class StepPolicy:
 
     def log_probabilities(self, model: LatentReasoner, hidden: Tensor) -> Tensor:
         """Log-probabilities `(.., V)` of each of the K words after states `(.., d)`."""
-        logits = vocabulary_logits(model.base, model.settings, model.special_rows, hidden)
+        logits = model.vocabulary_logits(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         if self.ratio == "divided_logits":
             logits = logits / self.words

@@ -323,7 +323,7 @@ def _generation(vectors: Vectors, entry: Record, name: str) -> Checks:
 
 def _drawn(model: LatentReasoner, hidden: Tensor, words: Tensor, uniforms: Tensor) -> Check:
     """The recorded words are those that the uniform numbers draw from our distributions."""
-    logits = model._vocabulary_logits(hidden)[:, : model.settings.start_id]
+    logits = model.vocabulary_logits(hidden)[:, : model.settings.start_id]
     cumulative = logits.double().softmax(-1).cumsum(-1)
     upper = cumulative.gather(1, words[:, None])[:, 0]
     lower = upper - logits.double().softmax(-1).gather(1, words[:, None])[:, 0]
