@@ -6,14 +6,17 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from latent_reasoning.model.settings import LatentSettings
 from latent_reasoning.model.tensors import REMEDY, CheckpointError
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 LATENT_SETTINGS = "latent.json"
 RIVAL_SETTINGS = {
