@@ -59,7 +59,8 @@ class _RefusesNumbers(TorchFunctionMode):
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
-        if function is torch.tensor and torch.device(keywords.get("device") or "cpu") == META:
+        on_device = torch.device(keywords.get("device") or "cpu") == META
+        if function is torch.tensor and on_device and arguments[0] != []:  # nothing to copy
             raise AssertionError("torch.tensor copies numbers of the host")
         return function(*arguments, **keywords)
 
