@@ -7,7 +7,6 @@ The package has one folder a stage of the DAG, in the DAG's words; data flows on
 import gc
 import sys
 
-if sys.argv[:1] == [
-    "-m"
-]:  # a stage starts: what is imported stays, so looking for garbage is waste
+# A stage starts. What it imports stays, so to look for garbage meanwhile would be in vain.
+if sys.argv[:1] == ["-m"]:
     gc.disable()  # until `runtime.command.run_stage`

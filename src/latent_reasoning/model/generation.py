@@ -197,8 +197,10 @@ def _generate_statically(
 def _generations(
     model: LatentReasoner, written: Rows, read: Sequence[int], eos_id: int
 ) -> list[Generation]:
-    """What rows wrote that had `read` so many tokens: one more than there are positions left, as
-    the last token need not be read."""
+    """The generations of rows whose numbers of tokens before them were `read`.
+
+    A row is cut after its last position and one more token, which need not be read.
+    """
     limit = model.position_limit
     return [
         _generation(model, ids[: None if limit is None else limit - length + 1], made, eos_id)
