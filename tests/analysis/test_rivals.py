@@ -168,7 +168,8 @@ def test_of_equally_accurate_trials_the_shorter_is_best(results):
         ({"trials": {"x": ["latent-6"], "y": ["latent-6"]}}, "'latent-6' is a trial of two"),
         ({"failed": {"latent-6": "why"}}, "failed: 'latent-6' is no trial"),
         ({"models": ["nobody"]}, "report.rivals: 'nobody' is not in models"),
-        ({"lines": {"speed": ["latent-6"]}}, "lines: 'latent-6' is not in rivals.models"),
+        ({"lines": {"speed": ["nobody"]}}, "report.rivals: 'nobody' is not in models"),
+        ({"published": {"nobody": {"its Table 1": 0.4}}}, "report.rivals: 'nobody' is not in mod"),
         (
             {
                 "models": ["latent-6"],

@@ -33,7 +33,7 @@ EXPERIMENTS = [
     ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],
     ["laptop.yaml", "laptop-estimators.yaml"],
     ["laptop.yaml", "rivals.yaml"],
-    ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"],
+    ["laptop.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"],
     ["smollm2.yaml", "rivals-smollm2.yaml"],
     ["smollm2.yaml", "rivals-smollm2.yaml", "smollm2-cpu.yaml"],
     ["paper.yaml", "rivals-paper.yaml"],
@@ -214,7 +214,7 @@ def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alik
 
 def test_the_rivals_learn_from_equally_many_examples_in_every_size():
     """Those of one training: a method that needs another start pays for it beside."""
-    hard = ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
+    hard = ["laptop.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
     for names in (["laptop.yaml", "rivals.yaml"], hard, ["smollm2.yaml", "rivals-smollm2.yaml"]):
         experiment = shipped(names)
         read = {

@@ -61,7 +61,10 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
     """The lines of `report.rivals.lines`, and of every other model that takes forced steps."""
     size, dataset, own = size_of(results.experiment), results.datasets[0], table.set_index("model")
     curves, joined = [], set()
-    for names in results.experiment.report.rivals.lines.values():
+    for line in results.experiment.report.rivals.lines.values():
+        names = [name for name in line if name in own.index]
+        if not names:
+            continue
         points = own.loc[names].sort_values("latents")
         columns = (points[key].to_numpy() for key in ("latents", "reasoning_flop", "accuracy"))
         curves.append(Curve(names[0], True, *columns))

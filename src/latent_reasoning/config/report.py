@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from latent_reasoning.config.fields import Name, NonNegative, Section, Share
 
@@ -43,13 +45,17 @@ class Rivals(Section):
     """Models of the table, in order."""
     references: list[Name] = Field(default_factory=list)
     """Models that each of them is compared with, row by row."""
-    trials: dict[Name, list[Name]] = Field(default_factory=dict)
+    trials: Annotated[
+        dict[Name, list[Name]], BeforeValidator(lambda value: {} if value is None else value)
+    ] = Field(default_factory=dict)
     """Models that were tried for a method, at most six, by the method's name; the first has the
-    published settings. They are trained with the first seed and judged by the validation rows."""
+    published settings. They are trained with the first seed and judged by the validation rows.
+    Null: none, also where an earlier file has some."""
     failed: dict[Name, str] = Field(default_factory=dict)
     """Trials whose training failed, and why: the tuning table names them, no target trains them."""
     lines: dict[str, list[Name]] = Field(default_factory=dict)
-    """Models that a line of the figures joins, such as one at several speeds, by what differs."""
+    """Models that a line of the figures joins, such as one at several speeds, by what differs;
+    those that are not in the table are left out."""
     published: dict[Name, dict[str, Share]] = Field(default_factory=dict)
     """Published accuracies (shares) of a model's method, by whom and on which base."""
 
@@ -69,15 +75,12 @@ class Rivals(Section):
                 raise ValueError(f"failed: {name!r} is no trial")
             if name in self.models:
                 raise ValueError(f"models: {name!r} has failed; take it out of the table")
-        for key, names in (("lines", _all(self.lines)), ("published", list(self.published))):
-            unknown = [name for name in names if name not in self.models]
-            if unknown:
-                raise ValueError(f"{key}: {unknown[0]!r} is not in rivals.models")
         return self
 
     def named(self) -> list[str]:
         """Every model that the section names."""
-        return [*self.models, *self.references, *_all(self.trials)]
+        trials, lines = _all(self.trials), _all(self.lines)
+        return [*self.models, *self.references, *trials, *lines, *self.published]
 
 
 def _all(lists: dict[str, list[str]]) -> list[str]:
