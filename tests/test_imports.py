@@ -21,6 +21,10 @@ LAYERS = (
 )
 LEVEL = {name: level for level, name in enumerate(LAYERS)}
 OPTIONAL = ("snakemake", "mlflow", "gguf", "datasets")
+WITHOUT_A_MODEL = (
+    *("data.__main__", "analysis.__main__", "inside.page"),
+    *("runtime.tracking", "dag.cost", "dag.planning"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -64,12 +68,22 @@ def test_no_modules_import_each_other_in_a_circle():
     TopologicalSorter({m: names & graph.keys() for m, names in graph.items()}).prepare()
 
 
-def test_every_stage_imports_without_snakemake_mlflow_gguf_and_datasets():
-    stages = sorted(map(module_of, PACKAGE.rglob("__main__.py")))
+def import_without(missing: tuple[str, ...], modules: list[str]) -> None:
+    """Import the modules in a process that has none of the packages in `missing`."""
     program = (
-        f"import sys, importlib; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
-        f"for name in {stages}: importlib.import_module(name)\nprint('imported')"
+        f"import sys, importlib; sys.modules.update(dict.fromkeys({missing}))\n"
+        f"for name in {modules}: importlib.import_module(name)\nprint('imported')"
     )
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "imported", result.stderr
+
+
+def test_every_stage_imports_without_snakemake_mlflow_gguf_and_datasets():
+    import_without(OPTIONAL, sorted(map(module_of, PACKAGE.rglob("__main__.py"))))
+
+
+def test_what_needs_no_model_starts_without_torch():
+    """Tables, figures and the page would take eight seconds more, each."""
+    names = [f"latent_reasoning.{name}" for name in WITHOUT_A_MODEL]
+    import_without(("torch", "transformers"), names)

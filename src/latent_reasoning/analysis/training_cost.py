@@ -18,7 +18,6 @@ from latent_reasoning.dag.cost import Lengths, first_stage_steps, size_of, train
 from latent_reasoning.dag.planning import parents_of, shown
 from latent_reasoning.data.rows import read_rows
 from latent_reasoning.data.sequences import encode_plain_rows, reasoning_text
-from latent_reasoning.model.folder import load_tokenizer
 
 ROWS = 1000
 """Rows, the first of SFT's, whose mean lengths are taken."""
@@ -65,6 +64,8 @@ def with_ancestors(results: Results, model: str) -> list[str]:
 
 def mean_lengths(results: Results) -> Lengths:
     """The mean lengths in tokens of the experiment's rows for SFT."""
+    from latent_reasoning.model.folder import load_tokenizer  # torch: seconds to import
+
     path, data = results.layout.data("sft"), results.experiment.data
     if not path.is_file():
         raise MissingResultError(f"no {path}; make it with: snakemake {shown(path)}")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas
-from transformers import PreTrainedTokenizerBase
 
 from latent_reasoning.data.answers import split_completion
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.sequences import CONTINUE, START, STOP
+
+if TYPE_CHECKING:  # seconds to import, and tables, figures and the page have no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 CONFIDENCE_95 = 1.959963984540054
 """Two-sided 95 % point of the standard normal distribution."""

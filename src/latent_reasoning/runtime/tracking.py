@@ -36,8 +36,8 @@ from latent_reasoning.runtime.files import first_line, write_json
 SECONDS_BETWEEN_BATCHES = 5.0
 SECONDS_AFTER_FAILURE = 60.0
 SECONDS_TO_CLOSE = 60.0
-LONGEST_BATCH = 1000
-"""Metrics that MLflow takes at once."""
+LONGEST_BATCH, MOST_PARAMETERS = 1000, 100
+"""Metrics and parameters that MLflow takes at once."""
 RUN_FILE = "mlflow.json"
 SQLITE = "sqlite:///"
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
@@ -189,8 +189,12 @@ class MlflowTracker(Tracker):
         experiment_id = create_experiment(self._client, self._uri, self._experiment)
         name = f"{tags['model']}/seed-{tags['seed']}/{tags['stage']}"
         run_id = self._client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        for key, value in self._parameters.items():
-            self._client.log_param(run_id, key, value)
+        from mlflow.entities import Param
+
+        parameters = [Param(key, value) for key, value in self._parameters.items()]
+        for start in range(0, len(parameters), MOST_PARAMETERS):
+            batch = parameters[start : start + MOST_PARAMETERS]
+            self._client.log_batch(run_id, params=batch)
         if self._checkpoints is not None:
             note = {"run_id": run_id, "uri": self._uri, "digest": tags["config_digest"]}
             write_json(self._checkpoints / RUN_FILE, note)
