@@ -41,12 +41,12 @@ UNREAD_KEYS = ("model_type", "architectures", "torch_dtype")
 """Keys of a published `config.json` that are read by themselves or not at all."""
 
 
-def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Read the plain Hugging Face model of a folder, strictly."""
+def load_base(folder: Path) -> PreTrainedModel:
+    """Read the plain Hugging Face model of a folder, strictly, in float32."""
     content = _checked(read_json(existing(folder, "config.json")), folder)
     for file in weight_files(folder):
         check_readable(file)
-    options: dict[str, Any] = {"trust_remote_code": False, "dtype": dtype}
+    options: dict[str, Any] = {"trust_remote_code": False, "dtype": torch.float32}
     with _errors_named(folder):
         if any(key in content for key in ATTENTION_KEYS):
             options["config"] = _config_without_kernel(folder)
@@ -54,12 +54,10 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 
 
 def base_of_tensors(
-    folder: Path,
-    config: Mapping[str, Any],
-    tensors: dict[str, Tensor],
-    dtype: torch.dtype = torch.float32,
+    folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]
 ) -> PreTrainedModel:
-    """The plain model of a folder's `config` with these weights, strictly; errors name `folder`."""
+    """The plain model of a folder's `config` with these weights in float32, strictly; errors name
+    `folder`."""
     plain = {
         key: value
         for key, value in _checked(dict(config), folder).items()
@@ -67,7 +65,7 @@ def base_of_tensors(
     }
     with _errors_named(folder):
         own = AutoConfig.for_model(config["model_type"], **plain)
-        options = {"config": own, "state_dict": tensors, "dtype": dtype}
+        options = {"config": own, "state_dict": tensors, "dtype": torch.float32}
         return _from_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], folder, None, **options)
 
 

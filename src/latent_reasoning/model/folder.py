@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -111,35 +110,34 @@ def write_model(model: LatentReasoner, tokenizer: PreTrainedTokenizerBase, folde
 # ------------------------------------------------------------------------------------------- load
 
 
-def load(
-    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32
-) -> LatentReasoner:
+def load(path: str | Path, device: str = "auto") -> LatentReasoner:
     """Read a model folder: ours, the published format, or a plain Hugging Face model.
 
-    A plain model has `settings` None and cannot think. The model is in eval mode. Raises
+    A plain model has `settings` None and cannot think. The model is in eval mode, its weights in
+    float32 whatever the file holds: `runtime.device.autocast` computes in bfloat16. Raises
     `CheckpointError`.
     """
     folder = Path(path)
     config = read_json(existing(folder, "config.json"))
     if published.is_published(config):
-        model = _load_published(folder, config, dtype)
+        model = _load_published(folder, config)
     elif published_colar.is_colar(folder):
-        base, tokenizer = load_base(folder, dtype), read_tokenizer(folder, as_released=True)
+        base, tokenizer = load_base(folder), read_tokenizer(folder, as_released=True)
         model = published_colar.read_colar(folder, base, tokenizer)
     elif (folder / LATENT_SETTINGS).exists():
         settings = read_latent_settings(folder / LATENT_SETTINGS)
-        model = _reasoner(load_base(folder, dtype), settings, folder / LATENT_SETTINGS)
+        model = _reasoner(load_base(folder), settings, folder / LATENT_SETTINGS)
         file = existing(folder, LATENT_WEIGHTS)
         load_tensors(model, read_tensors(file), set(own_state(model)), file)
     elif (folder / GATE_SETTINGS).exists():
-        model = read_gate(load_base(folder, dtype), folder)
+        model = read_gate(load_base(folder), folder)
     elif (folder / SEEK_SETTINGS).exists():
         seek = read_as(SeekSettings, folder / SEEK_SETTINGS)
-        model = SeekingReasoner(load_base(folder, dtype), seek)
+        model = SeekingReasoner(load_base(folder), seek)
     elif (folder / SOFT_THINKING).exists():
-        model = SoftThinker(load_base(folder, dtype), read_as(SoftThinking, folder / SOFT_THINKING))
+        model = SoftThinker(load_base(folder), read_as(SoftThinking, folder / SOFT_THINKING))
     else:
-        model = _reasoner(load_base(folder, dtype), None, folder / "config.json")
+        model = _reasoner(load_base(folder), None, folder / "config.json")
     _check_unchanged(folder)
     return model.to(resolve_device(device)).eval()
 
@@ -212,7 +210,7 @@ def read_settings(path: str | Path) -> LatentSettings | None:
 # --------------------------------------------------------------------------------------- internal
 
 
-def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> LatentReasoner:
+def _load_published(folder: Path, config: dict[str, Any]) -> LatentReasoner:
     settings = _published_settings(config, folder / "config.json")
     of_base, own = {}, {}
     for published_name, tensor in read_weights(folder).items():
@@ -221,7 +219,7 @@ def _load_published(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
             of_base[name.removeprefix("base.")] = tensor
         else:
             own[name] = tensor
-    base = base_of_tensors(folder, config, of_base, dtype)
+    base = base_of_tensors(folder, config, of_base)
     model = _reasoner(base, settings, folder / "config.json")
     load_tensors(model, own, set(own_state(model)), folder / WEIGHTS)
     return model

@@ -71,7 +71,7 @@ def load_rival(
     first = len(table) - RELEASED_ROWS
     config = read_json(existing(folder, "config.json")) | {"vocab_size": len(table)}
     merged = _merged(base_tensors, folder, transposed=config["model_type"] == "gpt2")
-    base = base_of_tensors(folder, config, merged, torch.float32)
+    base = base_of_tensors(folder, config, merged)
     tokens = TOKENS[form]
     base.resize_token_embeddings(first + len(tokens), mean_resizing=False)
     with torch.no_grad():
