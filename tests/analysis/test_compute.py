@@ -1,5 +1,6 @@
 """What an answer costs is counted from lengths and the model's size."""
 
+from types import SimpleNamespace
 from typing import get_args
 
 import pandas
@@ -9,11 +10,12 @@ from latent_reasoning.analysis.compute import (
     ReasoningWeights,
     compute_table,
     filter_weights,
+    is_latent,
     reasoning_operations,
     reasoning_weights,
     tokens_written,
 )
-from latent_reasoning.config import Model
+from latent_reasoning.config import DecodeModel, Model
 from latent_reasoning.dag.cost import ModelSize
 
 SIZE = ModelSize(hidden=4, intermediate=8, layers=2, key_values=4, vocabulary=10)
@@ -52,3 +54,11 @@ def test_a_search_counts_every_text_that_it_has_written():
     predictions = pandas.DataFrame({"reasoning_tokens": [10, 20], "searched": [0, 2]})
     assert tokens_written(predictions) == (10 + 3 * 20) / 2
     assert tokens_written(predictions[["reasoning_tokens"]]) == 15
+
+
+def test_a_chain_at_another_speed_is_latent_even_where_no_answer_took_a_step():
+    models = {"fast": DecodeModel(**{"from": "colar"}, method="colar")}
+    models["soft"] = DecodeModel(**{"from": "cot-sft"})
+    results = SimpleNamespace(experiment=SimpleNamespace(models=models))
+    none = pandas.DataFrame({"latent_steps": [0, 0]})
+    assert [is_latent(results, model, none) for model in models] == [True, False]

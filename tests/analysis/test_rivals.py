@@ -102,6 +102,13 @@ def test_training_counts_what_a_model_started_from(results):
     rows = start_entry.steps * start_entry.batch_size
     assert start["training_flop"] == pytest.approx(rows * step)
     assert after["training_flop"] > start["training_flop"]
+    # Two updates on the same samples ask their prompts once.
+    entry.iterations = 2
+    again = training_cost.training_cost(results, "latent-6-rl", LENGTHS)
+    assert again.examples == start["examples"] + -(-entry.training.steps // 2) * (
+        entry.training.batch_size
+    )
+    assert start["training_flop"] < again.operations < after["training_flop"]
 
 
 def test_a_model_without_timing_is_named_with_the_command(results):

@@ -151,3 +151,22 @@ def test_a_training_counts_its_step_decoder_and_its_encoder():
     assert operations("encoded") == pytest.approx(operations("soft") * (10 + 2 * 15) / 10)
     steps = [cost.first_stage_steps(experiment.models[name]) for name in ("soft", "encoded")]
     assert steps == [0, 15]
+
+
+def test_a_step_decoder_needs_memory_time_and_disk_of_its_own():
+    experiment = paper("rivals-paper.yaml")
+    host, both = (cost.training_need(experiment, name) for name in ("codi-6", "simcot-codi-6"))
+    weights = cost.size_of(experiment).weights
+    assert 16 * weights < 2**30 * (both.gpu_gib - host.gpu_gib) < 30 * weights
+    assert 1.2 * host.hours < both.hours < 2 * host.hours
+    assert both.disk - host.disk == 3 * 12 * weights
+
+
+def test_a_second_update_on_the_same_samples_does_not_sample_again():
+    experiment, rl = paper(), paper().models["latent-6-rl"]
+    once, twice, thrice = (
+        cost.training_operations(experiment, rl.model_copy(update={"iterations": n}), cost.GSM8K)
+        for n in (1, 2, 3)
+    )
+    assert once - twice == pytest.approx(3 * (twice - thrice))
+    assert once > twice

@@ -84,6 +84,7 @@ def test_it_is_trained_by_latent_sft_and_then_by_rl(architecture, tmp_path, monk
         ({"mask_latent_labels": False}, "stop_rule"),
         ({"latent_steps": {"min": 2, "max": 3}}, "stop_rule"),
         ({"filter_warm_start": 5}, "filter_warm_start"),
+        ({"step_decoder": {}}, "step_decoder: the filter attention reads more than one state"),
     ],
 )
 def test_what_it_cannot_do_is_refused(changes, message, tmp_path):

@@ -316,6 +316,10 @@ def test_a_coconut_is_evaluated_with_the_latents_of_its_last_stage():
             {"method": "no_thought", "step_decoder": {}},
             "step_decoder: reads the latent inputs of method coconut; no_thought has none",
         ),
+        (
+            {"model": {"recurrent_filter": "attention"}, "step_decoder": {}},
+            "step_decoder: the filter attention reads more than one state",
+        ),
         ({"first_stage": 4}, "first_stage: 4 is beyond the last stage"),
         ({"method": "pause"}, "recurrent_filter: none is not what method: pause feeds"),
     ],

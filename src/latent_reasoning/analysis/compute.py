@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import legend_below, looks, page, share_axis
 from latent_reasoning.config import (
+    DecodeModel,
     LatentSftModel,
     Model,
     RivalPolicyModel,
@@ -85,6 +86,7 @@ def is_latent(results: Results, model: str, predictions: pandas.DataFrame) -> bo
     entry = results.experiment.models[model]
     by_entry = isinstance(entry, LatentSftModel | RlModel | TeacherForcedModel)
     by_entry |= isinstance(entry, RivalPolicyModel) and entry.method != "hrpo"
+    by_entry |= isinstance(entry, DecodeModel) and entry.method == "colar"
     return by_entry or bool(predictions["latent_steps"].any())
 
 

@@ -46,7 +46,9 @@ def training_cost(results: Results, model: str, lengths: Lengths) -> TrainingCos
         entry = experiment.models[name]
         if not isinstance(entry, ImportModel | DecodeModel):
             steps = entry.training.steps + first_stage_steps(entry)
-            examples += steps * entry.training.batch_size
+            # A policy's updates on the same samples ask once.
+            asked = -(-steps // getattr(entry, "iterations", 1))
+            examples += asked * entry.training.batch_size
             operations += training_operations(experiment, entry, lengths)
     return TrainingCost(examples, operations, _trained_parameters(results, model))
 

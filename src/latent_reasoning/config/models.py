@@ -338,10 +338,13 @@ class LatentSftModel(SupervisedModel):
 
     @model_validator(mode="after")
     def _one_state(self) -> LatentSftModel:
-        if self.filter_warm_start and self.model.recurrent_filter == "attention":
-            raise ValueError(
-                "filter_warm_start: the filter attention reads more than one state; set it to 0"
-            )
+        if self.model.recurrent_filter != "attention":
+            return self
+        for key, none in (("filter_warm_start", "0"), ("step_decoder", "null")):
+            if getattr(self, key):
+                raise ValueError(
+                    f"{key}: the filter attention reads more than one state; set it to {none}"
+                )
         return self
 
     @model_validator(mode="after")

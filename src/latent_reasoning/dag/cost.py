@@ -220,10 +220,10 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     training, lora = entry.training, entry.lora
     rows = min(experiment.runtime.micro_batch_size or training.batch_size, training.batch_size)
     tokens, logits, passes = _micro_batch(entry, rows)
-    operations = _step_operations(size, entry, tokens, logits)
-    following = 2 * passes
+    decoded, following = _decoded_tokens(entry, rows), 2.0 * passes
+    operations = _step_operations(size, entry, tokens, logits, decoded)
     if isinstance(entry, PolicyModel):
-        following += entry.max_new_tokens + 1 + passes
+        following += (entry.max_new_tokens + 1 + passes) / entry.iterations
     validated = training.validation_rows or VALIDATION_ROWS
     validation = _decoding(device, size, validated, VALIDATION_BATCH, _longest(entry))
     steps = training.steps + 2 * first_stage_steps(entry)
@@ -238,6 +238,11 @@ def _training_need(experiment: Experiment, entry: Trained) -> Need:
     # Autograd keeps these bytes for each token and block (counted with saved-tensor hooks).
     kept = size.layers * tokens * (43 * size.hidden + 12 * size.intermediate)
     kept = round(ADAPTER_KEEPS * kept) if lora else kept
+    if decoded:  # by a second model, trained in full
+        trained += size.weights
+        blocks *= 2
+        kept += size.layers * decoded * (43 * size.hidden + 12 * size.intermediate)
+        logits += decoded
     held = ADAM_BYTES * trained + frozen + blocks + kept + LOGIT_BYTES * logits * size.vocabulary
     disk = 4 * size.weights + CHECKPOINTS * (ADAM_BYTES - 4) * trained
     return Need(hours, CUDA_GIB + held / 2**30, _host_mb(experiment), disk)
@@ -250,10 +255,8 @@ def training_operations(experiment: Experiment, entry: Trained, lengths: Lengths
     """
     training, size = entry.training, size_of(experiment)
     tokens, logits, _ = _micro_batch(entry, training.batch_size, lengths)
-    operations = _step_operations(size, entry, tokens, logits)
-    if getattr(entry, "step_decoder", None) is not None:  # it reads latent inputs and their steps
-        read = training.batch_size * (lengths.reasoning + LATENT_STEPS)
-        operations += size.operations(read, read, None, train=True)
+    decoded = _decoded_tokens(entry, training.batch_size, lengths)
+    operations = _step_operations(size, entry, tokens, logits, decoded)
     # A row passes the encoder and the decoder that reads its latents.
     return (training.steps + 2 * first_stage_steps(entry)) * operations
 
@@ -265,14 +268,22 @@ def first_stage_steps(entry: Trained) -> int:
     return 0
 
 
-def _step_operations(size: ModelSize, entry: Trained, tokens: float, logits: float) -> float:
-    """The operations of learning from `tokens` tokens; for a policy also of its rollout, and of the
-    scores under the reference."""
+def _step_operations(
+    size: ModelSize, entry: Trained, tokens: float, logits: float, decoded: float
+) -> float:
+    """The operations of learning from `tokens` tokens, and from `decoded` ones by a step decoder;
+    for a policy also of its rollout and the reference's scores, once for all updates on them."""
     operations = size.operations(tokens, logits, entry.lora, train=True)
     if isinstance(entry, PolicyModel):
         for scored in (entry.lora, None):
-            operations += size.operations(tokens, logits, scored, train=False)
-    return operations
+            operations += size.operations(tokens, logits, scored, train=False) / entry.iterations
+    return operations + size.operations(decoded, decoded, None, train=True)
+
+
+def _decoded_tokens(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> float:
+    """Latent inputs and tokens of their steps that a step decoder reads; 0 without one."""
+    decodes = getattr(entry, "step_decoder", None) is not None
+    return rows * (lengths.reasoning + LATENT_STEPS) if decodes else 0.0
 
 
 def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:

@@ -12,13 +12,12 @@ B rows, T positions, M latent steps of a batch, k words in a mixture, d hidden s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latent_reasoning.config import Runtime, Training
 from latent_reasoning.data.collation import collate_plain
 from latent_reasoning.data.examples import StudentExample
 from latent_reasoning.model.given import read_given
@@ -27,11 +26,9 @@ from latent_reasoning.model.passes import kinds_of
 from latent_reasoning.model.reading import Reading, ReasonerOutput, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_rows import embedding_matrix
-from latent_reasoning.runtime.device import to_device
-from latent_reasoning.runtime.parallel import ALONE, OneProcess
 from latent_reasoning.training.batches import BatchesAhead, BatchPlan
-from latent_reasoning.training.task import LossOutput, Planned
-from latent_reasoning.training.text import Labels, count_labels, cross_entropy
+from latent_reasoning.training.task import Planned
+from latent_reasoning.training.text import Labels, TextTask, count_labels, cross_entropy
 
 Noise = Callable[[int, int, Mixture], Mixture]
 """The mixtures of an example, by a step of the training and its number, under noise."""
@@ -110,29 +107,21 @@ def mixture_losses(model: LatentReasoner, batch: MixtureBatch) -> dict[str, Tens
 
 
 @dataclass
-class MixtureTask:
+class MixtureTask(TextTask):
     """Learn to reason in mixtures.
 
     The divergences of a row's latent steps are averaged, or added (`adds_steps`). With
     `own_inputs` latent steps read the model's own mixtures, and gradients flow through the chain.
     """
 
-    name: str
-    model: LatentReasoner
-    examples: Sequence[MixtureExample]
-    training: Training
-    runtime: Runtime
-    seed: int
-    pad_id: int
-    validate: Callable[[], dict[str, float]]
-    processes: OneProcess = ALONE
-    kl_weight: float = 1.0
-    adds_steps: bool = False
-    own_inputs: bool = False
-    noise: Noise | None = None
-    iterations = 1
+    examples: Sequence[MixtureExample]  # type: ignore[assignment]
+    kl_weight: float = field(default=1.0, kw_only=True)
+    adds_steps: bool = field(default=False, kw_only=True)
+    own_inputs: bool = field(default=False, kw_only=True)
+    noise: Noise | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        # Unlike text, a batch is not cut for speed.
         self.plan = BatchPlan(
             [len(example) for example in self.examples],
             self.training,
@@ -143,24 +132,13 @@ class MixtureTask:
         )
         self.ahead = BatchesAhead(self._make, self.plan)
 
-    def micro_batches(self, step: int) -> list[Planned]:
-        """This process's share of the step's examples, collated and planned."""
-        return self.ahead.of(step)
-
-    def prepare(self, step: int) -> None:
-        """Make the micro-batches of `step` ready."""
-        self.ahead.prepare(step, self.model.device)
-
     def planned(self, micro_batch: Planned) -> None:
         """Not captured: a pass has few kernels, and many shapes."""
 
-    def loss(self, micro_batch: Planned) -> LossOutput:
-        """The weighted sum of both parts, which are metrics too."""
-        loss, parts = self.program(to_device(micro_batch.inputs, self.model.device))
-        return LossOutput(loss, micro_batch.weight, parts)
-
-    def program(self, inputs: MixtureBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `loss`, on the model's device."""
+    def program(  # type: ignore[override]  # another task's own batches
+        self, inputs: MixtureBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of both parts, which are metrics too, on the model's device."""
         parts = mixture_losses(self.model, inputs)
         return parts["ce"] + self.kl_weight * parts["kl"], parts
 
