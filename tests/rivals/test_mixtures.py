@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from latent_reasoning.config import (
     TeacherForcedModel,
     Training,
 )
+from latent_reasoning.config.mixtures import MixtureTargets
 from latent_reasoning.dag.cost import first_stage_steps
 from latent_reasoning.model.filters import SRE, MixtureFilter
 from latent_reasoning.model.latentseek import SeekingReasoner, SeekSettings
@@ -24,6 +27,7 @@ from latent_reasoning.model.special_rows import vocabulary_logits
 from latent_reasoning.rivals.chains import Chains
 from latent_reasoning.rivals.csft import aligned
 from latent_reasoning.rivals.decode import DECODERS
+from latent_reasoning.rivals.encoder_targets import FirstStage
 from latent_reasoning.rivals.latent_encoder import CompressedBatch, Place, compressed_row
 from latent_reasoning.rivals.mixture_sft import MixtureExample, MixtureTask, counted
 from latent_reasoning.rivals.mts import MtsTask, StepPolicy, mean_embeddings, sample, score
@@ -269,6 +273,17 @@ def test_the_encoder_compresses_after_every_rate_tokens_and_after_a_rest():
     batch = CompressedBatch.of([row], 9, 0)
     assert batch.positions.tolist() == [[0, 1, 2, 3, 3, 4, 5, 6]]
     assert batch.places[0, 3] == Place.TEXT
+
+
+def test_an_encoder_that_would_read_past_the_last_position_is_refused():
+    model = build_reasoner("gpt2", recurrent_filter="mixture")  # 64 positions
+    entry = SimpleNamespace(latent_sft=MixtureTargets(rate=1))
+    run = SimpleNamespace(name="soft", entry=entry)
+    plain = [latent_example([2] * 56, [], 0).teacher]
+    rows = FirstStage.of(run, model, latent_tokenizer(7), plain, ["1+2"]).rows
+    assert len(rows[0].encoder_ids) == 56 + 1 + 2 * 3 + 1
+    with pytest.raises(ConfigError, match="up to 66 tokens, compress tokens included, past the 64"):
+        FirstStage.of(run, model, latent_tokenizer(7), plain, ["1+2+"])
 
 
 def test_the_first_stage_counts_as_training():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import Training
+from latent_reasoning.config import ConfigError, Training
 from latent_reasoning.data.collation import StepSampler, bucket_by_length
 from latent_reasoning.data.context import read_pieces
 from latent_reasoning.data.examples import PlainExample
@@ -61,7 +61,10 @@ class FirstStage:
         plain: Sequence[PlainExample],
         texts: Sequence[str],
     ) -> FirstStage:
-        """Copies of the model, and the rows with these reasoning `texts`."""
+        """Copies of the model, and the rows with these reasoning `texts`.
+
+        Raises `ConfigError` where the encoder would read past the base's last position.
+        """
         settings = model.settings
         rows = [
             compressed_row(
@@ -74,6 +77,13 @@ class FirstStage:
             )
             for example, ids in zip(plain, read_pieces(tokenizer, texts), strict=True)
         ]
+        longest, limit = max(len(row.encoder_ids) for row in rows), model.position_limit
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"models.{run.name}.latent_sft.targets: encoder reads rows of up to {longest} "
+                f"tokens, compress tokens included, past the {limit} positions of "
+                f"{type(model.base).__name__}; raise latent_sft.rate, or set it to counts"
+            )
         size = settings.mixture_size or model.base.config.vocab_size
         return cls(copy.deepcopy(model), copy.deepcopy(model), rows, size, tokenizer.pad_token_id)
 
