@@ -170,3 +170,19 @@ def test_a_second_update_on_the_same_samples_does_not_sample_again():
     )
     assert once - twice == pytest.approx(3 * (twice - thrice))
     assert once > twice
+
+
+def test_a_policy_pays_for_the_samples_and_the_reference_that_it_has():
+    experiment = paper("rivals-paper.yaml")
+    size, lengths = cost.size_of(experiment), cost.GSM8K
+    ponder, colar = (experiment.models[name] for name in ("pondernet", "colar-rl"))
+    assert colar.kl_weight == 0.0
+    for policy, forwards in ((ponder, 0), (colar, 1)):
+        tokens, logits, _ = cost._micro_batch(policy, policy.training.batch_size, lengths)
+        learned = size.operations(tokens, logits, policy.lora, train=True)
+        sampled = forwards * size.operations(tokens, logits, policy.lora, train=False)
+        expected = policy.training.steps * (learned + sampled)
+        measured = cost.training_operations(experiment, policy, lengths)
+        assert measured == pytest.approx(expected)
+    questions = colar.training.batch_size * colar.group_size * lengths.question
+    assert tokens > questions

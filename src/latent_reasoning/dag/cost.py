@@ -272,10 +272,10 @@ def _step_operations(
     size: ModelSize, entry: Trained, tokens: float, logits: float, decoded: float
 ) -> float:
     """The operations of learning from `tokens` tokens, and from `decoded` ones by a step decoder;
-    for a policy also of its rollout and the reference's scores, once for all updates on them."""
+    for one that samples also of its rollout and a reference's scores, once for all its updates."""
     operations = size.operations(tokens, logits, entry.lora, train=True)
-    if isinstance(entry, PolicyModel):
-        for scored in (entry.lora, None):
+    if isinstance(entry, PolicyModel) and getattr(entry, "method", None) != "pondernet":
+        for scored in (entry.lora, None) if entry.kl_weight else (entry.lora,):
             operations += size.operations(tokens, logits, scored, train=False) / entry.iterations
     return operations + size.operations(decoded, decoded, None, train=True)
 
@@ -287,16 +287,16 @@ def _decoded_tokens(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> floa
 
 
 def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[float, float, int]:
-    """Tokens, logits and successive passes of a forward that reads each question once."""
+    """Tokens, logits and successive passes of a forward."""
     question, answer = lengths.question, lengths.answer
     if isinstance(entry, RivalPolicyModel) and entry.method == "pondernet":
         # One trajectory, an answer after each of its steps.
         steps = entry.max_latent_steps or LATENT_STEPS
         answers = (steps + 1) * answer
         return rows * (question + steps + 2 + answers), rows * answers, steps + 4
-    if isinstance(entry, RivalPolicyModel):  # each sample has a trajectory of its own
+    if isinstance(entry, RivalPolicyModel):  # each sample is a row of its own
         thinking = lengths.reasoning if entry.method == "hrpo" else LATENT_STEPS + 2
-        answers = entry.group_size * (thinking + answer)
+        rows, answers = rows * entry.group_size, thinking + answer
         return rows * (question + answers), rows * answers, LATENT_STEPS + 4
     if isinstance(entry, PolicyModel):
         answers = answer * min(DISTINCT, entry.group_size)
