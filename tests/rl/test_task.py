@@ -116,6 +116,7 @@ def test_no_reference_is_computed_without_kl(build):
     task = build(kl_weight=0.0)
     assert task.start_model is None
     assert task.micro_batches(0)[0].reference is None
+    assert "kl" not in gradients(task, step=0)[0]
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])

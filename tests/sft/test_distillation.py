@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_reasoning.config import Distillation
+from latent_reasoning.config import ConfigError, Distillation
 from latent_reasoning.sft.distillation import (
     Compared,
     StateSummary,
@@ -64,7 +64,8 @@ def smooth_l1(first: Tensor, second: Tensor) -> Tensor:
 
 
 def test_a_block_range_the_model_does_not_have_is_refused(states):
-    with pytest.raises(ValueError, match=r"block_range 1\.\.3 does not fit .* blocks are 0\.\.2"):
+    told = r"block_range: 1\.\.3 does not fit .* blocks are 0\.\.2"
+    with pytest.raises(ConfigError, match=told):
         losses(states, codi_weight=1.0, block_range=(1, 3))
 
 

@@ -196,4 +196,5 @@ def test_steps_of_a_trace_are_its_equations_or_sentences():
         "He has 2.5 kg.",
         "Then he eats it all.",
     )
+    assert trace_steps("He has 3 kg\nand eats 2.\n") == ("He has 3 kg", "and eats 2.")
     assert trace_steps("") == ()

@@ -6,18 +6,24 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from latent_reasoning.base.__main__ import main as make_base
 from latent_reasoning.config import ConfigError, Data, digest
+from latent_reasoning.config import load as read_config
 from latent_reasoning.data.__main__ import main as prepare_data
 from latent_reasoning.data.rows import DataError
 from latent_reasoning.model import load
 from latent_reasoning.model.reasoner import LatentReasoner
+from latent_reasoning.runtime.device import Machine
+from latent_reasoning.runtime.parallel import ALONE
 from latent_reasoning.sft import start
 from latent_reasoning.sft.__main__ import main as fine_tune
+from latent_reasoning.training.run import TrainingRun
 from tests.model.models import build_base
+from tests.rl.conftest import latent_tokenizer
 
 SIZES = {"train": 60, "validation": 4, "test": 4}
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 2}
@@ -115,6 +121,18 @@ def test_a_latent_model_thinks_and_its_card_states_parent_selection_and_digests(
     assert card["selection"].startswith(f"step {card['metrics']['step']} of 4: highest greedy")
     card = json.loads((world("all-rows") / "card.json").read_text())
     assert set(card["data_digests"]) == {"sft", "rl", "validation"}
+
+
+def test_all_rows_are_sft_s_where_its_share_is_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        yaml.safe_dump(EXPERIMENT | {"data": EXPERIMENT["data"] | {"sft_share": 1.0}})
+    )
+    prepare_data(["--config", str(config)])
+    machine = Machine(torch.device("cpu"), ALONE)
+    run = TrainingRun(read_config([str(config)]), "all-rows", 0, "", machine)
+    assert len(run.training_rows(latent_tokenizer(7))) == SIZES["train"]
 
 
 def test_an_adapter_is_kept_beside_the_merged_weights(world):

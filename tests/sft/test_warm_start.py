@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latent_reasoning.config import Model
+from latent_reasoning.data.rows import DataError
 from latent_reasoning.model.special_tokens import make_latent
 from latent_reasoning.sft.warm_start import states_and_targets, warm_start
 from tests.model.models import build_base
@@ -44,3 +45,10 @@ def test_a_filter_without_weights_has_nothing_to_learn(teachers, tokenizer):
     model = make_latent(base, tokenizer, Model(recurrent_filter="SRE"))
     options = {"steps": 3, "pad_id": tokenizer.pad_token_id, "batch_size": 5}
     assert warm_start(model, teachers, **options) is None
+
+
+def test_texts_without_reasoning_are_refused(teachers, tokenizer, latent_model):
+    silent = [teacher for teacher in teachers if not teacher.reasoning_length]
+    options = {"steps": 3, "pad_id": tokenizer.pad_token_id, "batch_size": 5}
+    with pytest.raises(DataError, match="filter_warm_start: 3 has no reasoning to learn from"):
+        warm_start(latent_model, silent, **options)

@@ -70,6 +70,14 @@ def test_a_nan_goes_back_to_the_last_good_checkpoint_and_resumes_with_other_data
     assert losses[0][8] != losses[1][8]
 
 
+def test_going_back_to_before_the_best_weights_keeps_the_best_of_until_then(tmp_path, log):
+    task = TinyTask(tiny_model(), fault=nan_until(1, at=4), accuracies=[0.8, 0.9, 0.5, 0.5, 0.5])
+    result = run(tmp_path / "c", task, settings(), guard=GUARD, log=log, checkpoint_every=1)
+    assert [entry["to_step"] for entry in result.rollbacks] == [3]
+    assert (result.step, result.validation_accuracy) == (2, 0.8)
+    assert not any("set aside" in line for line in log)
+
+
 def test_the_guard_changes_nothing_in_a_healthy_training(tmp_path, log):
     guarded, unguarded = tiny_model(), tiny_model()
     options = {"training": settings(steps=100), "checkpoint_every": 50, "log": log}

@@ -174,6 +174,19 @@ def test_progress_lines_say_loss_accuracy_length_and_time_left(tmp_path, log):
     assert log[1].endswith("accuracy 0.5  reasoning tokens 7.5  0:00:00 left")
 
 
+def test_a_progress_line_before_the_first_logged_loss_has_none(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.5] * 8)
+    run(tmp_path / "c", task, settings(validate_every=1), log=log)
+    assert log[0].startswith("tiny  step 1/8  accuracy 0.5  ")
+
+
+def test_the_order_of_the_data_is_drawn_once(tmp_path):
+    task, drawn = TinyTask(tiny_model()), []
+    task.plan.reorder = drawn.append
+    run(tmp_path / "c", task)
+    assert drawn == [0]
+
+
 # ------------------------------------------------------------------------------ checkpoint, resume
 
 
@@ -254,6 +267,28 @@ def test_a_lost_best_checkpoint_starts_the_selection_again(tmp_path):
     shutil.rmtree(tmp_path / "c" / "step-4")
     _, result = finished(tmp_path / "c", [0.4, 0.5])
     assert (result.step, result.validation_accuracy) == (8, 0.5)
+
+
+def test_the_best_before_a_damaged_best_is_selected(tmp_path, log):
+    task = TinyTask(tiny_model(), accuracies=[0.8, 0.9], fault=nan_at(4))
+    with pytest.raises(DivergenceError):
+        run(tmp_path / "c", task, checkpoint_every=1)
+    damaged = tmp_path / "c" / "step-4" / "weights.safetensors"
+    damaged.write_bytes(truncate(damaged.read_bytes()))
+    result = run(tmp_path / "c", TinyTask(tiny_model(), accuracies=[0.5] * 3), log=log)
+    assert "tiny: resumes after step 3" in log
+    assert (result.step, result.validation_accuracy) == (2, 0.8)
+
+
+def test_where_the_last_weights_are_selected_no_checkpoint_of_a_validation_is_missed(tmp_path, log):
+    training = settings(select="last")
+    task = TinyTask(tiny_model(), accuracies=[0.5, 0.6], fault=nan_at(5))
+    with pytest.raises(DivergenceError):
+        run(tmp_path / "c", task, training)
+    result = run(tmp_path / "c", TinyTask(tiny_model(), accuracies=[0.1] * 3), training, log=log)
+    assert "tiny: resumes after step 3" in log
+    assert not any("set aside" in line for line in log)
+    assert (result.step, result.validation_accuracy) == (8, 0.1)
 
 
 def test_checkpoints_of_another_configuration_are_set_aside(tmp_path, log):

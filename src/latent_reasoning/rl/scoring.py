@@ -30,7 +30,10 @@ from latent_reasoning.runtime.graphs import Sizes
 
 
 def loss_mask(completions: Sequence[Completion], special: LatentSettings) -> Tensor:
-    """True (U, T) at the tokens that were sampled, that is all but a forced STOP."""
+    """True (U, T) at the tokens that were sampled, that is all but a forced STOP.
+
+    Where the number of steps is fixed CONTINUE counts too, though its probability is 1.
+    """
     width = max(len(completion.ids) for completion in completions)
     mask = torch.zeros(len(completions), width, dtype=torch.bool)
     for row, completion in zip(mask, completions, strict=True):

@@ -144,7 +144,7 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
         )
         if self.entry.iterations > 1 and micro_batch.old_log_probs is None:
             micro_batch.old_log_probs = log_probs.detach()
-        return LossOutput(result.loss, denominator, _metrics(result) | micro_batch.metrics)
+        return LossOutput(result.loss, denominator, self._metrics(result) | micro_batch.metrics)
 
     def planned(self, micro_batch: GroupBatch) -> Planned | None:
         """The update on a micro-batch; None where its scoring is not captured."""
@@ -173,7 +173,7 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
             reference=inputs.reference,
             denominator=inputs.denominator,
         )
-        return result.loss, _metrics(result)
+        return result.loss, self._metrics(result)
 
     def _averaged_over(self, rollout: Rollout) -> tuple[Tensor, Tensor, float]:
         """Tokens in the loss (U, T), samples of each completion (U,), and the loss's divisor."""
@@ -193,6 +193,10 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
             max_completion_length=self.entry.max_new_tokens,
             **values,
         )
+
+    def _metrics(self, result: PolicyLoss) -> dict[str, Tensor]:
+        kl = {"kl": result.kl} if self.entry.kl_weight else {}  # measured only where it is used
+        return kl | {"clip_share": result.clip_low + result.clip_high}
 
     @torch.no_grad()
     def reference_log_probs(
@@ -292,7 +296,3 @@ class AdaptiveLengthTask(PolicyBase[GroupBatch]):
         if self.entry.estimator == "sampled":
             return (uniforms,)
         return uniforms, draw_stratified(prompts, group_size, seed(seeds.STOP_LENGTHS))
-
-
-def _metrics(result: PolicyLoss) -> dict[str, float | Tensor]:
-    return {"kl": result.kl, "clip_share": result.clip_low + result.clip_high}

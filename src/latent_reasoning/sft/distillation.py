@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latent_reasoning.config import Distillation
+from latent_reasoning.config import ConfigError, Distillation
 from latent_reasoning.model.reading import Reading, ReasonerOutput, padded, plan_reading
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.state import ReasoningState
@@ -145,13 +145,13 @@ def summarise_states(
     """Reduce a batch's hidden states to those that are compared.
 
     `hidden_states` are the embeddings and each block's states, `(M, d)`, at the selected positions.
-    Raises `ValueError` for a block that the model lacks.
+    Raises `ConfigError` for a block that the model lacks.
     """
     embeddings, *blocks = hidden_states
     first, last = settings.block_range or (0, len(blocks) - 1)
     if last >= len(blocks):
-        raise ValueError(
-            f"distillation.block_range {first}..{last} does not fit a model whose blocks are "
+        raise ConfigError(
+            f"distillation.block_range: {first}..{last} does not fit a model whose blocks are "
             f"0..{len(blocks) - 1}"
         )
     before = [embeddings] if settings.include_embedding_layer else []

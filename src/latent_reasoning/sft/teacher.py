@@ -33,7 +33,7 @@ from latent_reasoning.sft.distillation import Side, StateSummary, read_with_stat
 STATES_FILE = "teacher-states.npy"
 TRACES_FILE = "teacher-traces.jsonl"
 EQUATION = re.compile(r"<<.*?>>")
-SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|$)")
+SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -146,5 +146,6 @@ def teacher_traces(
 
 
 def trace_steps(reasoning: str) -> tuple[str, ...]:
-    """The steps of a generated trace: its equations `<<..>>`, or its sentences if it has none."""
+    """The steps of a generated trace: its equations `<<..>>`, or its sentences if it has none; a
+    line's end is a sentence's."""
     return tuple((EQUATION if "<<" in reasoning else SENTENCE).findall(reasoning))

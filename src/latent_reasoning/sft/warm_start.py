@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from latent_reasoning.data.collation import bucket_by_length, collate_plain
 from latent_reasoning.data.examples import PlainExample
+from latent_reasoning.data.rows import DataError
 from latent_reasoning.model.filters import SRE
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.special_rows import embedding_matrix, vocabulary_logits
@@ -39,12 +40,17 @@ def warm_start(
 
     `examples` are the teacher's, of which the first `EXAMPLES` are read in batches of `batch_size`.
     Returns the share of the targets' variance that is left unexplained; None for a filter without
-    weights, which does not change.
+    weights, which does not change. Raises `DataError` where no teacher reasons in text.
     """
     weights = list(model.recurrent_filter.parameters())
     if not weights:
         return None
     states, targets = states_and_targets(model, examples[:EXAMPLES], pad_id, batch_size)
+    if not len(states):
+        raise DataError(
+            f"filter_warm_start: {steps} has no reasoning to learn from, for the teacher's texts "
+            "hold none (drop_last_step leaves out the only step of a row); set it to 0"
+        )
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

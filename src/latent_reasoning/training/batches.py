@@ -21,11 +21,11 @@ T = TypeVar("T")
 class BatchPlan:
     """Which examples each micro-batch of a step reads: a function of (seed, step, rollbacks).
 
-    A step's examples are drawn without replacement, whatever the micro-batch size. With `by_length`
-    micro-batches hold examples of similar length, so that little is padded. Without it they keep
-    the drawn order: where they are weighted by examples, grouping by length would over-weight the
-    tokens of short rows. Without a micro-batch size, a step has one micro-batch per process. Raises
-    `ConfigError` where a process would get none.
+    Each epoch's examples are drawn without replacement, and a step's are the same whatever the
+    micro-batch size. With `by_length` micro-batches hold examples of similar length, so that little
+    is padded. Without it they keep the drawn order: where they are weighted by examples, grouping
+    by length would over-weight the tokens of short rows. Without a micro-batch size, a step has one
+    micro-batch per process. Raises `ConfigError` where a process would get none.
     """
 
     lengths: Sequence[int]

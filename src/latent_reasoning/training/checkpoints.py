@@ -5,11 +5,11 @@ disk. It holds the trained weights and the optimiser's state as safetensors, and
 the digest of the configuration that made it, the SHA-256 of each file and a checksum of its own. No
 random state is stored: the training loop derives random numbers from (seed, step, rollbacks).
 
-These checkpoints are kept: the last two, the best one, and those that a diverging training may go
-back to, namely the last two from before its trouble and the last validated one (before the first
-validation, the starting weights in `start/`). A damaged checkpoint is set aside with a warning and
-the one before it is used; the folder of another configuration is set aside as a whole. Only one
-process trains in a folder: it holds the lock of the file `lock` in it.
+These checkpoints are kept: the last two, those that a diverging training may go back to, namely the
+last two from before its trouble and the last validated one (before the first validation, the
+starting weights in `start/`), and the best one as of each of them. A damaged checkpoint is set
+aside with a warning and the one before it is used; the folder of another configuration is set aside
+as a whole. Only one process trains in a folder: it holds the lock of the file `lock` in it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,16 @@ class CheckpointStore:
         steps, guard = self.steps(), progress.guard
         good = [step for step in steps if guard.bad_since is None or step < guard.bad_since]
         validated = [step for step in steps if step <= guard.validated_step]
-        return {*steps[-KEPT:], *good[-KEPT:], *validated[-1:], progress.best_step}
+        kept = {*steps[-KEPT:], *good[-KEPT:], *validated[-1:], progress.best_step}
+        return kept | {self._best_as_of(step) for step in kept if step is not None}
+
+    def _best_as_of(self, step: int) -> int | None:
+        """The best step that checkpoint `step` knows of: selection needs it after going back."""
+        try:
+            state = json.loads((self._path(step) / STATE).read_text(encoding="utf-8"))
+            return state["progress"]["best_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def restart_from(self, progress: Progress) -> None:
         """Store `progress` in the checkpoint of its step, and delete all later checkpoints."""
@@ -164,7 +173,7 @@ class CheckpointStore:
             try:
                 progress = self._load(step, model, optimizer)
             except DamagedCheckpointError as error:
-                self._set_aside(step, error)
+                self._set_aside(step, error, "an earlier one is used")
                 continue
             self._check_best(progress)
             return progress
@@ -223,14 +232,14 @@ class CheckpointStore:
         try:
             self._read_state(progress.best_step)
         except DamagedCheckpointError as error:
-            self._set_aside(progress.best_step, error)
+            self._set_aside(progress.best_step, error, "the selection of the best starts again")
             progress.best_step = progress.best_accuracy = progress.best_length = None
 
-    def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+    def _set_aside(self, step: int, error: DamagedCheckpointError, then: str) -> None:
         path = self._path(step)
         if path.exists():
             path.rename(_free_name(path, "damaged"))
-        self.log(f"warning: checkpoint {step} is set aside, an earlier one is used: {error}")
+        self.log(f"warning: checkpoint {step} is set aside, {then}: {error}")
 
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:

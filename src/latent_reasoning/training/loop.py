@@ -110,29 +110,34 @@ class Trainer:
     def _resume(self) -> None:
         """Load the last checkpoint; without one, save the start, which the guard may go back to."""
         with self.processes.main_first():
-            self.progress = self.store.resume(self.model, self.optimizer) or Progress()
+            progress = self.store.resume(self.model, self.optimizer) or Progress()
         self.processes.broadcast(parameter_names(self.model))
-        progress, is_main = self.progress, self.processes.is_main
+        self._continue_from(progress)
+        is_main = self.processes.is_main
         if progress.step:
             self.log(f"{self.name}: resumes after step {progress.step}")
         if progress.micro_batch_size is not None:
             self.task.plan.limit_micro_batches(progress.micro_batch_size)
         path = self.store.folder / "metrics.jsonl"
         self.metrics = MetricsLog(path, progress, self.tracker, writes=is_main)
-        self.lines = ProgressLines(self.name, self.training.steps, progress.step, self.log)
         progress.finished = progress.finished or self.training.steps == 0
         start_needed = self.runtime.guard.enabled and not progress.finished
         if start_needed and not self.store.steps() and is_main:
             self.store.save(self.model, self.optimizer, progress)
         self.processes.wait()
 
+    def _continue_from(self, progress: Progress) -> None:
+        """What follows are the steps after `progress`."""
+        self.progress = progress
+        self.task.plan.reorder(len(progress.guard.rollbacks))
+        self.lines = ProgressLines(self.name, self.training.steps, progress.step, self.log)
+
     def _step(self) -> Trouble | None:
         """Take one optimiser step, unless its loss or gradient shows trouble."""
         progress = self.progress
-        rollbacks = len(progress.guard.rollbacks)
-        self.task.plan.reorder(rollbacks)
         self._enter_stage()
-        rate = self.rate(progress.step) * self.guard.rate_factor(rollbacks)
+        slower = self.guard.rate_factor(len(progress.guard.rollbacks))
+        rate = self.rate(progress.step) * slower
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.model.train()
@@ -262,7 +267,7 @@ class Trainer:
         self.processes.wait()
         if self.processes.is_main:
             self.store.restart_from(earlier)
-        self.progress = earlier
+        self._continue_from(earlier)
         self.metrics.rewind(earlier)
         self.metrics.write({"rollbacks": len(rollbacks)})
         self.log(f"warning: {self.name}: diverged: {describe(rollbacks[-1])}")
@@ -294,7 +299,7 @@ class Trainer:
 
 
 def _note_accuracy(training: Training, progress: Progress, values: dict[str, float]) -> bool:
-    """Record whether training is over; returns whether to save these weights as the best."""
+    """Record whether training is over; returns whether these are the selected weights so far."""
     progress.finished = progress.step >= training.steps
     accuracy = values.get("validation_accuracy")
     if accuracy is None:
@@ -302,13 +307,16 @@ def _note_accuracy(training: Training, progress: Progress, values: dict[str, flo
     enough = training.stop_at_accuracy is not None and accuracy >= training.stop_at_accuracy
     progress.finished = progress.finished or enough
     length = values.get("validation_reasoning_tokens")
-    improved = progress.best_step is None or _rank(accuracy, length) > _rank(
-        progress.best_accuracy, progress.best_length
-    )
-    if improved or training.select == "last":
+    if training.select == "last":
+        selected = progress.finished
+    else:
+        selected = progress.best_step is None or _rank(accuracy, length) > _rank(
+            progress.best_accuracy, progress.best_length
+        )
+    if selected:
         progress.best_step, progress.best_accuracy = progress.step, accuracy
         progress.best_length = length
-    return improved and training.select == "best"
+    return selected
 
 
 def _rank(accuracy: float, length: float | None) -> tuple[float, float]:

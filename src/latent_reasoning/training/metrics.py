@@ -108,8 +108,8 @@ class ProgressLines:
             self._print(step, means)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """Print loss, accuracy and length, always."""
-        self._print(step, {"loss": self.means.get("loss", math.nan), **values})
+        """Print loss (where one was logged already), accuracy and length, always."""
+        self._print(step, {n: v for n, v in self.means.items() if n == "loss"} | values)
 
     def _print(self, step: int, values: dict[str, float]) -> None:
         self.printed = time.monotonic()

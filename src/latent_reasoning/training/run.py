@@ -93,9 +93,10 @@ class TrainingRun:
         self.parent = self.entry.start if self.entry else None
         parents = parents_of(self.experiment, self.name) if self.entry else []
         self.parents = {parent: self.layout.model(parent, self.seed) for parent in parents}
-        all_rows = getattr(self.entry, "rows", None) == "all"
         own = "rl" if self.stage in ("rl", "policy") else "sft"
-        self.splits = ("sft", "rl") if all_rows else (own,)
+        # Where SFT's share is everything, RL's file is empty.
+        more = getattr(self.entry, "rows", None) == "all" and self.experiment.data.sft_share < 1
+        self.splits = ("sft", "rl") if more else (own,)
         self.data_digests = {
             split: _digest_of_rows(self.layout.data(split))
             for split in (*self.splits, "validation")
