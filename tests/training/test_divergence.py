@@ -13,7 +13,7 @@ from latent_reasoning.config import Guard
 from latent_reasoning.model.card import card_text
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.training.divergence import DivergenceError, DivergenceGuard, GuardState
-from latent_reasoning.training.metrics import read_metrics
+from latent_reasoning.training.metrics import ProgressLines, read_metrics
 from tests.training.tiny_training import (
     TinyTask,
     assert_bitwise_equal,
@@ -68,6 +68,18 @@ def test_a_nan_goes_back_to_the_last_good_checkpoint_and_resumes_with_other_data
     losses = [losses_of(tmp_path / name / "metrics.jsonl") for name in "cd"]
     assert losses[0][6] == losses[1][6]
     assert losses[0][8] != losses[1][8]
+
+
+def test_the_time_left_is_that_of_the_steps_after_going_back(tmp_path, monkeypatch):
+    begun, original = [], ProgressLines.__init__
+
+    def begin(self, name, steps, first_step, log):
+        begun.append(first_step)
+        original(self, name, steps, first_step, log)
+
+    monkeypatch.setattr(ProgressLines, "__init__", begin)
+    run(tmp_path / "c", TinyTask(tiny_model(), fault=nan_until(1, at=7)), settings(), guard=GUARD)
+    assert begun == [0, 6]
 
 
 def test_going_back_to_before_the_best_weights_keeps_the_best_of_until_then(tmp_path, log):
