@@ -5,6 +5,7 @@ import pytest
 from latent_reasoning.analysis.ablations import ablations_figure, ablations_of, ablations_table
 from latent_reasoning.config import ConfigError
 from latent_reasoning.dag.planning import ablation_models
+from tests.analysis.conftest import experiment
 
 REPORT = {"ablations": {"the recipe": "latent-6", "by one": "latent-6-by-1"}}
 
@@ -38,6 +39,13 @@ def test_figures_are_means_over_seeds_and_extremes(results):
 def test_the_figure_names_every_change(results):
     axes = ablations_figure(results).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(REPORT["ablations"])
+
+
+def test_the_legend_names_rl_where_the_recipe_itself_has_none(written):
+    models = experiment().model_dump(mode="json", by_alias=True)["models"]
+    del models["latent-6-rl"]
+    figure = ablations_figure(written(0, models=models, report=REPORT))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["latent SFT", "and RL"]
 
 
 def test_a_change_without_rl_and_an_experiment_without_changes(written):

@@ -5,7 +5,7 @@ import pytest
 from latent_reasoning.analysis import claims
 from latent_reasoning.analysis.claims import claims_of, p_text
 from latent_reasoning.runtime.files import write_sums
-from tests.analysis.conftest import SKILL, TRAINING, experiment, write_all
+from tests.analysis.conftest import SKILL, experiment, write_all
 
 
 def by_claim(results):
@@ -80,13 +80,27 @@ def test_thresholds_are_those_of_the_configuration(written):
     assert (claim.asked[:12], claim.verdict) == ("at least 90 ", "not reached")
 
 
-def test_rl_is_compared_with_as_much_further_training(results_root):
+def test_thresholds_are_told_to_the_last_digit(written):
+    fine = {"points_lost": 0.005, "points_lost_by_steps": 0.025, "shortening": 0.333}
+    asked = {c.asked for c in claims_of(written(0, report={"claims": fine}))}
+    for words in (
+        "at most 0.5 points below",
+        "more than 2.5 points below",
+        "at least 33.3 % fewer",
+    ):
+        assert any(words in text for text in asked)
+
+
+@pytest.mark.parametrize(("steps", "told"), [(100, "as many"), (7, "7 (RL: 100)")])
+def test_rl_is_compared_with_further_training(results_root, steps, told):
     models = experiment().model_dump(mode="json", by_alias=True)["models"]
-    further = {"stage": "latent_sft", "from": "latent-6", "training": TRAINING}
+    further = {"stage": "latent_sft", "from": "latent-6", "training": {"steps": steps}}
     SKILL.setdefault("latent-6-further", SKILL["latent-6"])
     results = write_all(experiment(models=models | {"latent-6-further": further}))
     claim = by_claim(results)["RL gives more than further latent SFT", "latent-6-rl"]
-    assert claim.asked.startswith("no less accurate than latent-6-further")
+    assert claim.asked == (
+        f"no less accurate than latent-6-further, with {told} further steps, and shorter"
+    )
     assert [pair.reference for pair in results.control_pairs()] == ["latent-6-further"]
 
 
@@ -99,6 +113,31 @@ def test_equal_length_everywhere_follows_no_difficulty(written, monkeypatch):
 def test_rows_without_steps_cannot_decide_on_difficulty(without_steps):
     claim = by_claim(without_steps)["Longer problems get more thought", "latent-6-rl"]
     assert claim.verdict == "cannot be decided"
+
+
+def test_rows_that_all_have_as_many_steps_cannot_decide_on_difficulty(written):
+    results = written(0)
+    for model in results.models:
+        folder = results.layout.evaluation(model, 0, "test")
+        same = results.predictions(model, 0, "test").assign(gold_steps=2)
+        same.to_parquet(folder / "predictions.parquet", index=False)
+        write_sums(folder)
+    claim = by_claim(results)["Longer problems get more thought", "latent-6-rl"]
+    assert claim.verdict == "cannot be decided"
+    assert claim.measured == "the rows do not differ in reasoning steps"
+
+
+def test_the_steps_work_is_measured_on_the_rows_of_the_forced_curve(written):
+    """The first 20 rows, on which the model is wrong, are those that were forced."""
+    results = written(0, evaluation={"forced_rows": 20})
+    folder = results.layout.evaluation("latent-6", 0, "test")
+    rows = results.predictions("latent-6", 0, "test")
+    rows.loc[:19, "correct"] = False
+    rows.to_parquet(folder / "predictions.parquet", index=False)
+    write_sums(folder)
+    claim = by_claim(results)["The latent steps do the work", "latent-6"]
+    assert claim.verdict == "not reached"
+    assert "against 0.00 %" in claim.measured
 
 
 def test_seeds_are_averaged_and_tests_are_listed(three_seeds):

@@ -5,6 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from latent_reasoning.analysis import figures, style
+from latent_reasoning.analysis.results import Results
+from tests.analysis.conftest import TRAINING, experiment
 
 
 def labels(axes):
@@ -31,6 +33,12 @@ def test_rl_models_share_the_colour_of_their_start_and_differ_in_line_and_marker
     assert look["latent-6"].line["linestyle"] != look["latent-6-rl"].line["linestyle"]
     assert look["latent-6"].point["markerfacecolor"] == "white"
     assert len({entry.colour for entry in look.values()}) == 4
+
+
+def test_no_two_of_nine_models_look_alike():
+    models = {f"sft-{i}": {"stage": "sft", "training": TRAINING} for i in range(9)}
+    looks = style.looks(Results.of(experiment(models=models))).values()
+    assert len({(look.colour, look.marker) for look in looks}) == 9
 
 
 def test_accuracy_vs_tokens_puts_each_model_at_its_means(three_seeds):

@@ -106,6 +106,10 @@ def test_every_figure_and_table_has_its_caption():
             {"factor": 1, "bias": 5, "min": None, "max": 10},
             "5 latent steps + 1 a reasoning step, at most 10",
         ),
+        (
+            {"factor": 1, "bias": 0, "min": 3, "max": None},
+            "0 latent steps + 1 a reasoning step, at least 3",
+        ),
     ],
 )
 def test_latent_steps_are_told_in_words(settings, text):
@@ -116,6 +120,10 @@ def test_the_environment_names_code_machine_and_versions(three_seeds):
     facts = environment(three_seeds.experiment)
     assert re.fullmatch("[0-9a-f]{16}", facts["Configuration digest"])
     assert {"Commit", "Processor", "Python", "torch", "transformers"} <= set(facts)
+
+
+def test_the_page_says_which_tests_take_all_seeds_together(page):
+    assert "but for the tests at each number of steps, which take the rows of all seeds" in page
 
 
 def test_job_times_are_read_from_the_workflows_own_measurements(written):

@@ -112,6 +112,11 @@ def test_the_size_of_a_model_is_read_off_its_name(base, weights):
     assert cost.size_of(resolve(raw, "x.yaml")).weights == pytest.approx(weights, rel=0.15)
 
 
+def test_a_gpt2_from_scratch_has_two_matrices_in_its_mlp():
+    experiment = load([CONFIG / "laptop.yaml", CONFIG / "laptop-gpt2.yaml"])
+    assert cost.size_of(experiment).block_weights == 2 * (4 * 64**2 + 2 * 64 * 128)
+
+
 def test_a_cheap_experiment_is_not_described():
     for name in ("laptop", "test"):
         experiment = load(CONFIG / f"{name}.yaml")

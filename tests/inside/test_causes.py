@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from latent_reasoning.config import UserError
 from latent_reasoning.inside.errors import error_shares, first_errors
 from latent_reasoning.inside.interventions import (
     choose_donors,
@@ -18,9 +19,12 @@ from latent_reasoning.inside.interventions import (
 )
 from latent_reasoning.inside.lens import lens_matrix, read_words
 from latent_reasoning.inside.need import agreement, forced_accuracy, needed_steps
-from latent_reasoning.inside.reasoning import read_reasoning
+from latent_reasoning.inside.reasoning import Subject, read_reasoning
 from latent_reasoning.inside.walk import Walk
+from latent_reasoning.model.generation import generate
 from tests.inside import handmade
+from tests.inside.conftest import rows as tiny_rows
+from tests.model.models import build_reasoner, build_tokenizer
 
 ROWS = handmade.rows()
 
@@ -142,6 +146,31 @@ def test_the_one_hot_model_needs_no_step_and_leaves_all_on_the_table(one_hot):
     assert summary["left_mean"] == pytest.approx(reasoning.steps.float().mean().item())
     curve = forced_accuracy(reasoning)
     assert curve.loc[curve["operations"] == 0, "n"].tolist() == [40] * 6
+
+
+def marked(marker: int | None) -> Subject:
+    """A random model that stops where a word is the likeliest."""
+    model = build_reasoner(max_latent_steps=3, stop_rule="marker", marker_id=marker)
+    return Subject(model.requires_grad_(False), build_tokenizer(), "", batch=16)
+
+
+def test_a_row_stops_where_the_marker_is_likeliest_though_all_other_words_together_are_more_so():
+    rows, model = tiny_rows(12), marked(None).model
+    first = read_reasoning(marked(None), rows, most=0).hidden[:, 0]
+    words = model.vocabulary_logits(first)[:, 2:30].argmax(-1) + 2
+    subject = marked(int(words.mode().values))
+    reasoning = read_reasoning(subject, rows, most=3)
+    eos_id = subject.tokenizer.eos_token_id
+    options = {"max_new_tokens": 8, "eos_id": eos_id, "batch_size": 4}
+    generated = generate(subject.model, reasoning.prompts, **options)
+    assert reasoning.steps.tolist() == [one.latent_steps for one in generated]
+    assert reasoning.stops[reasoning.steps == 0, 0].min() < 0.5
+
+
+def test_a_model_that_samples_its_latent_inputs_is_refused():
+    model = build_reasoner(recurrent_filter="gaussian", latent_noise=0.5)
+    with pytest.raises(UserError, match=r"samples its latent inputs \(latent_noise: 0\.5"):
+        read_reasoning(Subject(model, build_tokenizer()), tiny_rows(2), most=1)
 
 
 def test_a_walk_that_nothing_touches_is_the_models_own(one_hot):

@@ -7,13 +7,16 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy
 import pandas
 import pytest
+from matplotlib.figure import Figure
 
 from latent_reasoning.config import UserError
 from latent_reasoning.data.rows import Row, row_lines
 from latent_reasoning.data.sequences import START
 from latent_reasoning.inside.__main__ import main
+from latent_reasoning.inside.drawing import heat_map
 from latent_reasoning.inside.figures import LATENT_FIGURES, draw_all
 from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.page import write_page
@@ -54,18 +57,41 @@ def test_the_page_holds_everything_and_fetches_nothing(page):
     assert "A. Reading the latents" in text
 
 
-def test_a_finding_names_the_seeds_that_have_it(study_folder, tmp_path):
-    folders = [tmp_path / f"seed-{seed}" for seed in (3, 4, 5)]
-    words = ["AUC (2 wrong)", "AUC (1 wrong)", "AUC (1 wrong)"]
-    for seed, (folder, finding) in enumerate(zip(folders, words, strict=True), 3):
+def page_of_seeds(study_folder, tmp_path, lines):
+    """The text of a page of seeds 3, 4, .., each with one finding."""
+    folders = [tmp_path / f"seed-{seed}" for seed, _ in enumerate(lines, 3)]
+    for seed, (folder, line) in enumerate(zip(folders, lines, strict=True), 3):
         shutil.copytree(study_folder, folder, ignore=shutil.ignore_patterns("figures"))
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps(summary | {"seed": seed}))
-        line = {"analysis": "H", "finding": finding, "value": seed / 10, "n": 24, "unit": "AUC"}
         table = pandas.DataFrame([line], columns=[*line, "low", "high", "control"])
         table.to_csv(folder / "findings.csv", index=False)
     write_page(folders, tmp_path / "page.html", "")
-    text = re.sub(r"<.*?>", "", (tmp_path / "page.html").read_text())
+    return re.sub(r"<.*?>", "", (tmp_path / "page.html").read_text())
+
+
+def test_the_comparison_says_of_how_many_rows_and_seeds_its_means_are(study_folder, tmp_path):
+    line = {"analysis": "A", "finding": "follows", "unit": "share"}
+    numbers = [(1.0, 3), (0.5, 1), (numpy.nan, 0)]
+    text = page_of_seeds(study_folder, tmp_path, [line | {"value": v, "n": n} for v, n in numbers])
+    assert "75.0 % (n = 1 to 3, 2 of 3 seeds)" in text
+
+
+def test_a_large_heat_map_names_its_rows_and_columns_too():
+    table = pandas.DataFrame(numpy.zeros((10, 2)), index=range(1, 11), columns=["all", 1])
+    axes = Figure().subplots()
+    heat_map(axes, table, "", "", "")
+    assert [label.get_text() for label in axes.get_yticklabels()] == [str(i) for i in range(1, 11)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "1"]
+
+
+def test_a_finding_names_the_seeds_that_have_it(study_folder, tmp_path):
+    words = ["AUC (2 wrong)", "AUC (1 wrong)", "AUC (1 wrong)"]
+    lines = [
+        {"analysis": "H", "finding": finding, "value": seed / 10, "n": 24, "unit": "AUC"}
+        for seed, finding in enumerate(words, 3)
+    ]
+    text = page_of_seeds(study_folder, tmp_path, lines)
     assert "AUC (2 wrong): seed 3: 0.3, n = 24." in text
     assert "AUC (1 wrong): seed 4: 0.4, n = 24; seed 5: 0.5, n = 24." in text
 
@@ -81,10 +107,12 @@ def test_a_latent_folder_by_hand(tmp_path, capsys):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(row_lines(rows(60))))
     arguments = ["--path", f"{tmp_path / 'model'}", "--data", f"{data}", "--limit", "30"]
+    arguments += ["--forced-steps", "1"]
     main([*arguments, "--output", f"{tmp_path / 'out'}", "--max-steps", "3", "--sample", "5"])
     assert "30 rows in" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["training_rows"] == 30
+    assert summary["steps_mean"] == 1
     assert (tmp_path / "out" / "inside.html").is_file()
 
 

@@ -63,7 +63,7 @@ use rule tables as appendix_tables with:
         benchmark_file("appendix_tables")
     params:
         what="appendix",
-        report=planning.report_digest(EXPERIMENT, "appendix", "published"),
+        report=planning.report_digest(EXPERIMENT, "appendix", "published", "rl_from"),
     message:
         "Writing the appendix's table"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy
 import pandas
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.analysis.style import AFTER, BEFORE, nothing_to_show, page, per_cent
@@ -86,9 +87,9 @@ def ablations_figure(results: Results) -> Figure:
     table = ablations_table(results).set_index("model")
     figure, grid = page(1, 3, 1.2 + 0.32 * len(ablations), sharey=True, width_ratios=(3, 2, 3))
     places = numpy.arange(len(ablations))[::-1]
-    sides = (("sft", BEFORE, 0.12, "latent SFT"), ("rl", AFTER, -0.12, "and RL"))
+    sides = (("sft", BEFORE, 0.12), ("rl", AFTER, -0.12))
     for place, ablation in zip(places, ablations, strict=True):
-        for side, colour, offset, label in sides:
+        for side, colour, offset in sides:
             model = getattr(ablation, side)
             if model is None:
                 continue
@@ -96,8 +97,7 @@ def ablations_figure(results: Results) -> Figure:
             for axes, column in ((grid[0][0], "accuracy"), (grid[0][1], "reasoning_tokens_mean")):
                 values = [results.summary(model, s, dataset)[column] for s in results.seeds]
                 axes.plot(values, [y] * len(values), ".", color=colour, alpha=0.5, markersize=4)
-            label = label if place == places[0] else None
-            grid[0][0].plot(table.loc[model, "accuracy"], y, "o", color=colour, label=label)
+            grid[0][0].plot(table.loc[model, "accuracy"], y, "o", color=colour)
             grid[0][1].plot(table.loc[model, "reasoning_tokens"], y, "o", color=colour)
         _forced_row(grid[0][2], results, ablation, place)
     grid[0][0].set_yticks(places, [ablation.change for ablation in ablations])
@@ -108,8 +108,9 @@ def ablations_figure(results: Results) -> Figure:
         axes.set_title(title)
     grid[0][1].set_xlim(left=0)
     grid[0][2].set_xlabel("n; the height of a line is 0 to 100 %")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    looks = (("latent SFT", BEFORE), ("and RL", AFTER))
+    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=text) for text, c in looks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 

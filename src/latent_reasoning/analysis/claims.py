@@ -89,6 +89,19 @@ class _Evidence:
     def accuracy(self, model: str) -> float:
         return self.main.loc[model, "accuracy"]
 
+    def accuracy_of_forced_rows(self, model: str) -> float:
+        """Accuracy on the rows of the forced curve, which may be fewer."""
+        results, rows = self.results, self.results.experiment.evaluation.forced_rows
+        if rows is None:
+            return self.accuracy(model)
+        frames = [results.predictions(model, seed, self.dataset)[:rows] for seed in results.seeds]
+        return pandas.concat(frames)["correct"].mean()
+
+    def training_steps(self, model: str) -> int | None:
+        """Steps of a model's last training; None where it was brought in."""
+        training = getattr(self.results.experiment.models[model], "training", None)
+        return None if training is None else training.steps
+
     def tokens(self, model: str) -> float:
         return self.main.loc[model, "reasoning_tokens"]
 
@@ -133,7 +146,7 @@ def _shorter(evidence: _Evidence, pair: Pair) -> Claim:
     return Claim(
         claim="RL shortens the reasoning",
         model=pair.model,
-        asked=f"at least {100 * bound:.0f} % fewer reasoning tokens than {pair.reference}",
+        asked=f"at least {100 * bound:g} % fewer reasoning tokens than {pair.reference}",
         measured=f"{before:.2f} to {after:.2f} tokens, {100 * change:+.1f} %",
         reached=_at_least(-change, bound),
     )
@@ -176,10 +189,12 @@ def _as_accurate_by_steps(evidence: _Evidence, pair: Pair) -> Claim:
 
 def _more_than_training(evidence: _Evidence, pair: Pair) -> Claim:
     ours, theirs = evidence.accuracy(pair.model), evidence.accuracy(pair.reference)
+    rl, further = (evidence.training_steps(model) for model in (pair.model, pair.reference))
+    steps = "as many" if rl == further else f"{further:,} (RL: {rl or 'unknown'})"
     return Claim(
         claim="RL gives more than further latent SFT",
         model=pair.model,
-        asked=f"no less accurate than {pair.reference}, with as many further steps, and shorter",
+        asked=f"no less accurate than {pair.reference}, with {steps} further steps, and shorter",
         measured=f"{_percent(ours)} at {evidence.tokens(pair.model):.2f} tokens against "
         f"{_percent(theirs)} at {evidence.tokens(pair.reference):.2f}; {evidence.p_values(pair)}",
         reached=_at_least(ours, theirs)
@@ -190,7 +205,7 @@ def _more_than_training(evidence: _Evidence, pair: Pair) -> Claim:
 def _length_follows_steps(evidence: _Evidence, model: str) -> Claim:
     results = evidence.results
     frames = [results.predictions(model, seed, evidence.dataset) for seed in results.seeds]
-    known = all(frame["gold_steps"].notna().any() for frame in frames)
+    differ = all(frame["gold_steps"].nunique() > 1 for frame in frames)
     # A length that never varies follows nothing: r = 0.
     correlations = [length_correlation(frame) or 0.0 for frame in frames]
     shown = ", ".join(f"{r:.3f}" for r in correlations)
@@ -199,15 +214,14 @@ def _length_follows_steps(evidence: _Evidence, model: str) -> Claim:
         claim="Longer problems get more thought",
         model=model,
         asked=f"Pearson's r of length and reasoning steps at least {evidence.asked.correlation}",
-        measured=f"r = {shown}" if known else "the rows have no reasoning steps",
-        reached=_at_least(mean, evidence.asked.correlation) if known else None,
+        measured=f"r = {shown}" if differ else "the rows do not differ in reasoning steps",
+        reached=_at_least(mean, evidence.asked.correlation) if differ else None,
     )
 
 
 def _steps_are_needed(evidence: _Evidence, model: str) -> Claim:
-    own = evidence.accuracy(model)
-    forced = evidence.forced.set_index(["model", "latent_steps"])["accuracy"]
-    without, bound = forced.loc[model, 0], evidence.asked.points_below_without_steps
+    own, bound = evidence.accuracy_of_forced_rows(model), evidence.asked.points_below_without_steps
+    without = evidence.forced.set_index(["model", "latent_steps"])["accuracy"].loc[model, 0]
     return Claim(
         claim="The latent steps do the work",
         model=model,
@@ -228,7 +242,7 @@ def _percent(share: float) -> str:
 
 
 def _points(share: float, *, sign: bool = False) -> str:
-    number = f"{100 * share:+.2f}" if sign else f"{100 * share:.0f}"
+    number = f"{100 * share:+.2f}" if sign else f"{100 * share:g}"
     return f"{number} point{'' if number == '1' else 's'}"
 
 

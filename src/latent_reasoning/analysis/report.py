@@ -230,6 +230,8 @@ def describe_steps(steps: LatentSteps) -> str:
     if steps.factor == 0 or (steps.min is not None and steps.min == steps.max):
         return f"{latent_step_count(0, steps)} latent steps"
     growth = f"{steps.bias} latent steps + {steps.factor} a reasoning step"
+    if steps.min is not None and steps.min > steps.bias + steps.factor:
+        growth += f", at least {steps.min}"
     return growth if steps.max is None else f"{growth}, at most {steps.max}"
 
 

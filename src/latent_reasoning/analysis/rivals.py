@@ -25,11 +25,15 @@ from latent_reasoning.analysis.compute import (
     tokens_written,
 )
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
-from latent_reasoning.analysis.tables import main_table, number, paired_tests, percent
-from latent_reasoning.analysis.training_cost import training_costs
-from latent_reasoning.config import (
-    ModelEntry,
+from latent_reasoning.analysis.tables import (
+    PUBLISHED_DATASET,
+    main_table,
+    number,
+    paired_tests,
+    percent,
 )
+from latent_reasoning.analysis.training_cost import training_costs
+from latent_reasoning.config import ModelEntry
 from latent_reasoning.dag.cost import ModelSize, size_of
 from latent_reasoning.dag.planning import rival_models, shown
 from latent_reasoning.evaluation.metrics import wilson_interval
@@ -54,7 +58,7 @@ def rivals_table(results: Results) -> pandas.DataFrame:
     costs, rows = training_costs(results), []
     for row in main_table(results).to_dict("records"):
         model = row["model"]
-        known = section.published.get(model, {}) if row["dataset"] == "test" else {}
+        known = section.published.get(model, {}) if row["dataset"] == PUBLISHED_DATASET else {}
         rows.append(
             {key: row[key] for key in MEASURED}
             | _lengths(results, size, model, row["dataset"])

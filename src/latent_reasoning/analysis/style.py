@@ -82,7 +82,9 @@ def looks(results: Results) -> dict[str, Look]:
         while root in parents:
             root = parents[root]
         family = families.setdefault(root, len(families))
-        colour, marker = PALETTE[family % len(PALETTE)], MARKERS[family % len(MARKERS)]
+        # The ninth family has the first one's colour again, but another marker.
+        round_, place = divmod(family, len(PALETTE))
+        colour, marker = PALETTE[place], MARKERS[(family + round_) % len(MARKERS)]
         chosen[model] = Look(colour, marker, trained_by_rl=root != model)
     return chosen
 

@@ -99,7 +99,7 @@ def _trained_parameters(results: Results, model: str) -> int:
         if model == "base":
             return 0
     entry = results.experiment.models[model]
-    if isinstance(entry, ImportModel | DecodeModel):
+    if isinstance(entry, ImportModel):
         return 0
     folder = results.layout.model(model, results.seeds[0])
     files = sorted(folder.glob("*.safetensors"))

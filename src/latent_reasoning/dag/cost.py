@@ -82,19 +82,20 @@ Trained = Supervised | PolicyModel
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The widths of a Llama."""
+    """The widths of a Llama, or of a GPT-2, whose MLP has no gate: two matrices."""
 
     hidden: int
     intermediate: int
     layers: int
     key_values: int
     vocabulary: int
+    mlp_matrices: int = 3
 
     @property
     def block_weights(self) -> int:
         """Weights of all matrices in the blocks, which multiply every token."""
         attention = 2 * self.hidden * (self.hidden + self.key_values)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + self.mlp_matrices * self.hidden * self.intermediate)
 
     @property
     def weights(self) -> int:
@@ -140,6 +141,7 @@ def size_of(experiment: Experiment) -> ModelSize:
             layers=shape.num_hidden_layers,
             key_values=key_values,
             vocabulary=128,
+            mlp_matrices=2 if shape.family == "gpt2" else 3,
         )
     name = Path(os.path.expandvars(base.hub_id or base.path or "")).name.lower()
     for beginning, size in SIZES.items():

@@ -119,7 +119,7 @@ def study_folder(options: argparse.Namespace) -> None:
     )
     latent = model.settings is not None
     limit = options.limit or ROWS[latent]
-    wanted = Options(options.sample or SAMPLE[latent], options.max_steps)
+    wanted = Options(options.sample or SAMPLE[latent], options.max_steps, options.forced_steps)
     if latent:
         rows = _rows(subject, options.data, 2 * limit)
         if len(rows) <= limit:
@@ -178,6 +178,7 @@ def _folder_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--limit", type=positive, help=f"first rows only ({rows})")
     add("--sample", type=positive, help=f"rows for what is costly ({sample})")
     add("--max-steps", type=count, default=10, help="most latent steps that are looked at")
+    add("--forced-steps", type=count, help="latent steps of every row (the model's own decision)")
     add("--batch-size", type=positive, default=64)
     add_reading_options(command, ("float32",))
     return command.parse_args(arguments)

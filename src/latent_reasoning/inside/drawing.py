@@ -17,14 +17,13 @@ from latent_reasoning.analysis.style import MARKERS, PALETTE
 Tables = Mapping[str, pandas.DataFrame]
 SEQUENTIAL = "cividis"
 """The map of heat maps: one lightness scale, the same for the colour-blind."""
-MOST_WRITTEN = 8
-"""Rows of a heat map that has numbers in its cells, at most."""
+MOST_WRITTEN, MOST_NAMED = 8, 16
+"""Rows of a heat map that has numbers in its cells; rows or columns that are all named, at most."""
 
 
-def whole_numbers(*axis: Axis) -> None:
+def whole_numbers(axis: Axis) -> None:
     """Ticks at whole numbers."""
-    for each in axis:
-        each.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def look(index: int) -> dict[str, Any]:
@@ -45,8 +44,9 @@ def heat_map(
             text = f"{100 * value:.0f}" if top is None else f"{value:.2f}"
             if not numpy.isnan(value):
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
-        axes.set_yticks(range(len(table)), [str(i) for i in table.index])
+    for axis, names in ((axes.xaxis, table.columns), (axes.yaxis, table.index)):
+        shown = range(0, len(names), max(1, -(-len(names) // MOST_NAMED)))
+        axis.set_ticks(shown, [str(names[i]) for i in shown])
     axes.grid(visible=False)
     axes.set(title=title, xlabel=x, ylabel=y)
     return drawn

@@ -41,7 +41,7 @@ def lens(tables: Tables, _: Mapping[str, Any]) -> Figure:
     for axes, (answers, reading) in zip(grid.flat, product(shown, readings), strict=True):
         cells = table[(table["answers"] == answers) & (table["reading"] == reading)]
         matrix = cells.pivot(index="value", columns="step", values="accuracy")
-        title = f"{readings[reading]}; {answers}, n = {cells['n'].max()}"
+        title = f"{readings[reading]}; {answers}, n up to {cells['n'].max()}"
         heat_map(axes, matrix, title, "latent h_j, j", "value v_m, m")
     return figure
 

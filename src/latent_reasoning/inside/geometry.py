@@ -152,7 +152,7 @@ def single_token_norms(subject: Subject, anatomy: Anatomy) -> pandas.DataFrame:
 
 def points(geometry: Geometry, umap: bool) -> pandas.DataFrame:
     """F5 to F11: `figure, panel, part, block, index` (position or text), components `c1` .. `c6`,
-    and `explained`, the shares of the variance of the first two as text."""
+    and `explained`, their shares of the variance as text."""
     mean, axes, shares = geometry.moments.components()
     unit, frames = geometry.means(geometry.unit), []
     where = [geometry.names[i] for i in geometry.stream]

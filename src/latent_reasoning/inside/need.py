@@ -47,7 +47,8 @@ def forced_accuracy(reasoning: Reasoning) -> pandas.DataFrame:
 
 
 def agreement(needed: pandas.DataFrame) -> dict[str, float]:
-    """How the model's own stopping agrees with what its rows need: means over rows with an e."""
+    """How the model's own stopping agrees with what its rows need: over the `n` rows with an e, but
+    for `steps_mean`, which is over all."""
     known = needed.dropna(subset="needed").astype({"needed": int})
     left = mean_interval(known["stops"] - known["needed"])
     exact = share(known["stops"] == known["needed"])

@@ -129,7 +129,8 @@ def _numbers(row: dict[str, Any]) -> str:
 
 
 def _comparison(sections: dict[tuple[str, str], list[dict]]) -> pandas.DataFrame:
-    """The findings of A to D of all latent models side by side, means over seeds."""
+    """The findings of A to D of all latent models side by side: means over the seeds that have a
+    number, with n and, where some have none, how many have."""
     columns: dict[str, dict[str, str]] = {}
     for (model, dataset), studies in sections.items():
         if not studies[0]["summary"]["latent"]:
@@ -142,8 +143,18 @@ def _comparison(sections: dict[tuple[str, str], list[dict]]) -> pandas.DataFrame
             "latent steps": in_words(summaries["steps_mean"].mean(), "steps"),
         }
         for finding, rows in shown.groupby("finding", sort=False):
-            column[finding] = in_words(rows["value"].mean(), rows["unit"].iloc[0])
+            column[finding] = _mean_of_seeds(rows.dropna(subset="value"), len(studies))
     return pandas.DataFrame(columns).fillna("").reset_index(names="mean over seeds")
+
+
+def _mean_of_seeds(rows: pandas.DataFrame, seeds: int) -> str:
+    """The mean of a finding's values, which several seeds may have from few rows or not at all."""
+    if rows.empty:
+        return ""
+    least, most = rows["n"].min(), rows["n"].max()
+    counts = f"n = {least}" if least == most else f"n = {least} to {most}"
+    missing = "" if len(rows) == seeds else f", {len(rows)} of {seeds} seeds"
+    return f"{in_words(rows['value'].mean(), rows['unit'].iloc[0])} ({counts}{missing})"
 
 
 def main(arguments: list[str] | None = None) -> None:

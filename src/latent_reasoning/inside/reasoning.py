@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from latent_reasoning.config import NumberRule
+from latent_reasoning.config import NumberRule, UserError
 from latent_reasoning.data.answers import judge
 from latent_reasoning.data.context import decode, read_pieces
 from latent_reasoning.data.rows import Row
@@ -98,10 +98,15 @@ def read_reasoning(
 ) -> Reasoning:
     """Take `most` latent steps with every row, and answer after each number of steps.
 
-    A row stops where STOP is the likelier decision, at the model's own bound, or at `most`; with
-    `forced_steps`, always there.
+    A row stops where greedy decoding does, at the model's own bound, or at `most`; with
+    `forced_steps`, always there. Raises `UserError` for a model that samples its latent inputs.
     """
     model, bound = subject.model, subject.model.settings.max_latent_steps
+    if model.settings.latent_noise:
+        raise UserError(
+            f"this model samples its latent inputs (latent_noise: {model.settings.latent_noise} in "
+            "latent.json), and its chains are read without noise here; look into it with 0"
+        )
     most = max(most, forced_steps or 0)
     rows = list(rows)
     prompts = encode_prompts(
@@ -110,7 +115,6 @@ def read_reasoning(
     ending, parts, frames, ids = subject.ending(), [], [], []
     for batch in batches(len(rows), subject.batch):
         walk = Walk.begin(model, [prompts[i] for i in batch]).run(most)
-        stops = walk.stop_probabilities()
         count = len(batch)
         of = torch.arange(count, device=model.device).repeat_interleave(most + 1)
         steps = torch.arange(most + 1, device=model.device).repeat(count)
@@ -119,9 +123,8 @@ def read_reasoning(
         ids += [answers.ids[i : i + most + 1] for i in range(0, len(of), most + 1)]
         hidden = torch.stack(walk.hidden, 1)
         inputs = torch.stack(walk.inputs, 1) if most else hidden[:, :0]
-        parts.append([hidden.cpu(), inputs.cpu(), stops.cpu()])
-    hidden, inputs, stops = (torch.cat(part) for part in zip(*parts, strict=True))
-    stopped = stops > 0.5
+        parts.append([x.cpu() for x in (hidden, inputs, walk.stop_probabilities(), walk.stops())])
+    hidden, inputs, stops, stopped = (torch.cat(part) for part in zip(*parts, strict=True))
     stopped[:, most if bound is None else min(most, bound)] = True
     steps = stopped.int().argmax(1)
     if forced_steps is not None:

@@ -202,7 +202,6 @@ def skips(tables: Tables, summary: Mapping[str, Any]) -> Figure:
         matrix = matrix.reindex(index=blocks, columns=blocks)
         title = f"{where} positions"
         drawn = heat_map(axes, matrix, title, "changed block", "skipped block", top=top)
-        whole_numbers(axes.xaxis, axes.yaxis)
     extend = "max" if table["mean"].max() > top else "neither"
     figure.colorbar(drawn, ax=grid, label="relative change", shrink=0.8, extend=extend)
     return figure

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latent_reasoning.model.heads import STOPS, decision_logits
+from latent_reasoning.model.heads import STOPS, decision_logits, greedy_stops
 from latent_reasoning.model.passes import Kind
 from latent_reasoning.model.reasoner import LatentReasoner
 from latent_reasoning.model.trajectory import Trajectory
@@ -92,6 +92,12 @@ class Walk:
         """The probability of STOP at each decision so far, (P, n + 1)."""
         logits = decision_logits(self.model, torch.stack(self.hidden, 1))
         return logits.softmax(-1)[..., STOPS]
+
+    @torch.no_grad()
+    def stops(self) -> Tensor:
+        """Whether a greedy model stops at each decision so far, (P, n + 1)."""
+        hidden = torch.stack(self.hidden, 1)
+        return greedy_stops(self.model, hidden, decision_logits(self.model, hidden))
 
     @torch.no_grad()
     def answers(
