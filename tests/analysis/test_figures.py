@@ -22,7 +22,7 @@ def test_every_figure_is_written_wide_enough_to_read(drawn):
 
 
 def test_equal_input_gives_equal_files(three_seeds, drawn, tmp_path):
-    figures.write_figures(three_seeds, tmp_path, ["length_by_steps"])
+    style.save(figures.draw("length_by_steps", three_seeds), tmp_path, "length_by_steps")
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (drawn / path.name).read_bytes()
 

@@ -37,13 +37,7 @@ def compute_table(results: Results) -> pandas.DataFrame:
         for model in results.models:
             predictions = results.pooled_predictions(model, dataset)
             summaries = [results.summary(model, seed, dataset) for seed in results.seeds]
-            n = summaries[0]["n"]
-            latent = is_latent(results, model, predictions)
-            operations = reasoning_operations(
-                tokens=tokens_written(predictions),
-                steps=predictions["latent_steps"].mean(),
-                weights=reasoning_weights(results, size, model, latent=latent),
-            )
+            n, cost = summaries[0]["n"], reasoning_cost(results, size, model, predictions)
             rows.append(
                 {
                     "model": model,
@@ -51,8 +45,8 @@ def compute_table(results: Results) -> pandas.DataFrame:
                     "seeds": len(summaries),
                     "n": n,
                     "accuracy": predictions["correct"].mean(),
-                    "reasoning_tokens": predictions["reasoning_tokens"].mean(),
-                    "reasoning_megaflop": operations / 1e6,
+                    "reasoning_tokens": cost["reasoning_tokens"],
+                    "reasoning_megaflop": cost["reasoning_flop"] / 1e6,
                     "milliseconds": 1e3 * sum(s["seconds"] / n for s in summaries) / len(summaries),
                 }
             )
@@ -79,6 +73,23 @@ def compute_figure(results: Results) -> Figure:
     share_axis(grid[0][0])
     legend_below(figure, grid[0][0], columns=3)
     return figure
+
+
+def reasoning_cost(
+    results: Results, size: ModelSize, model: str, predictions: pandas.DataFrame
+) -> dict[str, float]:
+    """Mean `latents, reasoning_tokens, forwards, reasoning_flop` of a row, as `analysis.rivals` has
+    them."""
+    latent, steps = is_latent(results, model, predictions), predictions["latent_steps"].mean()
+    written = tokens_written(predictions)
+    at_once = latent and model_settings(results, model).recurrent_filter == "pause"
+    weights = reasoning_weights(results, size, model, latent=latent)
+    return {
+        "latents": steps,
+        "reasoning_tokens": predictions["reasoning_tokens"].mean(),
+        "forwards": 1.0 if at_once else written - latent,
+        "reasoning_flop": reasoning_operations(written, steps, weights),
+    }
 
 
 def is_latent(results: Results, model: str, predictions: pandas.DataFrame) -> bool:

@@ -6,7 +6,7 @@ each model comes from `analysis.style`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,9 +37,9 @@ from latent_reasoning.analysis.style import (
 from latent_reasoning.analysis.tables import forced_table, main_table
 
 
-def write_figures(results: Results, folder: Path, names: Iterable[str] | None = None) -> None:
-    """Draw figures (None: all) as `folder/{name}.png` and `.svg`."""
-    for name in names or FIGURES:
+def write_figures(results: Results, folder: Path) -> None:
+    """Draw every figure as `folder/{name}.png` and `.svg`."""
+    for name in FIGURES:
         save(draw(name, results), folder, name)
 
 

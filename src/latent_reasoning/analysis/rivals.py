@@ -17,13 +17,7 @@ from typing import Any
 
 import pandas
 
-from latent_reasoning.analysis.compute import (
-    is_latent,
-    model_settings,
-    reasoning_operations,
-    reasoning_weights,
-    tokens_written,
-)
+from latent_reasoning.analysis.compute import reasoning_cost
 from latent_reasoning.analysis.results import MissingResultError, Pair, Results
 from latent_reasoning.analysis.tables import (
     PUBLISHED_DATASET,
@@ -34,7 +28,7 @@ from latent_reasoning.analysis.tables import (
 )
 from latent_reasoning.analysis.training_cost import training_costs
 from latent_reasoning.config import ModelEntry
-from latent_reasoning.dag.cost import ModelSize, size_of
+from latent_reasoning.dag.cost import size_of
 from latent_reasoning.dag.planning import rival_models, shown
 from latent_reasoning.evaluation.metrics import wilson_interval
 
@@ -58,10 +52,11 @@ def rivals_table(results: Results) -> pandas.DataFrame:
     costs, rows = training_costs(results), []
     for row in main_table(results).to_dict("records"):
         model = row["model"]
+        predictions = results.pooled_predictions(model, row["dataset"])
         known = section.published.get(model, {}) if row["dataset"] == PUBLISHED_DATASET else {}
         rows.append(
             {key: row[key] for key in MEASURED}
-            | _lengths(results, size, model, row["dataset"])
+            | reasoning_cost(results, size, model, predictions)
             | _milliseconds(results, model)
             | {
                 "examples": costs[model].examples,
@@ -86,20 +81,6 @@ def method_of(results: Results, model: str) -> str:
         if model in trials:
             return method
     return model
-
-
-def _lengths(results: Results, size: ModelSize, model: str, dataset: str) -> dict[str, float]:
-    predictions = results.pooled_predictions(model, dataset)
-    latent, steps = is_latent(results, model, predictions), predictions["latent_steps"].mean()
-    written = tokens_written(predictions)
-    at_once = latent and model_settings(results, model).recurrent_filter == "pause"
-    weights = reasoning_weights(results, size, model, latent=latent)
-    return {
-        "latents": steps,
-        "reasoning_tokens": predictions["reasoning_tokens"].mean(),
-        "forwards": 1.0 if at_once else written - latent,
-        "reasoning_flop": reasoning_operations(written, steps, weights),
-    }
 
 
 def _milliseconds(results: Results, model: str) -> dict[str, float]:

@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy
 import pandas
+from numpy.typing import NDArray
 
 from latent_reasoning.data.answers import split_completion
 from latent_reasoning.data.context import read_pieces
@@ -64,6 +66,16 @@ class PairedCounts:
     only_model: int
     only_reference: int
 
+    @classmethod
+    def of(cls, model: NDArray[numpy.bool_], reference: NDArray[numpy.bool_]) -> PairedCounts:
+        """The counts of two models' verdicts (n,) on the same rows, in the same order."""
+        return cls(
+            n=len(model),
+            both_right=int((model & reference).sum()),
+            only_model=int((model & ~reference).sum()),
+            only_reference=int((~model & reference).sum()),
+        )
+
     @property
     def p_mcnemar(self) -> float:
         """Two-sided exact McNemar p: a fair coin for each row that only one model gets right."""
@@ -82,13 +94,7 @@ def paired_counts(model: pandas.DataFrame, reference: pandas.DataFrame) -> Paire
     theirs = reference.set_index("id")["correct"].astype(bool)
     if len(ours) != len(theirs) or set(ours.index) != set(theirs.index):
         raise ValueError("the two evaluations are not of the same rows")
-    theirs = theirs.loc[ours.index]
-    return PairedCounts(
-        n=len(ours),
-        both_right=int((ours & theirs).sum()),
-        only_model=int((ours & ~theirs).sum()),
-        only_reference=int((~ours & theirs).sum()),
-    )
+    return PairedCounts.of(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 
 def pearson(x: pandas.Series, y: pandas.Series) -> float | None:

@@ -61,13 +61,8 @@ def difference(values: ArrayLike) -> dict[str, float]:
 def paired(after: ArrayLike, before: ArrayLike) -> dict[str, float]:
     """The difference of two shares of the same rows, its interval, and McNemar's exact p."""
     after, before = numpy.asarray(after, dtype=bool), numpy.asarray(before, dtype=bool)
-    counts = PairedCounts(
-        n=len(after),
-        both_right=int((after & before).sum()),
-        only_model=int((after & ~before).sum()),
-        only_reference=int((~after & before).sum()),
-    )
-    return difference(after.astype(float) - before) | {"p_mcnemar": counts.p_mcnemar}
+    p_mcnemar = PairedCounts.of(after, before).p_mcnemar
+    return difference(after.astype(float) - before) | {"p_mcnemar": p_mcnemar}
 
 
 def auc(score: ArrayLike, right: ArrayLike) -> tuple[float, float, float]:
