@@ -7,17 +7,19 @@ import re
 import shutil
 from dataclasses import replace
 
+import matplotlib
 import numpy
 import pandas
 import pytest
 from matplotlib.figure import Figure
 
+from latent_reasoning.analysis.style import STYLE, save
 from latent_reasoning.config import UserError
 from latent_reasoning.data.rows import Row, row_lines
 from latent_reasoning.data.sequences import START
 from latent_reasoning.inside.__main__ import main
 from latent_reasoning.inside.drawing import heat_map
-from latent_reasoning.inside.figures import LATENT_FIGURES, draw_all
+from latent_reasoning.inside.figures import LATENT_FIGURES
 from latent_reasoning.inside.findings import findings
 from latent_reasoning.inside.page import write_page
 from latent_reasoning.inside.space_figures import SPACE_FIGURES
@@ -43,8 +45,11 @@ def test_a_study_has_every_table_figure_and_finding(study, study_folder):
 
 
 def test_equal_tables_give_equal_figures(study, study_folder, tmp_path):
-    draw_all(study.tables, study.summary, tmp_path)
+    draws = LATENT_FIGURES | SPACE_FIGURES
     for name in ("lens", "norms", "signals"):
+        with matplotlib.rc_context(STYLE):
+            figure = draws[name](study.tables, study.summary)
+        save(figure, tmp_path, name, formats=("png",))
         file = f"{name}.png"
         assert (tmp_path / file).read_bytes() == (study_folder / "figures" / file).read_bytes()
 

@@ -82,9 +82,9 @@ def looks(results: Results) -> dict[str, Look]:
         while root in parents:
             root = parents[root]
         family = families.setdefault(root, len(families))
-        # The ninth family has the first one's colour again, but another marker.
-        round_, place = divmod(family, len(PALETTE))
-        colour, marker = PALETTE[place], MARKERS[(family + round_) % len(MARKERS)]
+        colour = PALETTE[family % len(PALETTE)]
+        # The ninth family has the first one's colour again, with another marker.
+        marker = MARKERS[(family + family // len(PALETTE)) % len(MARKERS)]
         chosen[model] = Look(colour, marker, trained_by_rl=root != model)
     return chosen
 
