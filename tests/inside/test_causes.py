@@ -22,9 +22,10 @@ from latent_reasoning.inside.need import agreement, forced_accuracy, needed_step
 from latent_reasoning.inside.reasoning import Subject, read_reasoning
 from latent_reasoning.inside.walk import Walk
 from latent_reasoning.model.generation import generate
+from latent_reasoning.model.stop_rules import word_logits
 from tests.inside import handmade
 from tests.inside.conftest import rows as tiny_rows
-from tests.model.models import build_reasoner, build_tokenizer
+from tests.model.models import EOS, build_reasoner, build_tokenizer
 
 ROWS = handmade.rows()
 
@@ -157,11 +158,10 @@ def marked(marker: int | None) -> Subject:
 def test_a_row_stops_where_the_marker_is_likeliest_though_all_other_words_together_are_more_so():
     rows, model = tiny_rows(12), marked(None).model
     first = read_reasoning(marked(None), rows, most=0).hidden[:, 0]
-    words = model.vocabulary_logits(first)[:, 2:30].argmax(-1) + 2
-    subject = marked(int(words.mode().values))
+    words = word_logits(model.vocabulary_logits(first), model.settings).argmax(-1)
+    subject = marked(int(words[words != EOS].mode().values))
     reasoning = read_reasoning(subject, rows, most=3)
-    eos_id = subject.tokenizer.eos_token_id
-    options = {"max_new_tokens": 8, "eos_id": eos_id, "batch_size": 4}
+    options = {"max_new_tokens": 8, "eos_id": EOS, "batch_size": 4}
     generated = generate(subject.model, reasoning.prompts, **options)
     assert reasoning.steps.tolist() == [one.latent_steps for one in generated]
     assert reasoning.stops[reasoning.steps == 0, 0].min() < 0.5

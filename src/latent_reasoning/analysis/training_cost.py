@@ -94,11 +94,11 @@ def _trained_parameters(results: Results, model: str) -> int:
     """Weights that the last training changed: its adapter and the modules beside the base, or all.
 
     Modules that are left out of the finished model (SIM-CoT's decoder) are not counted."""
-    while isinstance(results.experiment.models[model], DecodeModel):
-        model = results.experiment.models[model].start
-        if model == "base":
-            return 0
     entry = results.experiment.models[model]
+    while isinstance(entry, DecodeModel):
+        if entry.start == "base":
+            return 0
+        model, entry = entry.start, results.experiment.models[entry.start]
     if isinstance(entry, ImportModel):
         return 0
     folder = results.layout.model(model, results.seeds[0])
