@@ -135,14 +135,8 @@ def size_of(experiment: Experiment) -> ModelSize:
     if base.source == "scratch":
         shape = base.architecture
         key_values = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
-        return ModelSize(
-            hidden=shape.hidden_size,
-            intermediate=shape.intermediate_size,
-            layers=shape.num_hidden_layers,
-            key_values=key_values,
-            vocabulary=128,
-            mlp_matrices=2 if shape.family == "gpt2" else 3,
-        )
+        widths = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
+        return ModelSize(*widths, vocabulary=128, mlp_matrices=2 if shape.family == "gpt2" else 3)
     name = Path(os.path.expandvars(base.hub_id or base.path or "")).name.lower()
     for beginning, size in SIZES.items():
         if name.startswith(beginning):
