@@ -58,7 +58,8 @@ class Curve:
 
 
 def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
-    """The lines of `report.rivals.lines`, and of every other model that takes forced steps."""
+    """The lines of `report.rivals.lines`, and of every other model that takes forced steps, in the
+    table's order."""
     size, dataset, own = size_of(results.experiment), results.datasets[0], table.set_index("model")
     curves, joined = [], set()
     for line in results.experiment.report.rivals.lines.values():
@@ -78,7 +79,7 @@ def curves_of(results: Results, table: pandas.DataFrame) -> list[Curve]:
             curves.append(
                 Curve(model, False, steps, numpy.array(flop), rows["accuracy"].to_numpy())
             )
-    return curves
+    return sorted(curves, key=lambda curve: own.index.get_loc(curve.model))
 
 
 # ------------------------------------------------------------------------------------ overview
@@ -113,7 +114,7 @@ def rivals_figure(results: Results, table: pandas.DataFrame) -> Figure:
     _key(figure, results, table)
     figure.draw_without_rendering()  # the labels are placed in pixels
     for axes, column in zip(grid[0], ("latents", "reasoning_flop"), strict=True):
-        _number_points(axes, table, column)
+        _number_points(axes, results, table, column)
     return figure
 
 
@@ -142,27 +143,29 @@ def _points(axes: Axes, results: Results, table: pandas.DataFrame, column: str) 
     axes.margins(x=0.08)
 
 
-def _number_points(axes: Axes, table: pandas.DataFrame, column: str) -> None:
-    """The number of each model near its point, where no other number stands, with a thin line."""
-    scale = axes.figure.dpi / 72
-    taken: list[numpy.ndarray] = []
-    for index, row in table.iterrows():
-        if pandas.isna(row[column]):
-            continue
-        without = column == "latents" and row["latents"] == 0
-        x = axes.get_xlim()[1] if without else row[column]
-        place = axes.transData.transform((x, row["accuracy"]))
-        offsets = _offsets(leftwards=without)
+def _number_points(axes: Axes, results: Results, table: pandas.DataFrame, column: str) -> None:
+    """The number of each model near its point, where no other number or point stands, in its
+    colour and with a thin line."""
+    scale, points = axes.figure.dpi / 72, table[table[column].notna()]
+    without = (points["latents"] == 0) & (column == "latents")
+    at = list(
+        zip(points[column].mask(without, axes.get_xlim()[1]), points["accuracy"], strict=True)
+    )
+    places = axes.transData.transform(at)
+    taken = list(places)
+    for model, index, point, place in zip(points["model"], points.index, at, places, strict=True):
+        offsets = _offsets(leftwards=without[index])
         offset = next(o for o in offsets if _is_free(place + scale * o, taken, 11 * scale, axes))
         taken.append(place + scale * offset)
         axes.annotate(
             str(index + 1),
-            (x, row["accuracy"]),
+            point,
             xytext=tuple(offset),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=7.5,
+            color=KINDS[results.stage(model)][1],
             arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 4},
         )
 

@@ -135,8 +135,8 @@ def size_of(experiment: Experiment) -> ModelSize:
     if base.source == "scratch":
         shape = base.architecture
         key_values = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
-        widths = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
-        return ModelSize(*widths, vocabulary=128, mlp_matrices=2 if shape.family == "gpt2" else 3)
+        own = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
+        return ModelSize(*own, vocabulary=128, mlp_matrices=2 if shape.family == "gpt2" else 3)
     name = Path(os.path.expandvars(base.hub_id or base.path or "")).name.lower()
     for beginning, size in SIZES.items():
         if name.startswith(beginning):
@@ -290,10 +290,11 @@ def _micro_batch(entry: Trained, rows: int, lengths: Lengths = GSM8K) -> tuple[f
         steps = entry.max_latent_steps or LATENT_STEPS
         answers = (steps + 1) * answer
         return rows * (question + steps + 2 + answers), rows * answers, steps + 4
-    if isinstance(entry, RivalPolicyModel):  # each sample is a row of its own
-        thinking = lengths.reasoning if entry.method == "hrpo" else LATENT_STEPS + 2
-        rows, answers = rows * entry.group_size, thinking + answer
-        return rows * (question + answers), rows * answers, LATENT_STEPS + 4
+    if isinstance(entry, RivalPolicyModel):  # HRPO reads a question once for all its samples
+        hrpo, group = entry.method == "hrpo", entry.group_size
+        answers = group * ((lengths.reasoning if hrpo else LATENT_STEPS + 2) + answer)
+        questions = question if hrpo else group * question
+        return rows * (questions + answers), rows * answers, LATENT_STEPS + 4
     if isinstance(entry, PolicyModel):
         answers = answer * min(DISTINCT, entry.group_size)
         return rows * (question + LATENT_STEPS + 2 + answers), rows * answers, LATENT_STEPS + 4
