@@ -148,9 +148,8 @@ def _number_points(axes: Axes, results: Results, table: pandas.DataFrame, column
     colour and with a thin line."""
     scale, points = axes.figure.dpi / 72, table[table[column].notna()]
     without = (points["latents"] == 0) & (column == "latents")
-    at = list(
-        zip(points[column].mask(without, axes.get_xlim()[1]), points["accuracy"], strict=True)
-    )
+    x = points[column].mask(without, axes.get_xlim()[1])
+    at = numpy.column_stack((x, points["accuracy"]))
     places = axes.transData.transform(at)
     taken = list(places)
     for model, index, point, place in zip(points["model"], points.index, at, places, strict=True):

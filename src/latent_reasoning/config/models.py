@@ -293,6 +293,18 @@ class SupervisedModel(TrainedModel):
     rows: Literal["sft", "all"] = "sft"
     """SFT's share of the train rows, or all of them (the appendix)."""
 
+    @model_validator(mode="after")
+    def _one_state(self) -> SupervisedModel:
+        model = getattr(self, "model", None)
+        if getattr(model, "recurrent_filter", None) != "attention":
+            return self
+        for key, none in (("filter_warm_start", "0"), ("step_decoder", "null")):
+            if getattr(self, key, None):
+                raise ValueError(
+                    f"{key}: the filter attention reads more than one state; set it to {none}"
+                )
+        return self
+
 
 class SftModel(SupervisedModel):
     """Token SFT: chain of thought, or the answer alone."""
@@ -335,17 +347,6 @@ class LatentSftModel(SupervisedModel):
     """Styles of the teacher's reasoning."""
     forced_steps: Count | None = None
     """Validate and evaluate with this number of latent steps (the appendix: 6); null: adaptive."""
-
-    @model_validator(mode="after")
-    def _one_state(self) -> LatentSftModel:
-        if self.model.recurrent_filter != "attention":
-            return self
-        for key, none in (("filter_warm_start", "0"), ("step_decoder", "null")):
-            if getattr(self, key):
-                raise ValueError(
-                    f"{key}: the filter attention reads more than one state; set it to {none}"
-                )
-        return self
 
     @model_validator(mode="after")
     def _nothing_to_stop(self) -> LatentSftModel:

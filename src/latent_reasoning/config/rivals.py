@@ -99,10 +99,6 @@ class CurriculumModel(SupervisedModel):
                 f"step_decoder: reads the latent inputs of method coconut; {self.method} has none "
                 "of the model's making"
             )
-        if self.step_decoder is not None and self.model.recurrent_filter == "attention":
-            raise ValueError(
-                "step_decoder: the filter attention reads more than one state; set it to null"
-            )
         if self.method == "pause" and self.model.recurrent_filter != "pause":
             raise ValueError(
                 f"model.recurrent_filter: {self.model.recurrent_filter} is not what method: pause "
