@@ -1,6 +1,7 @@
-"""The sampled and the exact estimator of RL, compared on the models of an experiment.
+r"""The sampled and the exact estimator of RL, compared on the models of an experiment.
 
-    snakemake --cores all --configfile config/laptop.yaml config/laptop-estimators.yaml
+    snakemake --cores all --configfile config/laptop.yaml config/laptop-sre.yaml \
+        config/laptop-estimators.yaml
     python -m benchmarks.estimators [--config FILE ..] [--repeats N]
 
 writes to `results/benchmarks/estimators/`:
@@ -44,7 +45,7 @@ NEAR = 0.1
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    default = ["config/laptop.yaml", "config/laptop-estimators.yaml"]
+    default = [f"config/laptop{name}.yaml" for name in ("", "-sre", "-estimators")]
     parser.add_argument("--config", nargs="+", default=default, help="the experiment's files")
     parser.add_argument("--repeats", type=positive, default=40, help="gradients of each estimator")
     options = parser.parse_args(arguments)

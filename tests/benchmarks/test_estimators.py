@@ -19,7 +19,7 @@ CURVES = {
 def experiment(tmp_path, monkeypatch):
     """Two runs of the committed experiment, 80 CPU seconds each; one evaluated."""
     monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
-    experiment = load(["config/laptop.yaml", "config/laptop-estimators.yaml"])
+    experiment = load([f"config/laptop{name}.yaml" for name in ("", "-sre", "-estimators")])
     layout = Layout.of(experiment)
     for (model, seed), points in CURVES.items():
         folder = layout.model(model, seed)

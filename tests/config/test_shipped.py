@@ -24,16 +24,19 @@ from latent_reasoning.config.fields import fields_of
 from tools import config_docs
 
 CONFIG = PROJECT_ROOT / "config"
+SRE = ["laptop.yaml", "laptop-sre.yaml"]
+RIVALS = [*SRE, "rivals.yaml"]
+RIVALS_HARD = [*SRE, "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
 EXPERIMENTS = [
     ["laptop.yaml"],
-    ["laptop.yaml", "laptop-3seeds.yaml"],
-    ["laptop.yaml", "laptop-gpt2.yaml"],
-    ["laptop.yaml", "laptop-mlp.yaml"],
-    ["laptop.yaml", "laptop-mlp.yaml", "laptop-hard.yaml"],
-    ["laptop.yaml", "laptop-mlp.yaml", "laptop-ablations.yaml"],
-    ["laptop.yaml", "laptop-estimators.yaml"],
-    ["laptop.yaml", "rivals.yaml"],
-    ["laptop.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"],
+    ["laptop.yaml", "laptop-5seeds.yaml"],
+    ["laptop.yaml", "laptop-hard.yaml"],
+    ["laptop.yaml", "laptop-ablations.yaml"],
+    SRE,
+    [*SRE, "laptop-gpt2.yaml"],
+    [*SRE, "laptop-estimators.yaml"],
+    RIVALS,
+    RIVALS_HARD,
     ["smollm2.yaml", "rivals-smollm2.yaml"],
     ["smollm2.yaml", "rivals-smollm2.yaml", "smollm2-cpu.yaml"],
     ["paper.yaml", "rivals-paper.yaml"],
@@ -214,8 +217,7 @@ def test_published_yaml_imports_the_papers_eleven_models_and_evaluates_them_alik
 
 def test_the_rivals_learn_from_equally_many_examples_in_every_size():
     """Those of one training: a method that needs another start pays for it beside."""
-    hard = ["laptop.yaml", "laptop-hard.yaml", "rivals.yaml", "rivals-hard.yaml"]
-    for names in (["laptop.yaml", "rivals.yaml"], hard, ["smollm2.yaml", "rivals-smollm2.yaml"]):
+    for names in (RIVALS, RIVALS_HARD, ["smollm2.yaml", "rivals-smollm2.yaml"]):
         experiment = shipped(names)
         read = {
             name: entry.training.steps * entry.training.batch_size
@@ -236,7 +238,7 @@ def test_the_rivals_learn_from_equally_many_examples_in_every_size():
 
 
 def test_every_method_has_a_published_setting_and_equally_many_trials():
-    trials = shipped(["laptop.yaml", "rivals.yaml"]).report.rivals.trials
+    trials = shipped(RIVALS).report.rivals.trials
     for method, names in trials.items():
         assert names[0] == method, "the first trial has the published settings"
 

@@ -33,9 +33,9 @@ TOLERANCE = 1e-4
 CURVES = ("long-latent", "long-rl")
 LAPTOP_FILES = ("model.safetensors", "latent.safetensors")
 CONFIGURATIONS = (
-    *(["laptop"], ["laptop", "laptop-3seeds"], ["laptop", "laptop-estimators"], ["test"]),
-    *(["laptop", "laptop-mlp"], ["laptop", "laptop-mlp", "laptop-hard"]),
-    ["laptop", "laptop-mlp", "laptop-ablations"],
+    *(["laptop"], ["laptop", "laptop-5seeds"], ["laptop", "laptop-hard"], ["test"]),
+    *(["laptop", "laptop-ablations"], ["laptop", "laptop-sre"]),
+    ["laptop", "laptop-sre", "laptop-estimators"],
     *(["smollm2"], ["smollm2", "smollm2-cpu"], ["paper"], ["paper", "h100"], ["published"]),
 )
 

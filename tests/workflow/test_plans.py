@@ -110,7 +110,7 @@ def test_an_experiment_or_a_target_lists_exactly_its_jobs(folder, config, target
     assert plan(folder, CONFIG / f"{config}.yaml", targets=targets) == jobs
 
 
-@pytest.mark.parametrize(("overlay", "seeds"), [("laptop-3seeds", 3), ("laptop-mlp", 5)])
+@pytest.mark.parametrize(("overlay", "seeds"), [("laptop-5seeds", 5), ("laptop-sre", 3)])
 def test_seeds_multiply_everything_from_the_base_on(folder, overlay, seeds):
     jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / f"{overlay}.yaml")
     once = {"base_model": 1, "sft": 2, "latent_sft": 2, "rl": 2, "evaluate": 6}
@@ -119,7 +119,8 @@ def test_seeds_multiply_everything_from_the_base_on(folder, overlay, seeds):
 
 
 def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
-    jobs = plan(folder, CONFIG / "laptop.yaml", CONFIG / "laptop-estimators.yaml")
+    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-sre", "-estimators"))
+    jobs = plan(folder, *files)
     assert {job for job in jobs if job.startswith(("sft", "latent_sft", "rl"))} == {
         *(f"latent_sft:latent-6:{seed}" for seed in range(3)),
         *(f"rl:{model}:{seed}" for model in ("rl-sampled", "rl-exact") for seed in range(3)),
@@ -127,7 +128,7 @@ def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
 
 
 def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
-    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-mlp", "-ablations"))
+    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-ablations"))
     jobs = rules(plan(folder, *files, targets=("ablations",)))
     assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (36, 36, 72)
     assert "sft" not in jobs
@@ -140,7 +141,7 @@ def test_rivals_are_trained_timed_and_compared_and_their_trials_judged_by_valida
         "report: {rivals: {trials: {more: [latent-6-by-1, meaned]}, failed: {meaned: diverged}}}\n",
         encoding="utf-8",
     )
-    files = (CONFIG / "laptop.yaml", CONFIG / "rivals.yaml", over)
+    files = (*(CONFIG / f"{name}.yaml" for name in ("laptop", "laptop-sre", "rivals")), over)
     experiment = load(list(files))
     rivals = set(experiment.report.rivals.models)
     jobs = plan(folder, *files, targets=("rivals",))
@@ -170,7 +171,7 @@ def test_the_rivals_of_the_larger_experiments_are_planned(folder, below, name):
 
 
 def test_the_harder_task_has_the_control_of_rl(folder):
-    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-mlp", "-hard"))
+    files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-hard"))
     jobs = plan(folder, *files)
     assert "latent_sft:latent-6-further:0" in jobs
     assert rules(jobs)["evaluate"] == 25

@@ -31,7 +31,7 @@ SHORT = {"steps_per_stage": 1, "last_latent_stage": 1, "first_stage": 1, "group_
 def tiny(wanted: list[str] | None = None) -> dict[str, Any]:
     """The test experiment with some models of `config/rivals.yaml` (None: the first entry of each
     stage and method, with a step decoder and without), and those they need."""
-    shipped = load([CONFIG / "laptop.yaml", CONFIG / "rivals.yaml"])
+    shipped = load([CONFIG / f"{name}.yaml" for name in ("laptop", "laptop-sre", "rivals")])
     if wanted is None:
         first: dict[tuple, str] = {}
         for name in shipped.report.rivals.models:
