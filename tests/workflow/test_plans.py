@@ -130,7 +130,7 @@ def test_the_estimators_are_compared_from_one_latent_model_a_seed(folder):
 def test_ablations_train_and_evaluate_each_change_before_and_after_rl(folder):
     files = (CONFIG / f"laptop{name}.yaml" for name in ("", "-ablations"))
     jobs = rules(plan(folder, *files, targets=("ablations",)))
-    assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (36, 36, 72)
+    assert (jobs["latent_sft"], jobs["rl"], jobs["evaluate"]) == (39, 39, 78)
     assert "sft" not in jobs
     assert jobs["ablations_table"] == 1
 
