@@ -107,7 +107,8 @@ def ablations_figure(results: Results) -> Figure:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     grid[0][1].set_xlim(left=0)
-    grid[0][2].set_xlabel("n; the height of a line is 0 to 100 %")
+    grid[0][2].set_xlabel("n (height: 0 to 100 %)")
+    grid[0][2].xaxis.get_major_locator().set_params(integer=True)
     looks = (("latent SFT", BEFORE), ("and RL", AFTER))
     handles = [Line2D([], [], marker="o", linestyle="", color=c, label=text) for text, c in looks]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
