@@ -70,7 +70,7 @@ def accuracy_vs_tokens(results: Results) -> Figure:
         axes_row[0].set_ylabel("accuracy")
         axes_row[0].set_xlim(left=-0.04 * max(1.0, rows["reasoning_tokens"].max()))
         share_axis(axes_row[0])
-        per_cent(axes_row[-1].yaxis, decimals=None)
+        per_cent(axes_row[-1].yaxis)
     legend_below(figure, grid[0][0], columns=3)
     return figure
 

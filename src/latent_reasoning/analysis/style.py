@@ -15,7 +15,6 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from latent_reasoning.analysis.results import Results
 from latent_reasoning.runtime.files import atomic_file
@@ -117,9 +116,9 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def per_cent(axis: Axis, decimals: int | None = 0) -> None:
-    """Show shares as per cent; `decimals=None` shows as many decimals as the range needs."""
-    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals, symbol=" %"))
+def per_cent(axis: Axis) -> None:
+    """Show shares as per cent, with the decimals that each tick needs."""
+    axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
 def share_axis(axes: Axes) -> None:
