@@ -113,7 +113,7 @@ def test_the_size_of_a_model_is_read_off_its_name(base, weights):
 
 
 def test_a_gpt2_from_scratch_has_two_matrices_in_its_mlp():
-    experiment = load([CONFIG / f"laptop{name}.yaml" for name in ("", "-sre", "-gpt2")])
+    experiment = load([CONFIG / "laptop.yaml", CONFIG / "laptop-gpt2.yaml"])
     assert cost.size_of(experiment).block_weights == 2 * (4 * 64**2 + 2 * 64 * 128)
 
 
