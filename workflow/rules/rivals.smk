@@ -16,6 +16,7 @@ rule curriculum:
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "curriculum"),
     retries: TRAINING_RETRIES
+    priority: 2  # others may start from its model
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes

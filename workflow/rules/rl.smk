@@ -16,6 +16,7 @@ rule rl:
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "rl"),
     retries: TRAINING_RETRIES
+    priority: 2  # the longest of the last trainings
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes

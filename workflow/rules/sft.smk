@@ -16,6 +16,7 @@ rule sft:
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "sft"),
     retries: TRAINING_RETRIES
+    priority: 1  # nothing waits for an evaluation
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes
@@ -45,5 +46,6 @@ use rule sft as latent_sft with:
         benchmark_file("latent_sft", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "latent_sft"),
+    priority: 3  # RL waits for it
     message:
         "Latent SFT: {wildcards.model}, seed {wildcards.seed}"

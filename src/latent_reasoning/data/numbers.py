@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 TOLERANCE = Fraction(1, 10**6)
@@ -94,8 +95,12 @@ def read_number(text: str) -> Fraction | None:
     return None if match is None else _value(match)
 
 
+@lru_cache(2**14)
 def first_number(text: str) -> Number | None:
-    """The first number of a text; None where it has none or the first one cannot be read."""
+    """The first number of a text; None where it has none or the first one cannot be read.
+
+    The samples of a prompt and the forced answers to a question mostly agree: they are read once.
+    """
     text = text.translate(PLAINER)
     match = _NUMBER.search(text)
     return None if match is None else _number_in(text, match)
