@@ -41,6 +41,7 @@ from latent_reasoning.rl import reward
 from latent_reasoning.rl.prompts import rl_prompts
 from latent_reasoning.rl.reward import Outcome, judge_sample
 from latent_reasoning.rl.task import AdaptiveLengthTask
+from latent_reasoning.runtime import parallel
 from latent_reasoning.runtime.parallel import ALONE, OneProcess, join_processes
 from latent_reasoning.runtime.signals import StopRequest, TrainingInterruptedError
 from latent_reasoning.sft.examples import token_sft_examples
@@ -236,6 +237,7 @@ def run_faulty(folder: Path, processes: OneProcess) -> None:
 
 
 if __name__ == "__main__":
+    parallel.BUCKET = 4096  # gradients are summed in several parts
     reward.judge_sample = half_are_right
     launched = join_processes(torch.device("cpu"))
     run_all(Path(sys.argv[1]), launched)

@@ -314,6 +314,12 @@ def test_a_training_of_several_processes_asks_for_a_gpu_each_and_is_no_other_tra
     assert params[0] == params[1]  # nothing is trained anew
 
 
+def test_trainings_that_others_wait_for_come_first_and_evaluations_last(folder):
+    jobs = planned_jobs(folder, CONFIG / "laptop.yaml", targets=("all",))
+    priority = {job.rule.name: job.rule.priority for job in jobs}
+    assert priority["latent_sft"] > priority["rl"] > priority["sft"] > priority["evaluate"]
+
+
 def test_every_rule_has_a_log_a_message_a_benchmark_and_what_is_configured(folder):
     jobs = planned_jobs(folder, CONFIG / "smollm2.yaml", targets=("all",))
     names = {job.rule.name for job in jobs}

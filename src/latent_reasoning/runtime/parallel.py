@@ -138,11 +138,12 @@ class SeveralProcesses(OneProcess):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for gradients in _buckets([parameter.grad for parameter in learning]):
-            together = torch.cat([gradient.flatten() for gradient in gradients])
+            parts = [gradient.flatten() for gradient in gradients]
+            together = parts[0] if len(parts) == 1 else torch.cat(parts)
             with self._together():
                 distributed.all_reduce(together)
-            parts = together.split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
+            sums = together.split([part.numel() for part in parts])
+            for gradient, part in zip(gradients, sums, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
