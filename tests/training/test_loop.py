@@ -139,6 +139,17 @@ def test_the_selected_weights_are_returned(tmp_path, accuracies, lengths, change
         assert result.validation_reasoning_tokens == lengths[step // 2 - 1]
 
 
+def test_an_accuracy_that_was_to_end_a_training_and_was_not_reached_is_said(tmp_path):
+    for name, last in (("short", 0.6), ("reached", 0.9)):
+        log: list[str] = []
+        task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.7, last])
+        run(tmp_path / name, task, settings(stop_at_accuracy=0.9, select="last"), log=log)
+        said = [line for line in log if "warning" in line]
+        assert ["accuracy of 0.6, below stop_at_accuracy 0.9" in line for line in said] == (
+            [True] if name == "short" else []
+        )
+
+
 def weights_of_step(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"step-{step}" / "weights.safetensors")
 

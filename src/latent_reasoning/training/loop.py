@@ -105,6 +105,7 @@ class Trainer:
                 self._go_back(trouble)
         self.metrics.close()
         self.processes.wait()
+        self._warn_of_accuracy()
         return self._select()
 
     def _resume(self) -> None:
@@ -271,6 +272,16 @@ class Trainer:
         self.metrics.rewind(earlier)
         self.metrics.write({"rollbacks": len(rollbacks)})
         self.log(f"warning: {self.name}: diverged: {describe(rollbacks[-1])}")
+
+    def _warn_of_accuracy(self) -> None:
+        """Say so where the accuracy that was to end the training was not reached."""
+        wanted, reached = self.training.stop_at_accuracy, self.progress.best_accuracy
+        if wanted is not None and (reached is None or reached < wanted):
+            self.log(
+                f"warning: {self.name}: ended after {self.progress.step} steps at a validation "
+                f"accuracy of {reached}, below stop_at_accuracy {wanted:g}: what starts from it "
+                "learns less; raise its training.steps"
+            )
 
     def _select(self) -> TrainResult:
         """Put the selected weights into the model."""
