@@ -34,7 +34,7 @@ CURVES = ("long-latent", "long-rl")
 LAPTOP_FILES = ("model.safetensors", "latent.safetensors")
 CONFIGURATIONS = (
     *(["laptop"], ["laptop", "laptop-5seeds"], ["laptop", "laptop-hard"], ["test"]),
-    *(["laptop", "laptop-ablations"], ["laptop", "laptop-sre"]),
+    *(["laptop", "laptop-ablations"], ["laptop", "laptop-gpt2"], ["laptop", "laptop-sre"]),
     ["laptop", "laptop-sre", "laptop-estimators"],
     *(["smollm2"], ["smollm2", "smollm2-cpu"], ["paper"], ["paper", "h100"], ["published"]),
 )

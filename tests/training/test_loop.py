@@ -145,7 +145,7 @@ def test_an_accuracy_that_was_to_end_a_training_and_was_not_reached_is_said(tmp_
         task = TinyTask(tiny_model(), accuracies=[0.5, 0.6, 0.7, last])
         run(tmp_path / name, task, settings(stop_at_accuracy=0.9, select="last"), log=log)
         said = [line for line in log if "warning" in line]
-        assert ["accuracy of 0.6, below stop_at_accuracy 0.9" in line for line in said] == (
+        assert ["below stop_at_accuracy 0.9: validation accuracy 0.6" in line for line in said] == (
             [True] if name == "short" else []
         )
 

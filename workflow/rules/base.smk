@@ -18,6 +18,7 @@ rule base_model:
     benchmark:
         benchmark_file("base_model", BASE.name)
     retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
+    priority: 4  # all others wait for it
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * BASE_PROCESSES
@@ -52,6 +53,7 @@ rule import_model:
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "import"),
     retries: 3 if IMPORTS_FROM_HUB else 0
+    priority: 4
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads

@@ -75,6 +75,7 @@ use rule curriculum as decode with:
         benchmark_file("decode", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "decode"),
+    priority: 0
     threads: RUNTIME.threads
     resources:
         gpu=0,

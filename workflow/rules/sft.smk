@@ -16,7 +16,7 @@ rule sft:
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "sft"),
     retries: TRAINING_RETRIES
-    priority: 1  # nothing waits for an evaluation
+    priority: 1  # before evaluations, for which no training waits
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes

@@ -99,7 +99,8 @@ def read_number(text: str) -> Fraction | None:
 def first_number(text: str) -> Number | None:
     """The first number of a text; None where it has none or the first one cannot be read.
 
-    The samples of a prompt and the forced answers to a question mostly agree: they are read once.
+    Many samples of a prompt, and many forced answers to a question, are equal: each text is read
+    once.
     """
     text = text.translate(PLAINER)
     match = _NUMBER.search(text)

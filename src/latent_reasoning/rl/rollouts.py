@@ -269,9 +269,9 @@ def _split(
 ) -> tuple[_Rows, ReasoningState, Tensor]:
     """A row for each distinct (row, token) of S unfinished samples, whose rows are `row` (S,)."""
     special = model.settings
-    vocabulary = int(tokens.max()) + 1
-    children, row = (row * vocabulary + tokens).unique(return_inverse=True)
-    parent, token = children // vocabulary, children % vocabulary
+    stride = int(tokens.max()) + 1
+    children, row = (row * stride + tokens).unique(return_inverse=True)
+    parent, token = children // stride, children % stride
     steps = torch.where(token == special.continue_id, rows.steps_since_start[parent] + 1, -1)
     steps = torch.where(token == special.start_id, 0, steps)
     split = _Rows(rows.prompt[parent], rows.length[parent] + 1, token, steps)

@@ -38,7 +38,8 @@ LONGEST_WAIT = datetime.timedelta(hours=6)
 """For what the first process does alone, such as a frozen teacher's states. When a process dies,
 its launcher ends the others at once."""
 BUCKET = 32 * 2**20
-"""Bytes of gradients that are summed at once: each sum costs a fraction of a millisecond."""
+"""Bytes of gradients that are summed at once: a sum costs a fraction of a millisecond, however small.
+They are copied for it, which needs far less memory than the backward pass has just freed."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -189,11 +190,12 @@ class SeveralProcesses(OneProcess):
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in order, cut into lists of one type that are sent together."""
     bucket: list[Tensor] = []
+    size = 0
     for tensor in tensors:
-        size = sum(each.nbytes for each in bucket)
-        if bucket and (size + tensor.nbytes > BUCKET or tensor.dtype != bucket[0].dtype):
+        size += tensor.nbytes
+        if bucket and (size > BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], tensor.nbytes
         bucket.append(tensor)
     if bucket:
         yield bucket

@@ -276,11 +276,10 @@ class Trainer:
     def _warn_of_accuracy(self) -> None:
         """Say so where the accuracy that was to end the training was not reached."""
         wanted, reached = self.training.stop_at_accuracy, self.progress.best_accuracy
-        if wanted is not None and (reached is None or reached < wanted):
+        if wanted is not None and reached is not None and reached < wanted:
             self.log(
-                f"warning: {self.name}: ended after {self.progress.step} steps at a validation "
-                f"accuracy of {reached}, below stop_at_accuracy {wanted:g}: what starts from it "
-                "learns less; raise its training.steps"
+                f"warning: {self.name}: ended after {self.progress.step} steps below "
+                f"stop_at_accuracy {wanted:g}: validation accuracy {reached:g}"
             )
 
     def _select(self) -> TrainResult:
