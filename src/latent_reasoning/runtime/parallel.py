@@ -38,8 +38,8 @@ LONGEST_WAIT = datetime.timedelta(hours=6)
 """For what the first process does alone, such as a frozen teacher's states. When a process dies,
 its launcher ends the others at once."""
 BUCKET = 32 * 2**20
-"""Bytes of gradients that are summed at once: a sum costs a fraction of a millisecond, however small.
-They are copied for it, which needs far less memory than the backward pass has just freed."""
+"""Bytes of gradients that are summed at once: a sum costs a fraction of a millisecond, whatever its
+size. They are copied for it, into far less memory than the backward pass has just freed."""
 PR_SET_PDEATHSIG = 1
 
 
