@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from types import ModuleType
 from typing import Literal
 
@@ -80,15 +81,21 @@ def parse_number(answer: str, rule: NumberRule = "exact") -> float | None:
 def find_number(text: str, rule: NumberRule = "exact") -> str | None:
     """The text of the first number of a completion, commas removed: `1,200.50 dollars` gives
     `1200.50`."""
-    found = _grammar(rule).first_number(text)
+    found = _first_number(text, rule)
     return None if found is None else found[0]
 
 
 def answers_match(label: str, text: str, rule: NumberRule = "exact") -> bool:
     """Whether the first number of `text` is that of the answer `label`, within the tolerance."""
-    grammar = _grammar(rule)
-    expected, found = label_value(label, rule), grammar.first_number(text)
-    return None not in (expected, found) and grammar.equal(expected, found[1])
+    expected, found = label_value(label, rule), _first_number(text, rule)
+    return None not in (expected, found) and _grammar(rule).equal(expected, found[1])
+
+
+@lru_cache(2**14)
+def _first_number(text: str, rule: NumberRule) -> tuple[str, Fraction | float] | None:
+    """The first number of a text as written and as a value; equal texts, of which the samples of a
+    prompt and the forced answers to a question have many, are read once."""
+    return _grammar(rule).first_number(text)
 
 
 def _grammar(rule: NumberRule) -> ModuleType:

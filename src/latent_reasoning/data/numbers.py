@@ -24,7 +24,6 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
 from typing import NamedTuple
 
 TOLERANCE = Fraction(1, 10**6)
@@ -95,13 +94,8 @@ def read_number(text: str) -> Fraction | None:
     return None if match is None else _value(match)
 
 
-@lru_cache(2**14)
 def first_number(text: str) -> Number | None:
-    """The first number of a text; None where it has none or the first one cannot be read.
-
-    Many samples of a prompt, and many forced answers to a question, are equal: each text is read
-    once.
-    """
+    """The first number of a text; None where it has none or the first one cannot be read."""
     text = text.translate(PLAINER)
     match = _NUMBER.search(text)
     return None if match is None else _number_in(text, match)
