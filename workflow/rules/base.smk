@@ -17,8 +17,8 @@ rule base_model:
         log_file("base_model", BASE.name),
     benchmark:
         benchmark_file("base_model", BASE.name)
-    retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
     priority: 4  # all others wait for it
+    retries: 3 if EXPERIMENT.base.source == "hub" else TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * BASE_PROCESSES
@@ -52,8 +52,8 @@ rule import_model:
         benchmark_file("import_model", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "import"),
-    retries: 3 if IMPORTS_FROM_HUB else 0
     priority: 4
+    retries: 3 if IMPORTS_FROM_HUB else 0
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads

@@ -15,8 +15,8 @@ rule curriculum:
         benchmark_file("curriculum", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "curriculum"),
-    retries: TRAINING_RETRIES
     priority: 2  # others may start from its model
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes

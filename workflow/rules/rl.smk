@@ -15,8 +15,8 @@ rule rl:
         benchmark_file("rl", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "rl"),
-    retries: TRAINING_RETRIES
     priority: 2  # the longest of the last trainings
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes

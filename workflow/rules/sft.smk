@@ -15,8 +15,8 @@ rule sft:
         benchmark_file("sft", "{model}", "seed-{seed}")
     wildcard_constraints:
         model=planning.models_of(EXPERIMENT, "sft"),
-    retries: TRAINING_RETRIES
     priority: 1  # before evaluations, for which no training waits
+    retries: TRAINING_RETRIES
     conda:
         "../../environment.yml"
     threads: RUNTIME.threads * RUNTIME.processes
