@@ -38,7 +38,12 @@ def join_machine(runtime: Runtime) -> Machine:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto`: cuda if there is a GPU, else cpu. Raises `ConfigError` for cuda without a GPU."""
+    """`auto`: cuda if there is a GPU, else cpu. Raises `ConfigError` for cuda without a GPU.
+
+    From then on no attention is cuDNN's, which torch prefers on an H100: it plans for each new
+    shape, for up to a second, and its gradients of masked rows can be NaN (pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
