@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -48,9 +49,22 @@ def test_a_program_for_each_shape_and_each_setting_that_is_met_again(device):
         assert programs(inputs(3, 4, doubled=False)).item() == 7
         assert programs(inputs(1, 2, 3)).item() == 12
     assert len(programs) == 3
+    kept = programs(inputs(1, 2))  # a result that is still there holds memory of its pool
     programs.clear()
     assert len(programs) == 0
-    assert programs(inputs(1, 2)).item() == 6
+    for _ in range(3):
+        assert programs(inputs(1, 2)).item() == 6
+    assert len(programs) == 1
+    assert kept.item() == 6
+
+
+def test_a_pool_is_not_used_again_once_its_programs_are_forgotten(monkeypatch):
+    handles = itertools.count()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    programs = Programs(total, torch.device("cuda"))
+    before = programs._pool
+    programs.clear()
+    assert programs._pool not in (None, before)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -133,17 +133,17 @@ class Programs(Generic[T]):
         self._function = function
         self._device = device
         self._around = around
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._programs: dict[str, tuple[list[Tensor], Captured[T]]] = {}
-        self._seen: set[str] = set()
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._programs)
 
     def clear(self) -> None:
         """Forget all programs, and free their memory."""
-        self._programs.clear()
-        self._seen.clear()
+        self._programs: dict[str, tuple[list[Tensor], Captured[T]]] = {}
+        self._seen: set[str] = set()
+        # torch does not let a graph into a pool whose graphs are all gone while it has memory.
+        self._pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
 
     def __call__(self, inputs: Any) -> T:
         """The function's result for `inputs`, which are on the host or on the device."""
