@@ -6,7 +6,8 @@ import torch
 from benchmarks import naive
 from latent_reasoning.rl.grpo import policy_loss
 from latent_reasoning.rl.rollouts import Completion, SamplingSettings, draw_uniforms, sample
-from latent_reasoning.rl.scoring import loss_mask, score_completions
+from latent_reasoning.rl.scoring import Scoring, loss_mask, score, score_completions
+from latent_reasoning.runtime.graphs import Sizes
 from tests.rl.conftest import CONTINUE, EOS, PROMPTS, START, STOP
 
 SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=9, eos_id=EOS)
@@ -104,6 +105,23 @@ def test_the_trajectory_of_sampling_serves_the_update(reasoner):
     weights = torch.rand(afresh.shape, generator=torch.Generator().manual_seed(0)).double()
     ours, theirs = (gradients(model, (weights * values).sum()) for values in (reused, afresh))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_rows_that_only_make_up_the_number_need_no_more_slots_and_change_no_score(reasoner):
+    model = reasoner(max_latent_steps=3)
+    completions = [
+        Completion(prompt, (*[CONTINUE] * steps, STOP, 3, EOS))
+        for prompt in range(3)
+        for steps in range(3)
+    ]
+    expected = score_completions(model, PROMPTS, completions, SETTINGS)
+    model.sizes = Sizes()
+    model.sizes("answers", 20)  # what an earlier step needed
+    scoring = Scoring.plan(model, PROMPTS, completions, sizes=model.sizes)
+    assert len(scoring.answers.steps) == 24
+    assert scoring.answers.order.most == 8  # of 24 rows for 3 prompts
+    found = score(model, scoring, SETTINGS.temperature)[: len(completions), : expected.shape[1]]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_probabilities_of_all_completions_sum_to_one(reasoner):

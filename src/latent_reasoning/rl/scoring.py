@@ -10,6 +10,7 @@ U distinct completions of at most T tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -192,6 +193,18 @@ def _decision(path: _Path, step: int) -> tuple[int, int, int]:
     return path.prompt, step, STOPS if step == path.steps else CONTINUES
 
 
+def _with_more(rows: list[_Path], count: int, prompts: int) -> list[_Path]:
+    """`count` rows: those that only make up the number predict nothing, and belong to the prompts
+    with the fewest, because each prompt has as many slots as the one with the most."""
+    own = Counter(row.prompt for row in rows)
+    rows = list(rows)
+    while len(rows) < count:
+        prompt = min(range(prompts), key=lambda place: own[place])
+        rows.append(replace(rows[0], prompt=prompt))
+        own[prompt] += 1
+    return rows
+
+
 @dataclass(frozen=True)
 class _Answers:
     """Answers of R rows, at most W tokens: one pass over their tokens, from a trajectory's cache.
@@ -216,8 +229,7 @@ class _Answers:
         if sizes is not None:
             width, count = sizes("answer", width), sizes("answers", count)
         tokens = torch.tensor([token for row in rows for token in row.answer])
-        # A row that only makes up the number is the first one again, and predicts nothing.
-        rows = [*rows, *rows[:1] * (count - len(rows))]
+        rows = _with_more(rows, count, prompts)
         lengths = torch.tensor([len(row.answer) for row in rows])
         # Padding is on the right here: no token of a row comes after it, so none sees it.
         mask = torch.arange(width) < lengths[:, None]
