@@ -36,8 +36,10 @@ def build(reasoner, tokenizer, prompts, monkeypatch):
     """A task on a random model, whose answers are never right: every second one is called so."""
     monkeypatch.setattr(reward, "judge_sample", half_are_right)
 
-    def task(lora: bool = False, runtime: Runtime | None = None, **settings) -> AdaptiveLengthTask:
-        model = reasoner(vocabulary=len(tokenizer), special=special_ids(tokenizer))
+    def task(
+        lora: bool = False, runtime: Runtime | None = None, device: str = "cpu", **settings
+    ) -> AdaptiveLengthTask:
+        model = reasoner(vocabulary=len(tokenizer), special=special_ids(tokenizer)).to(device)
         if lora:
             attach_lora(model, Lora(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "o_proj"]))
             model.double()
@@ -62,7 +64,7 @@ def perturb(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-                parameter += 0.1 * noise
+                parameter += 0.1 * noise.to(parameter)
 
 
 def gradients(task: AdaptiveLengthTask, step: int) -> tuple[dict, dict]:
@@ -209,25 +211,40 @@ def test_the_gradient_is_the_same_where_each_sample_has_a_row_of_its_own(build, 
 
 
 @pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
     ("lora", "size", "kind"), [(True, None, "bnpo"), (False, 3, "grpo"), (True, 1, "dr_grpo")]
 )
-def test_captured_updates_have_the_gradients_of_eager_ones(build, lora, size, kind):
+def test_captured_updates_have_the_gradients_of_eager_ones(build, lora, size, kind, device):
     results = []
+    steps = (0, 0, 0, 1)  # a shape is captured when it is met again, and then repeated
     for few_shapes in (False, True):
         runtime = Runtime(micro_batch_size=size, checkpoint_every=2)
-        task = build(lora=lora, runtime=runtime, loss=kind, kl_weight=0.5)
+        task = build(lora=lora, runtime=runtime, device=device, loss=kind, kl_weight=0.5)
         perturb(task.model)
         task.model.sizes = Sizes() if few_shapes else None
         backward = Backward(task)
         if few_shapes:
-            backward = CapturedBackward(task, torch.device("cpu"), print)
-        for step in range(2):
+            backward = CapturedBackward(task, task.model.device, print)
+        for step in steps:
+            task._sampled = (-1, 0, task.plan.micro_batch_size)  # samples and scores anew
             backward.zero_gradients()
             values = accumulate_gradients(task.model, task, step, 1.0, backward)
             own = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.requires_grad}
             results.append((few_shapes, values, own))
     assert any(task.planned(batch) is not None for batch in task.micro_batches(1))
-    for (_, values, own), (_, other_values, other) in zip(results[:2], results[2:], strict=True):
+    assert backward.shapes() > 0
+    assert len(task._reference) > 0
+    pairs = zip(results[: len(steps)], results[len(steps) :], strict=True)
+    for (_, values, own), (_, other_values, other) in pairs:
         assert other_values == pytest.approx(values, rel=1e-8, abs=1e-11)
         for name, gradient in own.items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-7, atol=1e-10)
