@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.shape is not None:
         file = options.output or results_root() / "benchmarks" / "card.jsonl"
         device = resolve_device(options.device)
-        paths = options.paths or (PATHS if device.type == "cuda" else PATHS[:2])
+        paths = options.paths or PATHS[: 3 if device.type == "cuda" else 2]
         measure_card(options.shape, device, options.micro_batch, options.repetitions, file, paths)
         return
     torch.set_num_threads(1)
@@ -90,7 +90,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=96, help="longest answer of the trained model")
     add("--shape", choices=SHAPES, help="time the steps at a model's size on one device instead")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --shape")
-    add("--paths", nargs="+", choices=PATHS, help="with --shape (all that the device has)")
+    add("--paths", nargs="+", choices=PATHS, help="with --shape (all but compiled)")
     add("--micro-batch", type=int, help="rows of a micro-batch, with --shape (all rows)")
     add("--output", type=Path, help="the file to write")
     options = parser.parse_args(arguments)

@@ -80,7 +80,8 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 PUBLISHED_STEPS = {"latent_sft": 30_000, "cot_sft": 30_000, "rl_step": 60_000}
 NAIVE_ROWS = 32
 """Rows of a micro-batch of the naive path, as published."""
-PATHS = ("naive", "eager", "captured")
+PATHS = ("naive", "eager", "captured", "compiled")
+"""The last is the captured one with `runtime.compile`, which takes minutes to compile."""
 DECODED = (8, 40)
 """A decoded token's time is the difference of these two lengths over their difference."""
 
@@ -115,7 +116,7 @@ class Card:
         self.optimizer = build_optimizer(self.inputs.model, training)
 
     def wants(self, path: str) -> bool:
-        """Whether a path is to be measured: `naive`, `eager` or `captured`."""
+        """Whether a path is to be measured: one of `PATHS`."""
         return path in self.paths
 
     def _inputs(self) -> Inputs:
@@ -132,12 +133,15 @@ class Card:
         if self.wants("naive"):
             yield Part("latent_sft", "naive", self._naive_step, texts)
         hold_frozen(model, held_precision("auto", self.device))
-        for path in ("eager", "captured"):
+        for path in ("eager", "captured", "compiled"):
             if not self.wants(path):
                 continue
-            graphs: Literal["auto", "off"] = "auto" if path == "captured" else "off"
+            graphs: Literal["auto", "off"] = "off" if path == "eager" else "auto"
             runtime = Runtime(
-                device=self.device.type, micro_batch_size=self.micro_batch, cuda_graphs=graphs
+                device=self.device.type,
+                micro_batch_size=self.micro_batch,
+                cuda_graphs=graphs,
+                compile=path == "compiled",
             )
             model.sizes, model.captured.when = None, graphs
             for name, task, tokens in self._tasks(runtime, texts):
@@ -220,7 +224,7 @@ class Card:
 
         A captured program is taken to do the operations of the eager one: padding is not work.
         """
-        if part.path == "captured":
+        if part.path in ("captured", "compiled"):
             part.run(0)
         else:
             with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
@@ -298,8 +302,9 @@ def measure_card(
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(done[-1]) + "\n")
         print(next(line for line in done if key.items() <= line.items()), flush=True)
+    own = [line for line in done if line["shape"] == shape]
     for path in paths:
-        times = {line["part"]: line["seconds"] for line in done if line["path"] == path}
+        times = {line["part"]: line["seconds"] for line in own if line["path"] == path}
         short, long = (times.get(f"decode_{tokens}") for tokens in DECODED)
         if short and long:
             print(f"{path}: a decoded token of {card.shape.rows} rows: ", end="")

@@ -24,7 +24,9 @@ def test_a_card_is_measured_part_by_part_and_goes_on_where_it_stopped(
     assert own["tflop"] < naive["tflop"]
     assert own["published_hours"] == 30_000 * own["seconds"] / 3600
     assert "a decoded token of 4 rows: " in capsys.readouterr().out
-    file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+    others = [figures[-2] | {"shape": "h128"}, figures[-1] | {"shape": "h128", "seconds": 1e6}]
+    lines = [*lines[:-1], *map(json.dumps, others)]
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     measured = []
     measure = card.Card.measure
     monkeypatch.setattr(
@@ -34,3 +36,5 @@ def test_a_card_is_measured_part_by_part_and_goes_on_where_it_stopped(
     )
     command.main(options)
     assert measured == ["decode_40"]
+    milliseconds = float(capsys.readouterr().out.split("a decoded token of 4 rows: ")[1].split()[0])
+    assert milliseconds < 1e6  # another shape's figures are in the file too
