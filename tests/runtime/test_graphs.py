@@ -17,6 +17,7 @@ DEVICES = [
     torch.device("cpu"),
     pytest.param(
         torch.device("cuda"),
+        id="cuda",
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
     ),
 ]
