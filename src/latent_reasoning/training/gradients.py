@@ -165,14 +165,14 @@ def accumulate_gradients(
         numbers = _numbers([values for _, values in outputs])
         weights = (weight for weight, _ in outputs)
         outputs = processes.gather(list(zip(weights, numbers, strict=True)))
-    processes.sum_gradients(parameter_names(model))
+    trained = list(parameter_names(model))
+    processes.sum_gradients(trained)
     total = sum(weight for weight, _ in outputs)
     if not whole:
-        gradients = [p.grad for p in parameter_names(model) if p.grad is not None]
+        gradients = [p.grad for p in trained if p.grad is not None]
         torch._foreach_div_(gradients, total)
     norm: Values = {}
     if max_grad_norm is not None:
-        trained = list(parameter_names(model))
         norm["gradient_norm"] = nn.utils.clip_grad_norm_(trained, max_grad_norm)
     if next(model.parameters()).device.type != "cpu":
         task.prepare(step + 1)
