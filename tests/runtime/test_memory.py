@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -76,6 +78,25 @@ def test_the_allocators_errors_are_recognised():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("expected scalar type Float"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@contextlib.contextmanager
+def capture():
+    """Ends as torch.cuda.graph does where the work in it fails."""
+    try:
+        yield
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("illegal"), False)],
+)
+def test_memory_that_ends_while_a_graph_is_captured_is_recognised(error, expected):
+    with pytest.raises(RuntimeError, match="previous error") as caught, capture():
+        raise error
+    assert is_out_of_memory(caught.value) is expected
 
 
 def test_work_is_done_in_halves_until_it_fits_and_comes_out_in_order(capsys):

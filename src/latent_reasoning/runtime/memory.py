@@ -31,11 +31,16 @@ class OutOfMemoryError(UserError, RuntimeError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed."""
+    """Whether an error says that an allocation failed, or was raised while such an error was on
+    its way: where memory ends in the capture of a CUDA graph, torch reports the broken capture."""
     if isinstance(error, MemoryError | OutOfMemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(message in text for message in MESSAGES)
+    if not isinstance(error, RuntimeError):
+        return False
+    text, before = str(error).lower(), error.__context__
+    return any(message in text for message in MESSAGES) or (
+        before is not None and is_out_of_memory(before)
+    )
 
 
 @contextlib.contextmanager
