@@ -15,6 +15,7 @@ from latent_reasoning.config.fields import (
     PositiveInt,
     Section,
     Share,
+    ShareAboveZero,
     check_source,
     only_when,
     science_for,
@@ -124,7 +125,7 @@ class Data(Section):
     """Steps are sentences, each preceded by a space (GSM8K-Aug-NL)."""
     prompt: Prompt = Field(default_factory=Prompt)
     """Prefixes of the question."""
-    sft_share: Annotated[Share, Field(gt=0), IMPORTANT] = 0.85
+    sft_share: Annotated[ShareAboveZero, IMPORTANT] = 0.85
     """Share of the shuffled train rows given to SFT; the rest is RL's."""
     split_seed: Count = 42
     """Seed of that shuffle."""

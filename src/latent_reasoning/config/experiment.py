@@ -27,7 +27,7 @@ from latent_reasoning.config.report import Report
 class Evaluation(Section):
     """Greedy evaluation of whole splits."""
 
-    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(["test"])
+    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(["test"], min_length=1)
     """`test`, `validation` and names of `data.extra_tests`."""
     max_new_tokens: PositiveInt = 512
     """Longest completion."""
@@ -42,7 +42,7 @@ class Inside(Section):
 
     models: Annotated[list[Name] | None, NOT_SCIENCE, IMPORTANT] = None
     """Latent models that are studied; null: those of the main tables."""
-    datasets: Annotated[list[DatasetName], NOT_SCIENCE] = Field(["test"])
+    datasets: Annotated[list[DatasetName], NOT_SCIENCE] = Field(["test"], min_length=1)
     """As in `evaluation`. Probes are trained on validation rows (those of `sft` to look into
     `validation`)."""
     rows: PositiveInt = 500

@@ -16,6 +16,7 @@ from latent_reasoning.config.fields import (
     PositiveInt,
     Section,
     Share,
+    ShareBetween,
     only_when,
     science_for,
 )
@@ -201,7 +202,7 @@ class Gate(Section):
 class PonderNet(Section):
     """PonderNet's loss."""
 
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    rate: ShareBetween = 0.25
     """Probability with which the geometric prior ends at each step."""
     weight: NonNegative = 0.01
     """beta: weight of the divergence from the prior."""
