@@ -127,6 +127,12 @@ def test_a_number_with_an_exponent_is_a_number(text, number):
     assert reward.bonus == number
 
 
+def test_a_share_that_is_neither_none_nor_all_may_have_an_exponent():
+    policy = {"stage": "policy", "from": "latent", "method": "pondernet", "training": {"steps": 3}}
+    raw = changed("models.ponder", policy | {"ponder": {"rate": "2e-1"}})
+    assert resolve(raw, "small.yaml").models["ponder"].ponder.rate == 0.2
+
+
 def test_text_that_looks_like_a_number_stays_text_where_text_is_asked_for():
     assert resolve(changed("data.revision", "12e4"), "small.yaml").data.revision == "12e4"
 
@@ -198,6 +204,8 @@ REFUSED = [
     ("base.architecture", {"num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
     ("base.architecture", {"family": "gpt2", "num_key_value_heads": 2}, "a gpt2 has as many as"),
     ("evaluation.datasets", ["svamp"], "'svamp' is not among test, validation"),
+    ("evaluation.datasets", [], "evaluation.datasets: List should have at least 1 item"),
+    ("inside.datasets", [], "inside.datasets: List should have at least 1 item"),
     ("report.main", ["nobody"], "report.main: 'nobody' is not in models"),
     ("report.appendix", ["nobody"], "report.appendix: 'nobody' is not in models"),
     ("report.rl_from", {"sft": "nobody"}, "report.rl_from: 'nobody' is not in models"),
@@ -289,6 +297,26 @@ def test_an_entry_goes_before_its_stages_defaults_and_the_section_model():
     assert latent.training.batch_size == 8
     assert latent.model.recurrent_filter == "SRE"
     assert latent.model.detach_stop_head is False
+
+
+@pytest.mark.parametrize("own", ["SRE", None, 3])
+def test_an_entrys_model_that_is_no_mapping_is_refused_beside_the_section_model(own):
+    raw = changed("models.latent.model", own) | {"model": {"recurrent_filter": "MLP"}}
+    message = error_of(raw)
+    assert "models.latent.model: Input should be a valid dictionary" in message
+    assert message.endswith(f"not {own!r}")
+
+
+def test_a_mapping_that_overrides_a_merged_one_may_be_merged_elsewhere(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "model: {<<: &steady {recurrent_filter: SRE, detach_stop_head: true}}\n"
+        "stages: {latent_sft: {model: &own {<<: *steady, recurrent_filter: none}}}\n"
+        "base: {<<: *own}\n"
+    )
+    raw = read([path])
+    assert raw["stages"]["latent_sft"]["model"] == raw["base"]
+    assert raw["base"] == {"recurrent_filter": "none", "detach_stop_head": True}
 
 
 # ------------------------------------------------------------------------------------- paths

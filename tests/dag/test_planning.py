@@ -82,6 +82,13 @@ def test_lists_of_the_command_line_hold_numbers_again():
     }
 
 
+@pytest.mark.parametrize(
+    "text", ["a: b: c", "@home", "[draft", "", "# 1", "010", "1:30", "2025-13-45", ".nan", "*a"]
+)
+def test_a_text_of_the_command_line_stays_as_it_is(text):
+    assert planning.command_line_values({"report": {"title": text}}) == {"report": {"title": text}}
+
+
 def test_the_resolved_configuration_is_rewritten_only_where_it_differs(tmp_path: Path):
     experiment = load(PROJECT_ROOT / "config" / "test.yaml")
     path = tmp_path / "results" / "test" / "config.yaml"

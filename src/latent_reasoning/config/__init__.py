@@ -38,6 +38,7 @@ from latent_reasoning.config.load import (
     dump_yaml,
     load,
     merge,
+    plain_value,
     read,
     resolve,
     schema_of_experiment,

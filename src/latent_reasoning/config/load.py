@@ -113,9 +113,10 @@ class _Loader(yaml.SafeLoader):
             )
         return value
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        for key_node, _ in node.value:  # as written: a merge (`<<`) later puts others before them
             key = key_node.value
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.constructor.ConstructorError(
@@ -127,7 +128,20 @@ class _Loader(yaml.SafeLoader):
                     problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
                 )
             seen.add(key if isinstance(key, str) else None)
-        return super().construct_mapping(node, deep)
+        return node
+
+
+def plain_value(text: str) -> Any:
+    """The number, true, false or null that a file means by a text without quotes, else the text.
+
+    An empty text is one.
+    """
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False)) if text else "tag:yaml.org,2002:str"
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except yaml.constructor.ConstructorError:  # what a file may not hold, such as a date
+        return text
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -169,8 +183,8 @@ def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
         defaults = stages.get(stage) if isinstance(stage, str) else None
         entry = merge(defaults if isinstance(defaults, dict) else {}, entry)
         if stage in WITH_MODEL and isinstance(raw.get("model"), dict):
-            own = entry.get("model")
-            entry["model"] = merge(raw["model"], own if isinstance(own, dict) else {})
+            own = entry.get("model", {})
+            entry["model"] = merge(raw["model"], own) if isinstance(own, dict) else own
         filled[name] = entry
     return {**raw, "models": filled}
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from latent_reasoning.config import (
     PROJECT_ROOT,
     ConfigError,
@@ -22,6 +20,7 @@ from latent_reasoning.config import (
     digest,
     dump_yaml,
     merge,
+    plain_value,
     read,
     resolve,
 )
@@ -50,10 +49,7 @@ def command_line_values(value: Any) -> Any:
         return {key: command_line_values(item) for key, item in value.items()}
     if isinstance(value, list):
         return [command_line_values(item) for item in value]
-    if isinstance(value, str):
-        plain = yaml.safe_load(value)
-        return plain if plain is None or isinstance(plain, bool | int | float) else value
-    return value
+    return plain_value(value) if isinstance(value, str) else value
 
 
 def shown_results_root() -> Path:
