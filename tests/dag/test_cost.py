@@ -103,6 +103,8 @@ def test_an_h100_is_planned_for_where_its_type_is_asked_for():
         ({"source": "gguf", "path": "models/SmolLM2-135M-Instruct.Q4_1.gguf"}, 134.5e6),
         ({"source": "hub", "hub_id": "someone/a-model-1.7b"}, 1.7e9),
         ({"source": "local", "path": "models/unnamed/"}, 1.236e9),
+        ({"source": "local", "path": "some/Llama-3.1-8B", "hub_id": "meta/Llama-3.2-1B"}, 8e9),
+        ({"source": "local", "path": "hub/models--meta--Llama-3.2-3B/snapshots/0cb7b6a3"}, 3e9),
     ],
 )
 def test_the_size_of_a_model_is_read_off_its_name(base, weights):

@@ -137,7 +137,10 @@ def size_of(experiment: Experiment) -> ModelSize:
         key_values = shape.hidden_size * shape.num_key_value_heads // shape.num_attention_heads
         own = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
         return ModelSize(*own, vocabulary=128, mlp_matrices=2 if shape.family == "gpt2" else 3)
-    name = Path(os.path.expandvars(base.hub_id or base.path or "")).name.lower()
+    path = Path(os.path.expandvars(base.hub_id if base.source == "hub" else base.path))
+    if path.parent.name == "snapshots":  # of the hub's cache: models--org--name/snapshots/commit
+        path = path.parent.parent
+    name = path.name.rpartition("--")[2].lower()
     for beginning, size in SIZES.items():
         if name.startswith(beginning):
             return size
