@@ -10,6 +10,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from latent_reasoning.config import PROJECT_ROOT
+from latent_reasoning.config.data import TRAINED
 from tests.workflow.workflow_tools import environment, planned_jobs, run
 
 PAPER = PROJECT_ROOT / "config" / "paper.yaml"
@@ -46,7 +47,7 @@ def test_what_a_rule_asks_for_reaches_sbatch(tmp_path, monkeypatch, rule, gpus):
 
 def test_every_training_is_warned_before_its_time_limit():
     profile = yaml.safe_load((PROFILE / "config.yaml").read_text(encoding="utf-8"))
-    trainings = ("base_model", "sft", "latent_sft", "rl")
+    trainings = ("base_model", *TRAINED)
     warned = {"slurm_extra": "'--signal=USR1@300'"}
     assert profile["set-resources"] == dict.fromkeys(trainings, warned)
     assert "default-resources" not in profile  # those of your own profile come through
