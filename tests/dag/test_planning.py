@@ -11,7 +11,7 @@ import pytest
 
 from latent_reasoning.analysis.figures import FIGURES
 from latent_reasoning.analysis.tables import SUPPLEMENTS
-from latent_reasoning.config import PROJECT_ROOT, ConfigError, load
+from latent_reasoning.config import PROJECT_ROOT, ConfigError, load, resolve
 from latent_reasoning.dag import layout, planning
 
 
@@ -54,6 +54,23 @@ def test_main_models_are_those_named_else_all_but_the_appendix(paper):
     digests = [planning.report_digest(e, "main") for e in (paper, named)]
     assert digests[0] != digests[1]
     assert planning.report_digest(paper, "title") == planning.report_digest(named, "title")
+
+
+LATENT = ["latent-6", "latent-6-by-1", "latent-6-rl", "latent-6-by-1-rl"]
+
+
+@pytest.mark.parametrize("name", ["paper", "smollm2", "published"])
+def test_only_models_that_reason_in_latent_steps_are_looked_into(name):
+    experiment = load(PROJECT_ROOT / "config" / f"{name}.yaml")
+    assert layout.inside_models(experiment) == LATENT
+
+
+def test_a_curriculum_without_latent_steps_is_not_looked_into():
+    training = {"steps": 900}
+    entry = {"stage": "curriculum", "training": training}
+    models = {name: entry | {"method": name} for name in ("coconut", "icot")}
+    experiment = resolve({"experiment": "x", "models": models}, "x.yaml")
+    assert layout.inside_models(experiment) == ["coconut"]
 
 
 def test_a_results_folder_that_snakemake_cannot_name_is_refused(monkeypatch, tmp_path):

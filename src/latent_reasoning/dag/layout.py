@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_reasoning.config import PROJECT_ROOT, Experiment
+from latent_reasoning.config import PROJECT_ROOT, Experiment, ModelEntry
 
 SPLITS = ("sft", "rl", "validation", "test")
 """What raw rows are split into; extra test sets stand beside them."""
@@ -40,8 +40,15 @@ def main_models(experiment: Experiment) -> list[str]:
 
 def inside_models(experiment: Experiment) -> list[str]:
     """The models that are looked into: `inside.models`, or the latent ones of the main tables."""
-    latent = [name for name in main_models(experiment) if experiment.models[name].stage != "sft"]
-    return experiment.inside.models or latent
+    names = main_models(experiment)
+    return experiment.inside.models or [n for n in names if not is_plain(experiment.models[n])]
+
+
+def is_plain(entry: ModelEntry) -> bool:
+    """Whether an entry makes a plain language model; an imported folder is taken for a latent one,
+    as is what starts from a model."""
+    from_base = entry.stage == "import" and entry.start == "base"
+    return entry.stage == "sft" or from_base or not getattr(entry, "has_latents", True)
 
 
 def probe_rows(dataset: str) -> str:
