@@ -82,6 +82,19 @@ def test_a_file_that_is_not_there_is_named_with_its_key(tmp_path):
         fingerprints.fingerprint(str(tmp_path / "nowhere"), "data.path")
 
 
+def test_an_imported_folder_may_be_missing_until_its_model_is_made(tmp_path):
+    path = str(tmp_path / "release")
+    models = {
+        "theirs": {"stage": "import", "path": path},
+        "hub": {"stage": "import", "path": "a/b"},
+    }
+    experiment = resolve({"experiment": "x", "models": models}, "x.yaml")
+    assert fingerprints.content_of_model(experiment, "theirs") == ""
+    with pytest.raises(ConfigError, match=r"models\.theirs\.path: .*release: No such file"):
+        fingerprints.content_of_model(experiment, "theirs", made=True)
+    assert fingerprints.content_of_model(experiment, "hub", made=True) == ""
+
+
 def test_only_local_sources_have_a_fingerprint():
     laptop = load(PROJECT_ROOT / "config" / "laptop.yaml")
     assert fingerprints.content_of_rows(laptop) == ""

@@ -268,6 +268,22 @@ def test_raw_rows_that_are_not_there_stop_the_plan_with_the_key(folder, monkeypa
     assert "nowhere/gsm8k_aug: No such file or directory" in result.stdout
 
 
+def test_an_imported_model_stays_where_the_folder_that_it_came_from_is_gone(folder):
+    release, config = folder / "release", folder / "imported.yaml"
+    release.mkdir()
+    (release / "model.safetensors").write_text("weights", encoding="utf-8")
+    config.write_text(
+        f"experiment: x\nmodels: {{a: {{stage: import, path: {release}}}}}\n", "utf-8"
+    )
+    call = ("--configfile", config, "--", "results/x/models/a/seed-0")
+    assert snakemake(folder, *call, snakefile=with_stand_ins(folder)).returncode == 0
+    shutil.rmtree(release)
+    result = snakemake(folder, *call, snakefile=folder / "Snakefile")
+    assert result.returncode == 1
+    assert f"models.a.path: {release}: No such file or directory" in result.stderr
+    assert (folder / "results/x/models/a/seed-0/model.safetensors").exists()
+
+
 # ------------------------------------------------------------------------------ cost, resources
 
 

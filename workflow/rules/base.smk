@@ -63,7 +63,9 @@ rule import_model:
     params:
         config=CONFIG,
         digest=lambda wildcards: science_digest(EXPERIMENT, "model", wildcards.model),
-        content=lambda wildcards: content(fingerprints.content_of_model, wildcards.model),
+        content=lambda wildcards: content(
+            fingerprints.content_of_model, wildcards.model, made(wildcards)
+        ),
     message:
         "Bringing in {wildcards.model}"
     shell:

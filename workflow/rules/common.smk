@@ -95,6 +95,11 @@ def content(fingerprint, *names):
         raise WorkflowError(str(error)) from None
 
 
+def made(wildcards):
+    """Whether a model is finished."""
+    return LAYOUT.model_digest(wildcards.model, wildcards.seed).exists()
+
+
 def memory_mb(need, processes=1):
     """Memory asked of the scheduler: as configured, else as planned; a share for each process."""
     return (RUNTIME.memory_mb or need.host_mb) * processes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from latent_reasoning.config import ConfigError, Experiment, digest, expand_path
+from latent_reasoning.config import ConfigError, Experiment, digest, expand_path, is_local
 from latent_reasoning.runtime.files import sha256_of, write_text_atomically
 
 WHOLE_FILE_LIMIT = 256 * 1024**2
@@ -41,15 +41,19 @@ def content_of_base(experiment: Experiment) -> str:
     return fingerprint(experiment.base.path, "base.path")
 
 
-def content_of_model(experiment: Experiment, model: str) -> str:
+def content_of_model(experiment: Experiment, model: str, made: bool = False) -> str:
     """Digest of what a model takes from outside: imported weights, or base weights it starts from.
 
     A base trained by the workflow is an input of the job instead, and a hub id counts by its name.
+    An imported folder may be missing until the model is `made`: without its digest a finished model
+    would be removed, to be made again in vain.
     """
     entry = experiment.models[model]
     if entry.start == "base":
         return content_of_base(experiment)
-    if entry.stage == "import" and expand_path(entry.path).exists():
+    if entry.stage != "import":
+        return ""
+    if expand_path(entry.path).exists() or (made and is_local(entry.path)):
         return fingerprint(entry.path, f"models.{model}.path")
     return ""
 
