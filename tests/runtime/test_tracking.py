@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from latent_reasoning.config import PROJECT_ROOT, load
+from latent_reasoning.config import PROJECT_ROOT, UserError, load
 from latent_reasoning.runtime import tracking
 from latent_reasoning.runtime.tracking import (
     MlflowTracker,
@@ -104,6 +104,34 @@ for step in range(2500):
     tracker.log_metrics({"loss": float(step)}, step)
 tracker.close()
 """
+
+
+def test_what_was_deleted_on_mlflows_pages_holds_up_no_run(tmp_path, capfd):
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def steps() -> list[int]:
+        tracker = MlflowTracker(address, "laptop", tags("sft"), checkpoints=tmp_path)
+        tracker.log_metrics({"loss": 1.0}, len(ids) + 1)
+        tracker.close()
+        ids.append(json.loads((tmp_path / "mlflow.json").read_text())["run_id"])
+        return [metric.step for metric in client.get_metric_history(ids[-1], "loss")]
+
+    ids: list[str] = []
+    client = connect(address)
+    assert steps() == [1]
+    client.delete_run(ids[-1])
+    assert steps() == [2]
+    client.delete_experiment(client.get_experiment_by_name("laptop").experiment_id)
+    assert steps() == [3]
+    assert len(set(ids)) == 3
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_a_store_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_text("not a database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(UserError, match="the tracking store cannot be read: .*not a database"):
+        tracking.main([])
 
 
 def test_two_jobs_that_use_a_new_store_at_once_log_everything(tmp_path):

@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from latent_reasoning.config import PROJECT_ROOT, Experiment, Tracking, dump, load
+from latent_reasoning.config import PROJECT_ROOT, Experiment, Tracking, UserError, dump, load
 from latent_reasoning.runtime.command import TRACKING_THREAD, run_stage
 from latent_reasoning.runtime.files import first_line, write_json
 
@@ -42,6 +42,8 @@ RUN_FILE = "mlflow.json"
 SQLITE = "sqlite:///"
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 """The tag by which MLflow's pages show an experiment's training runs, and not traces."""
+DELETED = "deleted"
+"""The stage of life of what was deleted on MLflow's pages; it stays in the store for a while."""
 PAGE = "/#/experiments/{}/runs?workflowType=machine_learning"
 """An experiment's runs; MLflow 3 shows traces there unless the address asks for training."""
 
@@ -176,11 +178,14 @@ class MlflowTracker(Tracker):
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.update_run(known["run_id"], status="RUNNING")
+            run = self._client.get_run(known["run_id"])
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return ""
+        if run.info.lifecycle_stage == DELETED:
+            return ""
+        self._client.update_run(known["run_id"], status="RUNNING")
         return known["run_id"]
 
     def _created(self) -> str:
@@ -234,7 +239,8 @@ def connect(uri: str) -> Any:
 def create_experiment(client: Any, uri: str, name: str) -> str:
     """The id of the experiment `name`, created if it is missing; several jobs may try.
 
-    Artifacts of a sqlite store lie beside it; a server knows its own place.
+    One that was deleted is restored, for MLflow keeps its name and logs nothing to it. Artifacts of
+    a sqlite store lie beside it; a server knows its own place.
     """
     from mlflow.exceptions import MlflowException
 
@@ -248,14 +254,22 @@ def create_experiment(client: Any, uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == DELETED:
+        client.restore_experiment(found.experiment_id)
     if found.tags.get(KIND) != TRAINING:
         client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
     return found.experiment_id
 
 
 def pages(uri: str, server: str = "http://127.0.0.1:5000") -> dict[str, str]:
-    """The address of the page of each experiment's runs, the latest experiment first."""
-    experiments = connect(uri).search_experiments(order_by=["last_update_time DESC"])
+    """The address of the page of each experiment's runs, the latest experiment first.
+
+    Raises `UserError` if the store cannot be read.
+    """
+    try:
+        experiments = connect(uri).search_experiments(order_by=["last_update_time DESC"])
+    except Exception as error:  # MLflow's, and those of what it stands on
+        raise UserError(f"the tracking store cannot be read: {first_line(error)}") from error
     base = uri if uri.startswith("http") else server
     return {e.name: base + PAGE.format(e.experiment_id) for e in experiments if e.name != "Default"}
 
