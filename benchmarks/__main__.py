@@ -36,7 +36,7 @@ from benchmarks.measure import Measurement, count_flops, measure_memory, time_wo
 from benchmarks.report import as_table, draw_summary, write
 from benchmarks.workloads import WORKLOADS, build_workloads
 from latent_reasoning.dag.layout import results_root
-from latent_reasoning.runtime.command import run_stage
+from latent_reasoning.runtime.command import positive, run_stage
 from latent_reasoning.runtime.device import resolve_device
 
 DEFAULT_WORKLOADS = {
@@ -83,15 +83,15 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, metavar="NAME")
-    add("--repetitions", type=int, help="timed runs of each path (5; of a trained model 3)")
+    add("--repetitions", type=positive, help="timed runs of each path (5; of a trained model 3)")
     add("--model", type=Path, metavar="MODEL_DIR", help="a trained latent model, with --rows")
     add("--rows", type=Path, metavar="FILE", help="prepared rows that the model is evaluated on")
-    add("--batch-size", type=int, default=250, help="rows in a batch of the trained model")
-    add("--max-new-tokens", type=int, default=96, help="longest answer of the trained model")
+    add("--batch-size", type=positive, default=250, help="rows in a batch of the trained model")
+    add("--max-new-tokens", type=positive, default=96, help="longest answer of the trained model")
     add("--shape", choices=SHAPES, help="time the steps at a model's size on one device instead")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --shape")
     add("--paths", nargs="+", choices=PATHS, help="with --shape (all but compiled)")
-    add("--micro-batch", type=int, help="rows of a micro-batch, with --shape (all rows)")
+    add("--micro-batch", type=positive, help="rows of a micro-batch, with --shape (all rows)")
     add("--output", type=Path, help="the file to write")
     options = parser.parse_args(arguments)
     if (options.model is None) != (options.rows is None):
@@ -100,9 +100,6 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("a trained model comes without SFT batches: leave latent_sft and cot_sft out")
     if options.repetitions is None:
         options.repetitions = 5 if options.model is None else 3
-    for name in ("repetitions", "batch_size", "max_new_tokens"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: {getattr(options, name)} is below 1")
     return options
 
 

@@ -226,10 +226,13 @@ class Card:
         """
         if part.path in ("captured", "compiled"):
             part.run(0)
+            operations = self.operations.get(part.name)
         else:
             with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
                 part.run(0)
-            self.operations[part.name] = counter.get_total_flops()
+            operations = counter.get_total_flops()
+            if part.path == "eager":
+                self.operations[part.name] = operations
         part.run(1)
         gc.collect()
         if self.device.type == "cuda":
@@ -241,7 +244,7 @@ class Card:
             part.run(repetition)
             self._finish()
             seconds.append(time.perf_counter() - start)
-        median, operations = statistics.median(seconds), self.operations.get(part.name)
+        median = statistics.median(seconds)
         peak = next((rate for name, rate in PEAKS.items() if name in self.name), None)
         steps = PUBLISHED_STEPS.get(part.name)
         return {
@@ -284,7 +287,8 @@ def measure_card(
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     done = [json.loads(line) for line in lines]
-    counted = {line["part"]: line["tflop"] for line in done if line["shape"] == shape}
+    eager = (line for line in done if (line["shape"], line["path"]) == (shape, "eager"))
+    counted = {line["part"]: line["tflop"] for line in eager}
     card.operations |= {part: int(tflop * 1e12) for part, tflop in counted.items() if tflop}
     for part in card.parts():
         key = {

@@ -16,7 +16,6 @@ writes to `results/benchmarks/estimators/`:
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -28,11 +27,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latent_reasoning.analysis.style import PALETTE, STYLE, page, save
-from latent_reasoning.config import Experiment, load
+from latent_reasoning.config import Experiment, UserError, load
 from latent_reasoning.dag.layout import Layout, main_models, results_root
 from latent_reasoning.rl.build import build
 from latent_reasoning.rl.task import AdaptiveLengthTask
-from latent_reasoning.runtime.command import positive, run_stage
+from latent_reasoning.runtime.command import described, positive, run_stage
 from latent_reasoning.runtime.device import join_machine
 from latent_reasoning.runtime.files import write_text_atomically
 from latent_reasoning.training.gradients import accumulate_gradients
@@ -44,14 +43,20 @@ NEAR = 0.1
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the tables and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = described(__doc__)
     default = [f"config/laptop{name}.yaml" for name in ("", "-sre", "-estimators")]
     parser.add_argument("--config", nargs="+", default=default, help="the experiment's files")
     parser.add_argument("--repeats", type=positive, default=40, help="gradients of each estimator")
     options = parser.parse_args(arguments)
     experiment = load(options.config)
     folder = results_root() / "benchmarks" / "estimators"
-    curves = pandas.concat(read_curves(experiment), ignore_index=True)
+    found = list(read_curves(experiment))
+    if not found:
+        raise UserError(
+            f"{experiment.experiment} has no finished RL model under {results_root()}: run its "
+            "workflow first (python -m benchmarks.estimators --help)"
+        )
+    curves = pandas.concat(found, ignore_index=True)
     variance = pandas.DataFrame(measure_variance(experiment, options.repeats))
     tables = {"curves": curves, "summary": summarise(experiment, curves), "variance": variance}
     for name, table in tables.items():

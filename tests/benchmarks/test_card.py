@@ -38,3 +38,12 @@ def test_a_card_is_measured_part_by_part_and_goes_on_where_it_stopped(
     assert measured == ["decode_40"]
     milliseconds = float(capsys.readouterr().out.split("a decoded token of 4 rows: ")[1].split()[0])
     assert milliseconds < 1e6  # another shape's figures are in the file too
+
+
+def test_a_captured_step_is_not_taken_to_do_the_operations_of_the_naive_one(tmp_path):
+    file = tmp_path / "card.jsonl"
+    options = ["--shape", "tiny", "--device", "cpu", "--repetitions", "1", "--output", str(file)]
+    command.main([*options, "--paths", "naive", "captured"])
+    figures = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert figures[0]["tflop"] > 0
+    assert [figure["tflop"] for figure in figures[1:]] == [None] * 5

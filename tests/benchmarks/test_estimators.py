@@ -5,8 +5,8 @@ import json
 import pandas
 import pytest
 
-from benchmarks.estimators import draw, read_curves, summarise
-from latent_reasoning.config import load
+from benchmarks.estimators import draw, main, read_curves, summarise
+from latent_reasoning.config import UserError, load
 from latent_reasoning.dag.layout import Layout
 
 CURVES = {
@@ -42,6 +42,12 @@ def test_curves_hold_validations_with_seconds_spread_over_the_steps(experiment):
     assert exact["model"].unique().tolist() == ["rl-exact"]
     assert sampled["cpu_seconds"].tolist() == [20.0, 40.0, 80.0]
     assert sampled["reasoning_tokens"].tolist() == [5.0, 3.7, 3.6]
+
+
+def test_an_experiment_that_was_not_run_is_told_in_words(monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENT_REASONING_RESULTS", str(tmp_path))
+    with pytest.raises(UserError, match="laptop-estimators has no finished RL model"):
+        main([])
 
 
 def test_the_summary_says_when_a_length_came_near_the_shortest_end(experiment):

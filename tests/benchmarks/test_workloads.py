@@ -119,6 +119,7 @@ def test_a_trained_model_is_measured_on_its_own_rows(inputs, tmp_path):
         (["--model", "folder"], "--model and --rows go together"),
         (["--model", "a", "--rows", "b", "--workloads", "cot_sft"], "without SFT batches"),
         (["--repetitions", "0"], "--repetitions: 0 is below 1"),
+        (["--shape", "tiny", "--micro-batch", "-1"], "--micro-batch: -1 is below 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message, capsys):

@@ -130,7 +130,7 @@ def test_what_was_deleted_on_mlflows_pages_holds_up_no_run(tmp_path, capfd):
 def test_a_store_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_text("not a database")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    with pytest.raises(UserError, match="the tracking store cannot be read: .*not a database"):
+    with pytest.raises(UserError, match=r"the tracking store cannot be read: .*not a database"):
         tracking.main([])
 
 
