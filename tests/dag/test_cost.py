@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from latent_reasoning.config import PROJECT_ROOT, Experiment, Lora, load, resolve
 from latent_reasoning.dag import cost
@@ -40,8 +40,10 @@ def reasoner(lora: Lora | None) -> LatentReasoner:
 
 def test_weights_are_counted_exactly():
     assert SIZE.weights == reasoner(None).base.num_parameters()
-    trained = sum(p.numel() for p in reasoner(Lora(r=4)).parameters() if p.requires_grad)
-    assert SIZE.adapter_weights(Lora(r=4)) == trained
+    for names in (Lora().target_modules, ["q_proj", "v_proj"], ["down_proj"]):
+        lora = Lora(r=4, target_modules=names)
+        trained = sum(p.numel() for p in reasoner(lora).parameters() if p.requires_grad)
+        assert SIZE.adapter_weights(lora) == trained
     assert SIZES["llama-3.2-1b"].weights == 1_235_814_400
     assert SIZES["smollm2-135m"].weights == 134_515_008
 
@@ -112,6 +114,15 @@ def test_the_size_of_a_model_is_read_off_its_name(base, weights):
     data = {"source": "local", "path": "rows"}
     raw = {"experiment": "x", "models": models, "base": base, "data": data}
     assert cost.size_of(resolve(raw, "x.yaml")).weights == pytest.approx(weights, rel=0.15)
+
+
+def test_an_adapter_of_a_gpt2_is_counted_exactly():
+    config = GPT2Config(n_embd=128, n_layer=12, n_head=4, vocab_size=96, n_positions=8)
+    lora = Lora(r=4, target_modules=["c_attn", "c_proj", "c_fc"])
+    model = LatentReasoner(GPT2LMHeadModel(config), None)
+    attach_lora(model, lora)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert SIZE.adapter_weights(lora) == trained
 
 
 def test_a_gpt2_from_scratch_has_two_matrices_in_its_mlp():

@@ -10,9 +10,8 @@ operations:
 
 Only products with weights are counted, two operations per weight and token; attention, a few per
 cent at these lengths, is left out. The A100's rate is fitted to the published hours of one latent
-SFT, that of an H100 to steps measured on an H200 (docs/paper-scale.md). RL's hours were not
-measured: they may be wrong by a factor of two, memory by a quarter. The workflow asks the
-scheduler for these figures if `runtime.memory_mb` and `runtime.runtime_minutes` are null.
+SFT, that of an H100 to steps measured on an H200 (docs/paper-scale.md). Hours and memory may be
+wrong by a factor of two. The workflow asks the scheduler for them where `runtime` states none.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ VALIDATION_ROWS, VALIDATION_BATCH, TEST_ROWS = 500, 128, 1319
 ADAM_BYTES, LOGIT_BYTES = 16, 10
 """Bytes of a trained weight, its gradient and moments; of a logit, its copy and gradient."""
 ADAPTER_KEEPS = 1.7
-"""With adapters autograd keeps more: inputs cast to float32, and dropout's. So measured on one H200
-(docs/paper-scale.md): 68 GiB for CoT SFT, 88 for latent SFT with frozen weights in bfloat16."""
+"""With adapters autograd keeps more, as measured on one H200: inputs cast to float32, dropout's."""
 CUDA_GIB, HOST_MB, HOST_COPIES, HUB_ROWS_MB = 2.0, 6000, 3, 1640
 """The CUDA context and what the allocator cannot use; on the host a process, copies of float32
 weights while loading, and GSM8K-Aug's rows."""
@@ -103,9 +101,12 @@ class ModelSize:
         return self.block_weights + (self.vocabulary + 2 * self.layers + 1) * self.hidden
 
     def adapter_weights(self, lora: Lora | None) -> int:
-        """Weights of an adapter on all seven projections."""
-        ends = 6 * self.hidden + 2 * self.key_values + 3 * (self.hidden + self.intermediate)
-        return lora.r * self.layers * ends if lora else 0
+        """Weights of an adapter on modules of a Llama or a GPT-2; any other counts as the MLP's."""
+        d, key, mlp = self.hidden, self.hidden + self.key_values, self.hidden + self.intermediate
+        ends = {"q_proj": 2 * d, "k_proj": key, "v_proj": key, "o_proj": 2 * d, "c_attn": 4 * d}
+        ends["c_proj"] = 2 * d + mlp  # two modules of a block
+        names = lora.target_modules if lora else []
+        return self.layers * sum(lora.r * ends.get(name, mlp) for name in names)
 
     def operations(self, tokens: float, logits: float, lora: Lora | None, *, train: bool) -> float:
         """Operations of a forward with `logits` of its tokens, and of its backward if `train`.
@@ -138,9 +139,8 @@ def size_of(experiment: Experiment) -> ModelSize:
         own = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, key_values
         return ModelSize(*own, vocabulary=128, mlp_matrices=2 if shape.family == "gpt2" else 3)
     path = Path(os.path.expandvars(base.hub_id if base.source == "hub" else base.path))
-    if path.parent.name == "snapshots":  # of the hub's cache: models--org--name/snapshots/commit
-        path = path.parent.parent
-    name = path.name.rpartition("--")[2].lower()
+    path = path.parent.parent if path.parent.name == "snapshots" else path
+    name = path.name.rpartition("--")[2].lower()  # the hub's cache: models--org--name/snapshots/..
     for beginning, size in SIZES.items():
         if name.startswith(beginning):
             return size
