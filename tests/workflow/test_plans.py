@@ -284,6 +284,15 @@ def test_an_imported_model_stays_where_the_folder_that_it_came_from_is_gone(fold
     assert (folder / "results/x/models/a/seed-0/model.safetensors").exists()
 
 
+def test_the_page_is_made_again_where_its_template_or_a_caption_changed(folder):
+    jobs = {job.rule.name: set(job.input) for job in planned_jobs(folder, CONFIG / "test.yaml")}
+    texts = [PROJECT_ROOT / "src/latent_reasoning/analysis/report.html.jinja"]
+    texts += (PROJECT_ROOT / "workflow/report").glob("*_table.rst")
+    assert len(texts) > 10
+    assert {str(text) for text in texts} <= jobs["report"]
+    assert not {str(text) for text in texts} & jobs["tables"]
+
+
 # ------------------------------------------------------------------------------ cost, resources
 
 

@@ -4,6 +4,12 @@
 ANALYSIS_CODE = sorted(
     planning.shown(file) for file in PROJECT_ROOT.glob("src/latent_reasoning/analysis/*.py")
 )
+# The page's template and captions are its code too.
+PAGE_TEXTS = sorted(
+    planning.shown(file)
+    for pattern in ("src/latent_reasoning/analysis/*.jinja", "workflow/report/*.rst")
+    for file in PROJECT_ROOT.glob(pattern)
+)
 
 
 rule tables:
@@ -190,7 +196,7 @@ use rule tables as report with:
         figures=rules.figures.output,
         rivals=[*rules.tuning_table.output, *rules.rivals_table.output] if RIVALS else [],
         data=LAYOUT.data_summary,
-        code=ANALYSIS_CODE,
+        code=[*ANALYSIS_CODE, *PAGE_TEXTS],
     output:
         report(LAYOUT.report, caption="../report/report.rst", category="Page"),
     log:
