@@ -171,6 +171,7 @@ REFUSED = [
     ("models.x", 3, "models.x: a model is a mapping"),
     ("models.sft.training.steps", -1, "greater than or equal to 0, not -1"),
     ("models.sft.training.learning_rate", 0, "greater than 0, not 0"),
+    ("models.sft.training.betas", [0.9, 1], "training.betas.1: Input should be less than 1, not 1"),
     ("models.sft.training.schedule", "cos", "'cosine', 'linear' or 'constant', not 'cos'"),
     ("models.sft.from", "nobody", "models.sft.from: 'nobody' is neither base nor one of latent"),
     ("models.sft.from", "sft", "goes in a circle: sft"),

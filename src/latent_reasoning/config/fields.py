@@ -61,6 +61,7 @@ def _with_exponent(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_with_exponent)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_with_exponent)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_with_exponent)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1), BeforeValidator(_with_exponent)]
 ShareBetween = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_with_exponent)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]

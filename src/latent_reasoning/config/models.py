@@ -16,6 +16,7 @@ from latent_reasoning.config.fields import (
     PositiveInt,
     Section,
     Share,
+    ShareBelowOne,
     check_source,
     only_when,
 )
@@ -49,7 +50,7 @@ class Training(Section):
     """Linear warm-up from 0."""
     weight_decay: NonNegative = 0.1
     """Not applied to norms, biases and the special tokens' own modules."""
-    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = Field((0.9, 0.999), strict=False)
     """AdamW betas."""
     eps: Positive = 1e-8
     """AdamW epsilon."""
