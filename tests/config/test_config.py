@@ -207,6 +207,8 @@ REFUSED = [
     ("evaluation.datasets", ["svamp"], "'svamp' is not among test, validation"),
     ("evaluation.datasets", [], "evaluation.datasets: List should have at least 1 item"),
     ("inside.datasets", [], "inside.datasets: List should have at least 1 item"),
+    ("report.main", [], "report.main: List should have at least 1 item"),
+    ("inside.models", [], "inside.models: List should have at least 1 item"),
     ("report.main", ["nobody"], "report.main: 'nobody' is not in models"),
     ("report.appendix", ["nobody"], "report.appendix: 'nobody' is not in models"),
     ("report.rl_from", {"sft": "nobody"}, "report.rl_from: 'nobody' is not in models"),

@@ -62,8 +62,6 @@ from latent_reasoning.config.rivals import (
     Colar,
     CurriculumModel,
     DecodeModel,
-    Gate,
     RivalPolicyModel,
-    Seek,
     TeacherForcedModel,
 )

@@ -40,7 +40,9 @@ class Evaluation(Section):
 class Inside(Section):
     """Seeing inside the chain: the target `inside`, not part of `all`."""
 
-    models: Annotated[list[Name] | None, NOT_SCIENCE, IMPORTANT] = None
+    models: Annotated[Annotated[list[Name], Field(min_length=1)] | None, NOT_SCIENCE, IMPORTANT] = (
+        None
+    )
     """Latent models that are studied; null: those of the main tables."""
     datasets: Annotated[list[DatasetName], NOT_SCIENCE] = Field(["test"], min_length=1)
     """As in `evaluation`. Probes are trained on validation rows (those of `sft` to look into

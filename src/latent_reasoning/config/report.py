@@ -94,7 +94,7 @@ class Report(Section):
     """Title of the page."""
     notes: list[str] = Field(default_factory=list)
     """Departures from the paper, one per line."""
-    main: list[Name] | None = None
+    main: Annotated[list[Name], Field(min_length=1)] | None = None
     """Models of the main table, in order; null: all but the appendix."""
     appendix: list[Name] = Field(default_factory=list)
     """Models trained by the target `appendix` only."""
