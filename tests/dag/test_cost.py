@@ -75,6 +75,12 @@ def test_what_is_asked_for_the_papers_jobs():
         assert (evaluation.minutes, evaluation.host_mb) == (60, 24_000)
 
 
+def test_a_job_without_steps_asks_for_an_hour_and_not_for_no_limit():
+    training = {"steps": 0}
+    raw = {"experiment": "x", "models": {"sft": {"stage": "sft", "training": training}}}
+    assert cost.training_need(resolve(raw, "x.yaml"), "sft").minutes == 60
+
+
 def test_more_of_anything_costs_more():
     def need(**runtime: int) -> cost.Need:
         changed = paper().runtime.model_copy(update=runtime)

@@ -195,7 +195,7 @@ class Need:
     @property
     def minutes(self) -> int:
         """Time to ask for: the estimate with its margin, in whole hours."""
-        return 60 * math.ceil(MARGIN * self.hours)
+        return 60 * max(1, math.ceil(MARGIN * self.hours))
 
 
 def base_need(experiment: Experiment) -> Need:
