@@ -214,7 +214,10 @@ REFUSED = [
     ("report.rl_from", {"sft": "nobody"}, "report.rl_from: 'nobody' is not in models"),
     ("report.rl_from", {"rl": "latent"}, "report.rl_from: 'rl' is of stage rl, and says itself"),
     ("seeds", [], "seeds: List should have at least 1 item"),
-    ("seeds", [1, 1], "a seed stands twice"),
+    ("seeds", [1, 1], "seeds: 1 stands twice"),
+    ("evaluation.datasets", ["test", "test"], "evaluation.datasets: 'test' stands twice"),
+    ("report.main", ["sft", "rl", "sft"], "report.main: 'sft' stands twice"),
+    ("report.rivals", {"models": ["rl", "rl"]}, "report.rivals.models: 'rl' stands twice"),
     ("models", {}, "models: Dictionary should have at least 1 item"),
 ]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from latent_reasoning.config.data import Data
 from latent_reasoning.config.entries import ENTRIES, ModelEntry
 from latent_reasoning.config.fields import (
+    DISTINCT,
     IMPORTANT,
     NOT_SCIENCE,
     Count,
@@ -27,7 +28,9 @@ from latent_reasoning.config.report import Report
 class Evaluation(Section):
     """Greedy evaluation of whole splits."""
 
-    datasets: Annotated[list[DatasetName], NOT_SCIENCE, IMPORTANT] = Field(["test"], min_length=1)
+    datasets: Annotated[list[DatasetName], DISTINCT, NOT_SCIENCE, IMPORTANT] = Field(
+        ["test"], min_length=1
+    )
     """`test`, `validation` and names of `data.extra_tests`."""
     max_new_tokens: PositiveInt = 512
     """Longest completion."""
@@ -40,11 +43,11 @@ class Evaluation(Section):
 class Inside(Section):
     """Seeing inside the chain: the target `inside`, not part of `all`."""
 
-    models: Annotated[Annotated[list[Name], Field(min_length=1)] | None, NOT_SCIENCE, IMPORTANT] = (
-        None
-    )
+    models: Annotated[
+        Annotated[list[Name], Field(min_length=1), DISTINCT] | None, NOT_SCIENCE, IMPORTANT
+    ] = None
     """Latent models that are studied; null: those of the main tables."""
-    datasets: Annotated[list[DatasetName], NOT_SCIENCE] = Field(["test"], min_length=1)
+    datasets: Annotated[list[DatasetName], DISTINCT, NOT_SCIENCE] = Field(["test"], min_length=1)
     """As in `evaluation`. Probes are trained on validation rows (those of `sft` to look into
     `validation`)."""
     rows: PositiveInt = 500
@@ -159,7 +162,7 @@ class Experiment(Section):
 
     experiment: Name
     """The experiment's name and its folder under results/."""
-    seeds: Annotated[list[Count], IMPORTANT] = Field([0], min_length=1)
+    seeds: Annotated[list[Count], DISTINCT, IMPORTANT] = Field([0], min_length=1)
     """Every training runs once for each seed."""
     data: Data = Field(default_factory=Data)
     """Rows."""
@@ -181,13 +184,6 @@ class Experiment(Section):
     """MLflow."""
     report: Report = Field(default_factory=Report)
     """Tables, figures and page."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, value: list[int]) -> list[int]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"a seed stands twice in {value}")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
@@ -66,6 +66,18 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1), BeforeValidator(_with_expon
 ShareBetween = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_with_exponent)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_with_exponent)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_with_exponent)]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """The same list; a value that stands twice would count twice in tables."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} stands twice")
+    return values
+
+
+DISTINCT = AfterValidator(_distinct)
+"""Refuses a list in which a value stands twice."""
 
 
 # ------------------------------------------------------------------------------ marks on keys

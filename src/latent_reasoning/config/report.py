@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from latent_reasoning.config.fields import Name, NonNegative, Section, Share
+from latent_reasoning.config.fields import DISTINCT, Name, NonNegative, Section, Share
+
+Models = Annotated[list[Name], DISTINCT]
 
 TRIALS = 6
 """Most tuning trials of a method: every method has the same chance."""
@@ -41,9 +43,9 @@ class Claims(Section):
 class Rivals(Section):
     """Methods compared on equal terms: the targets `tuning` and `rivals`, which train them."""
 
-    models: list[Name] = Field(default_factory=list)
+    models: Models = Field(default_factory=list)
     """Models of the table, in order."""
-    references: list[Name] = Field(default_factory=list)
+    references: Models = Field(default_factory=list)
     """Models that each of them is compared with, row by row."""
     trials: Annotated[
         dict[Name, list[Name]], BeforeValidator(lambda value: {} if value is None else value)
@@ -94,9 +96,9 @@ class Report(Section):
     """Title of the page."""
     notes: list[str] = Field(default_factory=list)
     """Departures from the paper, one per line."""
-    main: Annotated[list[Name], Field(min_length=1)] | None = None
+    main: Annotated[list[Name], Field(min_length=1), DISTINCT] | None = None
     """Models of the main table, in order; null: all but the appendix."""
-    appendix: list[Name] = Field(default_factory=list)
+    appendix: Models = Field(default_factory=list)
     """Models trained by the target `appendix` only."""
     ablations: dict[str, Name] = Field(default_factory=dict)
     """Models of the target `ablations`, which trains them: what is changed in words, and the latent
