@@ -126,3 +126,20 @@ def test_files_dated_in_the_future_are_dated_now_and_others_left(tmp_path):
     assert (tmp_path / "past").stat().st_mtime == 1000.0
     assert (tmp_path / "future").stat().st_mtime <= time.time()
     assert planning.clamp_future_mtimes(tmp_path) == 0
+
+
+def test_a_file_that_vanishes_while_dates_are_read_is_passed_over(tmp_path, monkeypatch):
+    for name in ("gone", "future"):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (2**32, 2**32))
+    asked, stat = [], Path.stat
+
+    def stat_of_what_vanishes(path: Path, **options: bool) -> os.stat_result:
+        asked.append(path.name)
+        if asked.count("gone") > 2:  # after the look at the link, and one at the file
+            (tmp_path / "gone").unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_of_what_vanishes)
+    planning.clamp_future_mtimes(tmp_path)
+    assert (tmp_path / "future").stat().st_mtime <= time.time()

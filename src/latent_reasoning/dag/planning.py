@@ -126,13 +126,11 @@ def clamp_future_mtimes(folder: Path) -> int:
     They come from a clock that was ahead, and Snakemake fails every job whose input is newer than
     its fresh output.
     """
-    now = time.time()
-    found = [
-        path
-        for path in (folder, *folder.rglob("*"))
-        if not path.is_symlink() and path.exists() and path.stat().st_mtime > now
-    ]
-    for path in found:
-        with contextlib.suppress(OSError):  # gone, or not ours
-            os.utime(path, (now, now))
-    return len(found)
+    now, found = time.time(), 0
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
+            with contextlib.suppress(OSError):  # gone, as what a training writes, or not ours
+                if not path.is_symlink() and path.stat().st_mtime > now:
+                    os.utime(path, (now, now))
+                    found += 1
+    return found
