@@ -16,6 +16,7 @@ from latent_reasoning.config import (
     ConfigError,
     dump_yaml,
     expand_path,
+    is_local,
     load,
     merge,
     read,
@@ -333,6 +334,17 @@ def test_a_path_starts_at_the_project_and_may_hold_a_variable(monkeypatch, tmp_p
     assert expand_path("${LATENT_REASONING_DATA}/rows") == tmp_path / "rows"
     assert expand_path("some/rows") == PROJECT_ROOT / "some" / "rows"
     assert expand_path("/some/rows") == Path("/some/rows")
+
+
+def test_the_home_of_nobody_is_refused():
+    with pytest.raises(ConfigError, match="'~nobody-here/rows' begins with the home of nobody"):
+        expand_path("~nobody-here/rows")
+
+
+def test_a_path_with_a_variable_is_no_hub_id(monkeypatch):
+    monkeypatch.delenv("LATENT_REASONING_BASE", raising=False)
+    assert is_local("models/${LATENT_REASONING_BASE}")
+    assert not is_local("someone/model")
 
 
 def test_a_variable_that_is_not_set_is_named(monkeypatch):

@@ -159,20 +159,23 @@ def section_in(annotation: Any) -> type[Section] | None:
 def expand_path(text: str) -> Path:
     """A path of the configuration, its `${VARIABLE}` filled in, relative to the project root.
 
-    Raises `ConfigError` if a variable is not set.
+    Raises `ConfigError` if a variable is not set, or `~` names nobody.
     """
     missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
     if missing:
         raise ConfigError(
             f"the path {text!r} needs the environment variable {missing[0]}, which is not set"
         )
-    path = Path(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)).expanduser()
-    return path if path.is_absolute() else PROJECT_ROOT / path
+    path = Path(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text))
+    try:
+        return PROJECT_ROOT / path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"the path {text!r} begins with the home of nobody known here") from None
 
 
 def is_local(path: str) -> bool:
     """Whether an imported model's `path` is a folder (existing or not) rather than a hub id."""
-    written_as_a_path = path.startswith((".", "/", "~", "$")) or path.count("/") > 1
+    written_as_a_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or "$" in path
     return written_as_a_path or expand_path(path).is_dir()
 
 
