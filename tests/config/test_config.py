@@ -237,6 +237,24 @@ def test_every_mistake_is_told_at_once():
     assert keys == ["data.sources", "runtime.threads"]
 
 
+def test_a_mistake_in_defaults_is_told_once_where_it_was_written():
+    raw = changed("stages.rl", {"size": 1, "training": {"betas": [0.9, 1], "stepz": 3}})
+    raw["model"] = {"recurrent_filter": "x"}
+    raw["models"] |= {
+        "other-rl": {"stage": "rl", "from": "latent", "training": {"steps": 1, "stepz": 3}},
+        "other": {"stage": "latent_sft", "from": "base", "training": {"steps": 1}},
+    }
+    keys = sorted(": ".join(line.split(": ")[1:-1]) for line in error_of(raw).splitlines())
+    told = [key.removesuffix(": unknown key; allowed here") for key in keys]
+    assert told == [
+        "model.recurrent_filter",
+        "models.other-rl.training.stepz",
+        "stages.rl.training.betas.1",
+        "stages.rl.training.stepz",
+        "stages: rl.size",
+    ]
+
+
 def test_a_key_that_is_no_text_is_refused():
     assert "Keys should be strings, not 7" in error_of({**SMALLEST, 7: 1})
 

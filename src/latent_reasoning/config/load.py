@@ -36,11 +36,11 @@ def read(files: Sequence[str | Path]) -> dict[str, Any]:
 
 def resolve(raw: dict[str, Any], file: str) -> Experiment:
     """Check a configuration given as a mapping; `file` names it in errors."""
-    raw = _with_stage_defaults(copy.deepcopy(raw), file)
+    filled = _with_stage_defaults(copy.deepcopy(raw), file)
     try:
-        return Experiment.model_validate(raw)
+        return Experiment.model_validate(filled)
     except ValidationError as error:
-        raise ConfigError(_explain(error, file)) from None
+        raise ConfigError(_explain(error, raw, file)) from None
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -192,23 +192,44 @@ def _with_stage_defaults(raw: dict[str, Any], file: str) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- errors
 
 
-def _explain(error: ValidationError, file: str) -> str:
+def _explain(error: ValidationError, raw: dict[str, Any], file: str) -> str:
     """One line for each problem: file, key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
-        location = list(problem["loc"])
-        if len(location) > 2 and location[0] == "models" and location[2] in ENTRIES:
-            del location[2]
-        key = ".".join(str(part) for part in location)
+        location = _written_at(problem["loc"], raw)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
+            if location[0] == "stages" and len(location) == 3:
+                continue  # `Stages` says it
             message = _unknown_key(_section_at(problem["loc"][:-1]), location[-1])
         elif problem["type"] == "missing":
             message = "is required"
         elif "input" in problem and not isinstance(problem["input"], dict | BaseModel):
             message = f"{message}, not {problem['input']!r:.80}"
+        key = ".".join(str(part) for part in location)
         lines.append(f"{file}: {key}: {message}" if key else f"{file}: {message}")
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _written_at(location: tuple[int | str, ...], raw: dict[str, Any]) -> list[int | str]:
+    """Where the file has what is at a location of pydantic's: many models may have it from one
+    place, their stage's defaults or the section `model`."""
+    if len(location) < 3 or location[0] != "models" or location[2] not in ENTRIES:
+        return list(location)
+    _, name, stage, *path = location
+    places: list[list[int | str]] = [["models", name, *path], ["stages", stage, *path]]
+    if path[:1] == ["model"]:
+        places.append(path)
+    return next((place for place in places if _holds(raw, place)), places[0])
+
+
+def _holds(value: Any, place: list[int | str]) -> bool:
+    for part in place:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
 
 
 def _unknown_key(section: type[Section], key: int | str) -> str:
