@@ -133,7 +133,7 @@ class Card:
         if self.wants("naive"):
             yield Part("latent_sft", "naive", self._naive_step, texts)
         hold_frozen(model, held_precision("auto", self.device))
-        for path in ("eager", "captured", "compiled"):
+        for path in PATHS[1:]:
             if not self.wants(path):
                 continue
             graphs: Literal["auto", "off"] = "off" if path == "eager" else "auto"
